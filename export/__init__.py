@@ -1,0 +1,288 @@
+"""A trained network -> SavedModel, ONNX and TFLite files, each proven to give the same answers.
+
+    python -m export --format all
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggkeras.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from vggkeras.runtimes import Predictor
+
+PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
+GOLDEN_IMAGES = 32  # of these, that travel with the files
+OPSETS = range(14, 19)  # ONNX operator sets that tf2onnx documents
+RANDOM = "random"  # the --data that asks for random images
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of exported file."""
+
+    file: str
+    write: Callable[[Any, Path, dict[str, Any], int | None], None]
+    precisions: tuple[str, ...]
+    tolerance: float  # largest error of a probability, absolute and relative to the largest probability
+
+
+def _saved_model(*arguments: Any) -> None:
+    from export import to_saved_model
+
+    to_saved_model.write(*arguments)
+
+
+def _onnx(*arguments: Any) -> None:
+    from export import to_onnx
+
+    to_onnx.write(*arguments)
+
+
+def _tflite(*arguments: Any) -> None:
+    from export import to_tflite
+
+    to_tflite.write(*arguments)
+
+
+FORMATS = {
+    "saved_model": Format("saved_model", _saved_model, ("float32",), 1e-5),
+    "onnx": Format("model.onnx", _onnx, ("float32",), 1e-5),
+    "tflite": Format("model.tflite", _tflite, ("float32",), 1e-5),
+}
+
+
+def export_model(
+    model: str | os.PathLike = "runs/latest",
+    format: str = "all",
+    precision: str = "float32",
+    data: str | None = None,
+    out: str | os.PathLike | None = None,
+    images: int = PARITY_IMAGES,
+    opset: int | None = None,
+    console: Console | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Export a trained model, and prove every file on real images in the runtime that will serve it.
+
+    Writes the files, golden.npz and certificate.json into `out`. A file that fails keeps the suffix .rejected.
+
+    Args:
+        model: a run's folder or a .keras file.
+        format: saved_model, onnx, tflite or all.
+        precision: float32.
+        data: whose validation images parity is checked on: digits, tfds:NAME, a folder, or random. By default the data
+            the model was trained on; where the model names none, random images, which is weak evidence.
+        out: folder; by default `export` inside the run, or beside the .keras file.
+        images: how many images to compare; 0 for the whole validation split.
+        opset: ONNX operator set, 14 to 18.
+
+    Returns:
+        certificate.json's entries of the files just written, by file name; each has "passed".
+
+    Raises:
+        InputError (a ValueError): no model, unknown format, classes that differ from the data's, too few images.
+        OSError: a folder that cannot be written.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    chosen = _chosen(format, precision)
+    source = _source(Path(model))
+    folder = Path(out) if out else source.parent / "export"
+    if opset not in (None, *OPSETS):
+        raise InputError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {opset}.")
+    if images < 0 or 0 < images < 10:
+        raise InputError(f"images must be 10 or more, or 0 for all of the validation split; received {images}.")
+
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise InputError("Exporting needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow and start again.")
+    from export import artifact, parity, to_saved_model
+    from vggkeras import files, models, runtimes
+
+    with console.status(f"loading {source}"):
+        network, about = models.load_model(source)
+        graph = to_saved_model.inference_model(network)
+        about = {"mean_rgb": list(network.get_layer("mean_rgb").mean), "arch": network.name, **about}
+    reference = runtimes.keras_predictor(network, about, source)
+    reference, pictures, labels, evidence = _parity_images(reference, data, images, console)
+    with console.status(f"asking Keras about {len(pictures)} images"):
+        answers = parity.in_batches(reference, pictures, (32,))
+    sha256 = files.sha256(source)
+    description = artifact.describe(about, reference, sha256)
+    # From here on the answers stand for the reference, and the network's memory is free: the graph has its own copy.
+    reference = replace(reference, run=lambda _: answers)
+    del network
+
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = {name: folder / f".partial-{os.getpid()}-{FORMATS[name].file}" for name in chosen}
+    entries: dict[str, dict[str, Any]] = {}
+    rows = []
+    try:
+        peaks = {}
+        for name, path in beside.items():
+            with console.status(f"writing {folder / FORMATS[name].file}"), _Peak() as peaks[name]:
+                FORMATS[name].write(graph, path, description, opset)
+        del graph
+        count = min(GOLDEN_IMAGES, len(pictures))
+        golden_labels = None if labels is None else labels[:count]
+        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count])
+        for name, path in beside.items():
+            file = FORMATS[name].file
+            with console.status(f"proving {folder / file}"):
+                candidate = runtimes.load(path)
+                result = parity.compare((reference, answers), candidate, pictures, labels, FORMATS[name].tolerance)
+                milliseconds = _milliseconds(candidate, pictures) if result.passed else None
+            entries[file] = artifact.entry(path, candidate, result, evidence, sha256)
+            del candidate
+            final = folder / (file if result.passed else f"{file}.rejected")
+            files.move(path, final)
+            rows.append((final, result, peaks[name], milliseconds))
+        artifact.update_certificate(folder, entries, sha256)
+    finally:
+        for path in beside.values():
+            files.remove(path)
+    _tell(console, rows, evidence)
+    return entries
+
+
+def _chosen(format: str, precision: str) -> list[str]:
+    if format != "all" and format not in FORMATS:
+        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(FORMATS)}, all.")
+    chosen = list(FORMATS) if format == "all" else [format]
+    for name in chosen:
+        if precision not in FORMATS[name].precisions:
+            raise InputError(
+                f"{name} has no precision {precision!r}: expected one of {', '.join(FORMATS[name].precisions)}."
+            )
+    return chosen
+
+
+def _source(model: Path) -> Path:
+    source = model / "model.keras" if model.is_dir() else model
+    if not source.is_file():
+        raise InputError(
+            f"No trained model at {source}: expected a run's folder or a .keras file; train one with "
+            "`python -m vggkeras train`, or give --model."
+        )
+    if source.suffix != ".keras":
+        raise InputError(f"Expected a run's folder or a .keras file to export; received {source}.")
+    return source.resolve()
+
+
+def _parity_images(
+    reference: Predictor, data: str | None, count: int, console: Console
+) -> tuple[Predictor, np.ndarray, np.ndarray | None, str]:
+    """The reference (with the data's class names, if it had none), images, labels, and what evidence they are."""
+    import numpy as np
+
+    from vggkeras import datasets, evaluate
+
+    spec = data or reference.about.get("data") or RANDOM
+    if spec == RANDOM:
+        console.print("parity on random images: weak evidence; give --data to prove it on real ones", style="yellow")
+        pictures = np.random.default_rng(0).integers(0, 256, (min(count or 64, 64), *reference.input_shape), np.uint8)
+        return reference, pictures, None, "random images: weak evidence"
+    try:
+        found = datasets.load_data(spec)
+    except InputError as error:
+        if data:
+            raise
+        raise InputError(f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)") from error
+    evaluate.check_classes(reference, found.class_names)
+    if not reference.about.get("class_names"):
+        reference = replace(reference, class_names=found.class_names)
+    split = found.split("validation")
+    # Evenly spaced: folders list class after class, so every class has its share.
+    kept = np.unique(np.linspace(0, split.count - 1, min(count or split.count, split.count)).astype(int))
+    split = split.without(set(range(split.count)) - set(kept.tolist()))
+    if split.count < 10:
+        raise InputError(f"{spec}: parity needs 10 validation images or more; received {split.count}: give --data.")
+    with console.status(f"reading {split.count} images of {split.name}"):
+        pictures, labels = evaluate.central_crops(reference, split)
+    return reference, pictures, labels, f"{split.count} images of {split.name}"
+
+
+def _milliseconds(predictor: Predictor, pictures: np.ndarray) -> float:
+    """Median time of a call with one image, ms."""
+    times = []
+    for picture in [pictures[0], *pictures[:20]]:
+        start = time.perf_counter()
+        predictor(picture[None])
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[len(times[1:]) // 2] * 1e3
+
+
+class _Peak:
+    """Seconds and peak resident memory of this process and its children, together, while a block runs."""
+
+    seconds = gigabytes = 0.0
+
+    def __enter__(self) -> _Peak:
+        import psutil
+
+        self.start, self.stop = time.perf_counter(), threading.Event()
+        me = psutil.Process()
+
+        def watch() -> None:
+            while not self.stop.wait(0.02):
+                total = 0
+                for process in [me, *me.children(recursive=True)]:
+                    with contextlib.suppress(psutil.NoSuchProcess):  # a child that has just ended
+                        total += process.memory_info().rss
+                self.gigabytes = max(self.gigabytes, total / 1e9)
+
+        self.thread = threading.Thread(target=watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self.start
+        self.stop.set()
+        self.thread.join()
+
+
+def _tell(console: Console, rows: list, evidence: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"Parity with Keras on {evidence}")
+    for column in ("artifact", "bytes", "max error", "agreement", "accuracy", "ms an image", "written in", "peak memory"):
+        table.add_column(column, justify="left" if column == "artifact" else "right")
+    for path, result, peak, milliseconds in rows:
+        accuracy = "-" if result.accuracy_artifact is None else f"{result.accuracy_artifact:.2%}"
+        table.add_row(
+            path.name,
+            f"{_bytes(path):,}",
+            f"{result.max_abs_error:.1e}",
+            f"{result.top1_agreement:.2%}",
+            accuracy,
+            "-" if milliseconds is None else f"{milliseconds:.2f}",
+            f"{peak.seconds:.1f} s",
+            f"{peak.gigabytes:.2f} GB",
+            style=None if result.passed else "red",
+        )
+    console.print(table)
+    for path, result, *_ in rows:
+        for failure in result.failures:
+            console.print(f"{path.name}: {failure}", style="red", soft_wrap=True)
+    folder = rows[0][0].parent
+    passed = all(result.passed for _, result, *_ in rows)
+    console.print(f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, golden.npz)", soft_wrap=True)
+
+
+def _bytes(path: Path) -> int:
+    from vggkeras import files
+
+    return files.size(path)

@@ -1,0 +1,55 @@
+"""python -m export --format onnx: a trained model -> proven files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from export import PARITY_IMAGES, export_model
+from vggkeras.errors import run_command
+
+
+@dataclass
+class Arguments:
+    """Export a trained model to SavedModel, ONNX and TFLite, and prove that each file gives Keras' answers.
+
+    Exit code 0: written and proven; 1: a file failed its proof (it keeps the suffix .rejected); 2: bad input.
+    """
+
+    format: str = "all"
+    """saved_model, onnx, tflite or all."""
+    model: Path = Path("runs/latest")
+    """A run's folder or a .keras file."""
+    precision: str = "float32"
+    """float32."""
+    data: str | None = None
+    """Whose validation images to prove it on: digits, tfds:NAME, a folder, or random (weak evidence). By default the
+    data the model was trained on."""
+    out: Path | None = None
+    """Folder; by default `export` inside the run."""
+    images: int = PARITY_IMAGES
+    """Images to compare; 0 for the whole validation split."""
+    opset: int | None = None
+    """ONNX operator set, 14 to 18; 18 when not given."""
+
+
+def main() -> int:
+    """Parse, and call one function."""
+    arguments = tyro.cli(Arguments, prog="python -m export")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the exporters', whatever backend the model was trained on
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    entries = export_model(**vars(arguments))
+    return 0 if all(entry["passed"] for entry in entries.values()) else 1
+
+
+def cli() -> int:
+    """The console script vggkeras-export."""
+    return run_command(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,104 @@
+"""What travels with an exported file: labels, preprocessing, provenance, golden answers, and the certificate.
+
+Inside the file, as one JSON text: in ONNX's metadata_props under "vggkeras" (with "labels" beside it); in a zip archive
+at a .tflite file's end (TFLite's associated files: vggkeras.json and labels.txt); in a SavedModel's
+assets.extra/vggkeras.json. Beside it: golden.npz and certificate.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vggkeras
+from export.parity import Parity
+from vggkeras import files
+from vggkeras.errors import InputError
+from vggkeras.runtimes import Predictor
+
+GOLDEN, CERTIFICATE = "golden.npz", "certificate.json"
+
+
+def describe(about: dict[str, Any], reference: Predictor, model_sha256: str) -> dict[str, Any]:
+    """The JSON that travels inside an exported file."""
+    h, w, c = reference.input_shape
+    return {
+        "class_names": reference.class_names,
+        "mean_rgb": about["mean_rgb"],
+        "input": {"name": "images", "type": "uint8", "shape": ["batch", h, w, c], "order": "RGB" if c == 3 else "as trained"},
+        "output": {"name": "probabilities", "type": "float32", "shape": ["batch", len(reference.class_names)]},
+        "scale": reference.scale,
+        "resize": f"smallest side to {reference.scale} px (Pillow BILINEAR), then the central {h} x {w} crop",
+        "provenance": {
+            key: about[key] for key in ("arch", "recipe", "data", "seed", "epoch", "images") if key in about
+        } | {"trained_with": about.get("versions"), "model_sha256": model_sha256},
+        "versions": {"vggkeras": vggkeras.__version__},
+    }  # fmt: skip
+
+
+def save_golden(folder: Path, images: np.ndarray, labels: np.ndarray | None, probabilities: np.ndarray) -> None:
+    """Write golden.npz: images uint8 `[N, H, W, C]`, labels int64 `[N]` (-1: unknown), probabilities float32."""
+    with files.replacing(folder / GOLDEN) as beside:
+        known = np.full(len(images), -1, np.int64) if labels is None else labels
+        np.savez_compressed(beside, images=images, labels=known, probabilities=probabilities)
+
+
+def load_golden(folder: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Images, labels (None where unknown) and probabilities. Raises InputError when the file is missing or damaged."""
+    path = folder / GOLDEN
+    if not path.is_file():
+        raise InputError(f"There is no {path} to verify against: export with `python -m export`, which writes it.")
+    try:
+        with np.load(path, allow_pickle=False) as golden:
+            images, labels, probabilities = golden["images"], golden["labels"], golden["probabilities"]
+    except Exception as error:  # a damaged zip raises what its layer raises
+        raise InputError(f"{path} cannot be read ({error}): export again.") from error
+    return images, None if (labels < 0).any() else labels, probabilities
+
+
+def entry(path: Path, candidate: Predictor, parity: Parity, evidence: str, model_sha256: str) -> dict[str, Any]:
+    """A certificate's entry: what was checked, where, and how it came out."""
+    record = asdict(parity)
+    failures = record.pop("failures")
+    shape = list(candidate.input_shape)
+    return {
+        "sha256": files.sha256(path),
+        "bytes": files.size(path),
+        "runtime": candidate.runtime,
+        "version": candidate.version,
+        "provider": candidate.provider,
+        "input": {"name": candidate.input_name, "type": "uint8", "shape": ["batch", *shape]},
+        "output": {
+            "name": candidate.output_name,
+            "type": "float32",
+            "shape": ["batch", len(candidate.class_names)],
+        },
+        "batch_sizes": list(record.pop("batch_sizes")),
+        **{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()},
+        "evidence": evidence,
+        "model_sha256": model_sha256,
+        "passed": parity.passed,
+        "failures": failures,
+    }
+
+
+def read_certificate(folder: Path) -> dict[str, dict[str, Any]]:
+    """certificate.json: artifact's file name -> entry; {} where there is none."""
+    path = folder / CERTIFICATE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}): export again.") from error
+
+
+def update_certificate(folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str) -> None:
+    """Put entries into certificate.json, beside those of the same model's other artifacts."""
+    kept = {k: v for k, v in read_certificate(folder).items() if v["model_sha256"] == model_sha256}
+    files.write_json(folder / CERTIFICATE, {**kept, **entries})

@@ -1,0 +1,139 @@
+"""Does a file give the reference's answers? compare(reference, candidate, images) -> Parity.
+
+Names are compared first, then shapes, then values; every failure is gathered, none is swallowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from vggkeras.runtimes import Predictor
+
+BATCH_SIZES = (1, 2, 7)
+
+
+@dataclass
+class Parity:
+    """How a candidate's probabilities differ from a reference's on the same images."""
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    tolerance: float
+    max_abs_error: float  # of a probability
+    max_rel_error: float  # max_abs_error over the reference's largest probability
+    top1_agreement: float  # share of images with the same most probable class
+    top1_agreement_interval: tuple[float, float]  # Wilson, 95%
+    accuracy_reference: float | None = None  # None without labels
+    accuracy_artifact: float | None = None
+    mcnemar_p: float | None = None  # exact, two-sided
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """True when nothing failed."""
+        return not self.failures
+
+
+def in_batches(predictor: Predictor, images: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES) -> np.ndarray:
+    """Probabilities of all images, passed in batches of 1, 2, 7, 1, 2, 7, ... so that one pass tries every size."""
+    parts, start, turn = [], 0, 0
+    while start < len(images):
+        size = batch_sizes[turn % len(batch_sizes)]
+        parts.append(predictor(images[start : start + size]))
+        start, turn = start + size, turn + 1
+    return np.concatenate(parts)
+
+
+def compare(
+    reference: Predictor | tuple[Predictor, np.ndarray],
+    candidate: Predictor,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    tolerance: float = 1e-5,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> Parity:
+    """Compare a candidate with a reference on the same images, at several batch sizes.
+
+    Args:
+        reference: a Predictor, or one with its answers, float32 `[N, classes]`, where they are known already.
+        candidate: the Predictor to check.
+        images: uint8 `[N, H, W, C]`; at least as many as the batch sizes' sum, so that each is tried.
+        labels: int `[N]`, for the accuracies.
+        tolerance: largest error of a probability, absolute and relative to the reference's largest probability.
+        batch_sizes: tried in turn.
+
+    Returns:
+        Parity, with every failure that was found; errors are infinite where shapes forbid comparing values.
+
+    Raises:
+        ValueError: fewer images than the batch sizes' sum.
+    """
+    if len(images) < sum(batch_sizes):
+        raise ValueError(f"Expected {sum(batch_sizes)} images or more, to try batches of {batch_sizes}; received {len(images)}.")
+    known, answers = reference if isinstance(reference, tuple) else (reference, None)
+    failures = []
+    for what, expected, received in (
+        ("input name", known.input_name, candidate.input_name),
+        ("output name", known.output_name, candidate.output_name),
+        ("class names", known.class_names, candidate.class_names),
+        ("input shape", known.input_shape, candidate.input_shape),
+    ):
+        if expected != received:
+            failures.append(f"{what}: expected {_short(expected)}, received {_short(received)}")
+    if answers is None:
+        answers = in_batches(known, images, (32,))
+    if known.input_shape != candidate.input_shape:
+        return _incomparable(len(images), batch_sizes, tolerance, failures)
+    try:
+        received = in_batches(candidate, images, batch_sizes)
+    except Exception as error:  # whatever a runtime raises is a failure of the file, and is reported as one
+        failures.append(f"running: {type(error).__name__}: {str(error)[:300]}")
+        return _incomparable(len(images), batch_sizes, tolerance, failures)
+    if received.shape != answers.shape or received.dtype != np.float32:
+        failures.append(
+            f"output: expected float32 {list(answers.shape)}, received {received.dtype} {list(received.shape)}"
+        )
+    if received.shape != answers.shape:
+        return _incomparable(len(images), batch_sizes, tolerance, failures)
+    return _values(answers, received, labels, batch_sizes, tolerance, failures)
+
+
+def _values(answers, received, labels, batch_sizes, tolerance, failures) -> Parity:
+    n = len(answers)
+    if not np.isfinite(received).all():
+        failures.append(f"values: {int((~np.isfinite(received)).any(axis=1).sum())} of {n} images gave NaN or infinity")
+    difference = np.abs(received.astype(np.float64) - answers)
+    error = float(np.nan_to_num(difference, nan=np.inf).max())
+    relative = error / float(answers.max())
+    worst = int(np.nan_to_num(difference, nan=np.inf).max(axis=1).argmax())
+    if not (error <= tolerance and relative <= tolerance):
+        failures.append(
+            f"values: largest error {error:.3g} ({relative:.3g} relative) exceeds {tolerance:g}, at image {worst}"
+        )
+    ours, theirs = answers.argmax(axis=1), received.argmax(axis=1)
+    same = int((ours == theirs).sum())
+    interval = binomtest(same, n).proportion_ci(method="wilson")
+    parity = Parity(
+        n, tuple(batch_sizes), tolerance, error, relative, same / n, (float(interval.low), float(interval.high)),
+        failures=failures,
+    )  # fmt: skip
+    if labels is not None:
+        right, kept = ours == labels, theirs == labels
+        lost, gained = int((right & ~kept).sum()), int((kept & ~right).sum())
+        parity.accuracy_reference, parity.accuracy_artifact = float(right.mean()), float(kept.mean())
+        parity.mcnemar_p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    return parity
+
+
+def _incomparable(n: int, batch_sizes: Sequence[int], tolerance: float, failures: list[str]) -> Parity:
+    return Parity(n, tuple(batch_sizes), tolerance, np.inf, np.inf, 0.0, (0.0, 1.0), failures=failures)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,86 @@
+"""A model -> the graph that is exported, and that graph -> a SavedModel folder.
+
+The graph takes `images`, uint8 `[batch, H, W, C]`, RGB, and gives `probabilities`, float32 `[batch, classes]`; the
+SavedModel has it as its one signature, serving_default.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers, ops
+
+from vggkeras import models
+from vggkeras.errors import InputError
+
+ABOUT = Path("assets.extra", "vggkeras.json")
+
+
+class _Flatten(layers.Layer):
+    """Flatten to a constant target: Keras' own computes the batch size in the graph, a chain of small ops."""
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+
+    def call(self, x):
+        return ops.reshape(x, (-1, self.units))
+
+
+def inference_model(model: keras.Model) -> keras.Model:
+    """The model as it is exported: uint8 images in, a dict of probabilities out, no dropout, batch norm in the kernels.
+
+    A normalised convolution is the convolution with its kernel and bias scaled and shifted; left as it is, batch norm
+    stays between transposes in the exported graph.
+
+    Raises:
+        InputError (a ValueError): the model is no classifier of `vggkeras.build()` ending in soft-max.
+    """
+    names = [layer.name for layer in model.layers]
+    kept = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
+    if not kept <= set(names):
+        raise InputError(
+            f"Expected a classifier of vggkeras.build(), with layers {', '.join(sorted(kept))}; received {model.name!r} "
+            f"with {', '.join(names[:6])}…"
+        )
+    if keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
+        raise InputError("Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'.")
+
+    def replace(layer):
+        if isinstance(layer, layers.Dropout | layers.BatchNormalization):
+            return []
+        if isinstance(layer, layers.Flatten):
+            return [(_Flatten(layer.output.shape[-1], name=layer.name), [])]
+        norm = layer.name.replace("conv", "bn")
+        if isinstance(layer, layers.Conv2D) and norm != layer.name and norm in names:
+            copy = layers.Conv2D.from_config(layer.get_config())
+            return [(copy, _folded(*layer.get_weights(), model.get_layer(norm)))]
+        return None
+
+    images = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
+    return keras.Model(images, {"probabilities": models.rebuilt(model, images, replace)}, name=model.name)
+
+
+def _folded(kernel: np.ndarray, bias: np.ndarray, norm: layers.BatchNormalization) -> list[np.ndarray]:
+    gamma, beta, mean, variance = (weight.astype(np.float64) for weight in norm.get_weights())
+    scale = gamma / np.sqrt(variance + norm.epsilon)
+    return [(kernel * scale).astype(np.float32), (beta + (bias - mean) * scale).astype(np.float32)]
+
+
+def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None) -> None:
+    """Write what `inference_model` made. Raises OSError when the folder cannot be written."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")
+    archive.add_endpoint("serve", lambda images: model(images, training=False), input_signature=[images])
+    try:
+        archive.write_out(str(path), verbose=False)
+    except tf.errors.OpError as error:  # TensorFlow's own file system layer
+        raise OSError(f"{path} cannot be written: {error}") from error
+    (path / ABOUT).parent.mkdir()
+    (path / ABOUT).write_text(json.dumps(about))

@@ -1,0 +1,74 @@
+"""A file against its own golden answers, with neither Keras nor TensorFlow for .onnx and .tflite.
+
+    python -m export.verify runs/latest/export/model.onnx runs/latest/export/model.tflite
+
+Exit code 0: every file is the certified one and gives the golden answers. 1: one differs. 2: nothing to verify.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from export import artifact, parity
+from vggkeras import files, runtimes
+from vggkeras.errors import InputError, run_command
+
+
+def verify(path: Path) -> list[str]:
+    """What differs between an artifact and its certificate and golden answers, both beside it; [] when nothing does.
+
+    Raises:
+        InputError (a ValueError): no such artifact, no golden answers, or a certificate that does not name it.
+    """
+    if not path.exists():
+        raise InputError(f"No artifact at {path}: expected an exported .onnx or .tflite file, or a SavedModel folder.")
+    images, labels, probabilities = artifact.load_golden(path.parent)
+    certified = artifact.read_certificate(path.parent).get(path.name)
+    if certified is None:
+        raise InputError(f"{path.parent / artifact.CERTIFICATE} has no entry {path.name!r}: export it again.")
+    problems = [] if certified["passed"] else [f"certificate: {'; '.join(certified['failures'])}"]
+    if (found := files.sha256(path)) != certified["sha256"]:
+        problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {found[:12]}…")
+    try:
+        candidate = runtimes.load(path)
+    except InputError as error:
+        return [*problems, str(error)]
+    expected = runtimes.Predictor(
+        path,
+        "golden answers",
+        "",
+        "",
+        images.shape[1:],
+        # The certificate does not repeat the labels: the file's own are under its sha256.
+        candidate.class_names,
+        certified["input"]["name"],
+        certified["output"]["name"],
+        {},
+        lambda _: probabilities,
+    )
+    result = parity.compare((expected, probabilities), candidate, images, labels, certified["tolerance"])
+    return problems + result.failures
+
+
+def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
+    """Check exported files against the golden answers (golden.npz) and the certificate beside them.
+
+    Args:
+        files: .onnx and .tflite files, SavedModel folders.
+    """
+    if not files:
+        raise InputError("Expected one file or more to verify; received none.")
+    failed = 0
+    for path in files:
+        problems = verify(path)
+        print(f"{path}: " + ("passed" if not problems else "FAILED\n  " + "\n  ".join(problems)))
+        failed += bool(problems)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: tyro.cli(main, prog="python -m export.verify")))

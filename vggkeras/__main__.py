@@ -1,0 +1,310 @@
+"""python -m vggkeras info | train | evaluate | predict | doctor | demo"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from vggkeras import configs
+from vggkeras.configs import Recipe
+from vggkeras.errors import InputError, run_command
+
+SUFFICIENT_ACCURACY = 0.97  # what the demo asks of its digits
+
+console = Console()
+
+
+def info(arch: Annotated[str | None, tyro.conf.Positional] = None, image_size: int = 224, classes: int = 1000) -> int:
+    """The paper's Tables 1 and 2: configurations, or one configuration's layers.
+
+    Args:
+        arch: A, A-LRN, B, C, D, E or an alias (VGG11, VGG13, VGG16, VGG19); all of them side by side when not given.
+        image_size: side of the input, pixels.
+        classes: number of classes.
+    """
+    shape = (image_size, image_size, 3)
+    if arch is None:
+        _print_configurations(shape, classes)
+    else:
+        _print_layers(configs.canonical_arch(arch), shape, classes)
+    return 0
+
+
+def _print_configurations(shape: tuple[int, int, int], classes: int) -> None:
+    plans = {arch: list(configs.plan(arch, shape, classes)) for arch in configs.CONFIGURATIONS}
+    table = Table(title=f"Tables 1 and 2 at {shape[0]} px, {classes} classes (conv k-n: k x k kernel, n filters)")
+    table.add_column("block")
+    for arch in plans:
+        table.add_column(arch, justify="center")
+    for block in range(5):
+        cells = []
+        for blocks in configs.CONFIGURATIONS.values():
+            cells.append("\n".join(e.upper() if isinstance(e, str) else f"{e[0]}-{e[1]}" for e in blocks[block]))
+        table.add_row(str(block + 1), *cells, end_section=block == 4)
+    aliases = {arch: alias for alias, arch in configs.ALIASES.items()}
+    table.add_row("also called", *(aliases.get(arch, "") for arch in plans))
+    for title, cell in (
+        ("weight layers", lambda plan: str(sum(layer.multiply_adds > 0 for layer in plan))),
+        ("parameters", lambda plan: f"{sum(layer.parameters for layer in plan):,}"),
+        ("(millions)", lambda plan: f"{sum(layer.parameters for layer in plan) / 1e6:.0f}"),
+        ("multiply-adds", lambda plan: f"{sum(layer.multiply_adds for layer in plan) / 1e9:.2f} G"),
+        ("activations", lambda plan: f"{_activation_bytes(plan) / 1e6:.0f} MB"),
+    ):
+        table.add_row(title, *(cell(plan) for plan in plans.values()))
+    _wide().print(table)
+
+
+def _wide() -> Console:
+    """A table of numbers is better scrolled than folded."""
+    return Console(width=max(console.width, 104))
+
+
+def _print_layers(arch: str, shape: tuple[int, int, int], classes: int) -> None:
+    layers = list(configs.plan(arch, shape, classes))
+    table = Table(title=f"Configuration {arch} at {shape[0]} px, {classes} classes", show_footer=True)
+    table.add_column("layer", footer="all")
+    table.add_column("kernel")
+    for title, footer in (
+        ("output", ""),
+        ("parameters", f"{sum(layer.parameters for layer in layers):,}"),
+        ("multiply-adds", f"{sum(layer.multiply_adds for layer in layers):,}"),
+        ("activations, bytes", f"{_activation_bytes(layers):,}"),
+    ):
+        table.add_column(title, justify="right", footer=footer)
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            f"{layer.kernel} x {layer.kernel}" if layer.kernel else "",
+            " x ".join(map(str, layer.output_shape)),
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+            f"{_activation_bytes([layer]):,}",
+        )
+    _wide().print(table)
+
+
+def _activation_bytes(layers: list[configs.Layer]) -> int:
+    """Of all outputs of one image in float32: what a forward pass that keeps them for the backward one holds."""
+    total = 0
+    for layer in layers:
+        if layer.kind != "flatten":  # the pool's output, seen otherwise
+            size = 4
+            for side in layer.output_shape:
+                size *= side
+            total += size
+    return total
+
+
+def train(recipe: tyro.conf.OmitArgPrefixes[Recipe]) -> int:
+    """Train one network as the paper trained it, and keep the best model by validation accuracy."""
+    from vggkeras.train import train as run
+
+    run(recipe, console)
+    return 0
+
+
+def evaluate(
+    model: tuple[Path, ...],
+    data: str,
+    split: str = "validation",
+    protocol: str = "center",
+    scales: tuple[int, ...] = (),
+    provider: str = "cpu",
+    json: Path | None = None,
+    skip_unreadable: bool = False,
+) -> int:
+    """Score models, in whatever runtime, on every image of a split.
+
+    Args:
+        model: run folders, .keras, .onnx or .tflite files, SavedModel folders.
+        data: digits, tfds:NAME[/CONFIG], or a folder.
+        split: train, validation or test.
+        protocol: center (the central crop).
+        scales: smallest sides Q images are rescaled to, px; their posteriors are averaged. By default the one the model
+            was trained for.
+        provider: cpu or cuda.
+        json: write the figures to this file too.
+        skip_unreadable: leave out files that are no image.
+    """
+    from vggkeras import datasets, files, runtimes
+    from vggkeras import evaluate as evaluation
+    from vggkeras.progress import progress_bar
+
+    if not model:
+        raise InputError("--model expects one model or more; received none.")
+    predictors = [runtimes.load(path, provider) for path in model]
+    loaded = datasets.load_data(data, skip_unreadable=skip_unreadable)
+    images = loaded.split(split)
+    for predictor in predictors:
+        evaluation.check_classes(predictor, loaded.class_names)
+        evaluation.checked_scales(predictor, protocol, scales)
+    table = Table(title=f"{data}, {split}: {images.count:,} images, {protocol} protocol")
+    for column in ("model", "runtime", "top-1 error", "top-5 error", "correct", "images", "images/s"):
+        table.add_column(column, justify="left" if column in ("model", "runtime") else "right", overflow="fold")
+    rows = []
+    for predictor in predictors:
+        with progress_bar(console) as bar:
+            result = evaluation.evaluate(
+                predictor,
+                images,
+                loaded.class_names,
+                protocol,
+                scales,
+                lambda items, total: bar.track(items, total=total, description=predictor.path.name),  # noqa: B023
+            )
+        table.add_row(
+            str(predictor.path),
+            f"{predictor.runtime} {predictor.version}",
+            f"{1 - result.accuracy:.2%}",
+            f"{1 - result.accuracy5:.2%}",
+            str(result.correct),
+            str(result.images),
+            f"{result.images / result.seconds:.0f}",
+        )
+        rows.append(
+            {
+                "model": str(predictor.path),
+                "runtime": predictor.runtime,
+                "version": predictor.version,
+                "provider": predictor.provider,
+                "data": data,
+                "split": split,
+                "protocol": protocol,
+                "scales": list(scales or (predictor.scale,)),
+                "images": result.images,
+                "correct": result.correct,
+                "correct5": result.correct5,
+                "top1_error": 1 - result.accuracy,
+                "top5_error": 1 - result.accuracy5,
+                "seconds": result.seconds,
+            }
+        )
+    console.print(table)
+    if loaded.skipped:
+        console.print(f"skipped {len(loaded.skipped)} unreadable files: " + ", ".join(loaded.skipped), soft_wrap=True)
+    if json:
+        files.write_json(json, rows)
+    return 0
+
+
+def predict(
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    model: Path = Path("runs/latest"),
+    top: int = 5,
+    provider: str = "cpu",
+    json: bool = False,
+) -> int:
+    """Classify image files, or the images of folders.
+
+    Args:
+        files: JPEG, PNG, BMP or GIF files, or folders of them.
+        model: a run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder.
+        top: how many classes to show, most probable first.
+        provider: cpu or cuda.
+        json: print one JSON object a line instead of a table.
+    """
+    import numpy as np
+
+    from vggkeras import runtimes
+    from vggkeras.datasets import SUFFIXES
+    from vggkeras.evaluate import posteriors
+
+    if top < 1:
+        raise InputError(f"--top must be 1 or more; received {top}.")
+    paths: list[Path] = []
+    for given in files:
+        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
+        if not found:
+            raise InputError(f"{given} has no images ({', '.join(SUFFIXES)}).")
+        paths += found
+    if not paths:
+        raise InputError("Expected image files or folders; received none.")
+    predictor = runtimes.load(model, provider)
+    probabilities = posteriors(predictor, paths)
+    table = Table(title=f"{predictor.path} in {predictor.runtime}")
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for path, p in zip(paths, probabilities, strict=True):
+        best = np.argsort(-p, kind="stable")[:top]
+        if json:
+            classes = [{"class": predictor.class_names[i], "probability": float(p[i])} for i in best]
+            print(_json({"image": str(path), "classes": classes}))
+            continue
+        for rank, i in enumerate(best):
+            table.add_row(str(path) if rank == 0 else "", predictor.class_names[i], f"{p[i]:.4f}", end_section=i == best[-1])
+    if not json:
+        console.print(table)
+    return 0
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def doctor() -> int:
+    """Versions, devices, and which providers ONNX Runtime can really load; what to install where something lacks."""
+    from vggkeras.doctor import examine
+
+    return examine(console)
+
+
+def demo(out: Path = Path("runs/demo")) -> int:
+    """The whole way on handwritten digits: train, export to three formats, prove each file; under two minutes.
+
+    Args:
+        out: folder of the run; an earlier demo in it is replaced.
+    """
+    import subprocess
+
+    from vggkeras import files
+    from vggkeras.train import read_run
+    from vggkeras.train import train as run
+
+    start = time.monotonic()
+    if (out / "run.json").exists():
+        if read_run(out)["data"] != "digits":
+            raise InputError(f"{out} holds a run on other data: give another --out.")
+        files.remove(out)
+    recipe = Recipe("A", "digits", out, batch_norm=True, width=0.25, fc_units=256, epochs=25, batch_size=64, patience=6)
+    result = run(recipe, console)
+    accuracy = result.metadata["metrics"]["val_accuracy"]
+    # In a process of its own, as a user would: this package knows nothing of export.
+    command = [sys.executable, "-m", "export", "--format", "all", "--model", str(out), "--images", "0"]
+    console.print("$ " + " ".join(["python", *command[1:]]))
+    code = subprocess.run(command).returncode
+    if accuracy < SUFFICIENT_ACCURACY:
+        console.print(f"validation accuracy {accuracy:.2%} is below {SUFFICIENT_ACCURACY:.0%}", style="red")
+        code = code or 1
+    console.print(
+        f"demo {'done' if code == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s: digits validation accuracy "
+        f"{accuracy:.2%}. Next: python -m vggkeras predict --model {out}/export/model.onnx YOUR_IMAGE",
+        soft_wrap=True,
+    )
+    return code
+
+
+def main() -> int:
+    """Parse, and call one function."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    commands = {f.__name__: f for f in (info, train, evaluate, predict, doctor, demo)}
+    return tyro.extras.subcommand_cli_from_dict(
+        commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."
+    )
+
+
+def cli() -> int:
+    """The console script vggkeras."""
+    return run_command(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

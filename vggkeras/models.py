@@ -1,0 +1,269 @@
+"""The networks of Table 1 as Keras functional models, for any Keras backend.
+
+    python -m vggkeras info D
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from vggkeras import configs
+from vggkeras.errors import InputError
+from vggkeras.files import replacing
+
+
+@keras.saving.register_keras_serializable(package="vggkeras")
+class MeanRGB(layers.Layer):
+    """Subtracts the training set's mean RGB, the paper's only preprocessing (section 2.1).
+
+    It has no weights: the mean travels in the layer's config, so a model cannot be parted from it.
+    Images `[N, H, W, C]`, 0-255, become centred floats of the same shape.
+
+    Args:
+        mean: one number a channel, 0-255.
+    """
+
+    def __init__(self, mean: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean = tuple(float(value) for value in mean)
+
+    def call(self, images):
+        # Cast first: in uint8 the difference would wrap around.
+        images = ops.cast(images, self.compute_dtype)
+        return images - ops.convert_to_tensor(self.mean, dtype=images.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "mean": self.mean}
+
+
+@keras.saving.register_keras_serializable(package="vggkeras")
+class LRN(layers.Layer):
+    """Local response normalisation across channels, b = a / (k + alpha * sum a^2)^beta (Krizhevsky 2012, 3.3).
+
+    The sum runs over the n channels around each one, fewer at the ends; alpha is not divided by n (ONNX and Caffe divide).
+    """
+
+    def __init__(
+        self,
+        n: int = configs.LRN_N,
+        k: float = configs.LRN_K,
+        alpha: float = configs.LRN_ALPHA,
+        beta: float = configs.LRN_BETA,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if n < 1 or n % 2 == 0:
+            raise InputError(f"LRN's n must be a positive odd number of channels; received {n}.")
+        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
+
+    def call(self, x):
+        reach = self.n // 2
+        if keras.backend.backend() == "tensorflow":
+            # One op here is one op in ONNX and TFLite; written with slices it becomes fifteen.
+            import tensorflow as tf
+
+            return tf.nn.local_response_normalization(x, reach, self.k, self.alpha, self.beta)
+        channels = x.shape[-1]
+        squares = ops.pad(ops.square(x), [(0, 0), (0, 0), (0, 0), (reach, reach)])
+        total = sum(squares[..., i : i + channels] for i in range(self.n))
+        return x / ops.power(self.k + self.alpha * total, self.beta)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "n": self.n, "k": self.k, "alpha": self.alpha, "beta": self.beta}
+
+
+def build(
+    arch: str = "D",
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    classes: int = 1000,
+    *,
+    batch_norm: bool = False,
+    width: float = 1.0,
+    fc_units: int = 4096,
+    dropout: float = 0.5,
+    classifier_activation: str | None = "softmax",
+    mean_rgb: Sequence[float] | None = None,
+    init: str = "glorot",
+    weight_decay: float = 5e-4,
+    seed: int | None = None,
+) -> keras.Model:
+    """One of the paper's networks, as a functional, uncompiled `keras.Model`.
+
+    It maps images `[N, H, W, C]`, 0-255, RGB, channels last, to class probabilities `[N, classes]`, float32.
+
+    Args:
+        arch: A, A-LRN, B, C, D or E (Table 1), or VGG11, VGG13, VGG16, VGG19.
+        input_shape: (height, width, channels) of the training crop, 32 px or more a side.
+        classes: number of classes, 2 or more.
+        batch_norm: normalise after every convolution, before its ReLU. Not in the paper.
+        width: multiplies the number of filters of every convolution; at least one is left.
+        fc_units: units of fc1 and fc2; 4096 in the paper.
+        dropout: dropped share of fc1's and fc2's outputs while training, in [0, 1).
+        classifier_activation: of the last layer; None gives the class scores before soft-max.
+        mean_rgb: what the first layer subtracts, one number a channel, 0-255. ImageNet's when not given
+            (for other than 3 channels, its average).
+        init: "glorot" (uniform; the paper's later finding), "he" (normal), "paper" (normal, variance 1e-2).
+        weight_decay: multiplier w of Caffe's L2 penalty on every kernel, w/2 |kernel|^2, whose gradient is w * kernel.
+        seed: makes the initial weights and dropout repeatable.
+
+    Raises:
+        InputError (a ValueError): unknown arch or init, images below 32 px, numbers out of range.
+    """
+    arch = configs.canonical_arch(arch)
+    steps = list(configs.plan(arch, input_shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units))
+    channels = input_shape[2]
+    if mean_rgb is None:
+        imagenet = configs.IMAGENET_MEAN_RGB
+        mean_rgb = imagenet if channels == 3 else (sum(imagenet) / 3,) * channels
+    if len(mean_rgb) != channels:
+        raise InputError(f"mean_rgb must be {channels} numbers, one a channel; received {tuple(mean_rgb)}.")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout must be in [0, 1); received {dropout}.")
+    seeds = random.Random(seed)
+
+    def next_seed() -> int | None:
+        return None if seed is None else seeds.randrange(2**31)
+
+    def kernel() -> dict[str, Any]:
+        initializers = {
+            "glorot": lambda s: keras.initializers.GlorotUniform(seed=s),
+            "he": lambda s: keras.initializers.HeNormal(seed=s),
+            "paper": lambda s: keras.initializers.RandomNormal(stddev=0.1, seed=s),
+        }
+        if init not in initializers:
+            raise InputError(f"init must be one of {', '.join(initializers)}; received {init!r}.")
+        # Keras' L2(l) adds l |kernel|^2: half of Caffe's multiplier gives Caffe's gradient.
+        penalty = keras.regularizers.L2(weight_decay / 2) if weight_decay else None
+        return {"kernel_initializer": initializers[init](next_seed()), "kernel_regularizer": penalty}
+
+    images = keras.Input(input_shape, name="images")
+    x = MeanRGB(mean_rgb, name="mean_rgb")(images)
+    for step in steps:
+        if step.kind == "conv":
+            filters = step.output_shape[-1]
+            activation = None if batch_norm else "relu"
+            x = layers.Conv2D(
+                filters, step.kernel, padding="same", activation=activation, name=step.name, **kernel()
+            )(x)  # [N, H, W, filters]
+            if batch_norm:
+                x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=step.name.replace("conv", "bn"))(x)
+                x = layers.ReLU(name=step.name.replace("conv", "relu"))(x)
+        elif step.kind == "lrn":
+            x = LRN(name=step.name)(x)
+        elif step.kind == "pool":
+            x = layers.MaxPooling2D(2, name=step.name)(x)  # [N, H // 2, W // 2, C]
+        elif step.kind == "flatten":
+            x = layers.Flatten(name=step.name)(x)  # [N, H * W * C]
+        elif step.kind == "dense":
+            x = layers.Dense(step.output_shape[0], activation="relu", name=step.name, **kernel())(x)
+            x = layers.Dropout(dropout, seed=next_seed(), name=f"{step.name}_dropout")(x)
+        else:
+            x = layers.Dense(
+                classes, activation=classifier_activation, dtype="float32", name=step.name, **kernel()
+            )(x)  # [N, classes]
+    return keras.Model(images, x, name=f"vgg_{arch.lower().replace('-', '_')}")
+
+
+def rebuilt(model: keras.Model, images: Any, replace: Callable[[layers.Layer], Any]) -> Any:
+    """The output of a copy of a layer-after-layer model, applied to the Keras input `images`, some layers replaced.
+
+    `replace(layer)` returns None to copy a layer with its weights, or a list of (new layer, weights) to put in its place.
+    """
+    x = images
+    for layer in model.layers[1:]:
+        new = replace(layer)
+        if new is None:
+            new = [(layer.__class__.from_config(layer.get_config()), layer.get_weights())]
+        for copy, weights in new:
+            x = copy(x)
+            copy.set_weights(weights)
+    return x
+
+
+def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
+    """A classifier turned fully convolutional, to be run on whole images (paper, section 3.2).
+
+    fc1 becomes a convolution as large as the last feature map (7 x 7 at 224 px), fc2 and predictions 1 x 1 ones, none
+    padded, with exactly the classifier's numbers. The result takes images of any size from the training crop up and
+    gives a map `[N, h, w, classes]`, h = H // 32 - 6 at 224 px; on the training size that is the classifier's own
+    answer, h = w = 1. The weights are a copy: training one model leaves the other as it is.
+
+    Args:
+        model: what `build()` made, or a loaded .keras file of it.
+        scores: True leaves out the soft-max, for the paper averages the class scores over space first.
+
+    Raises:
+        InputError (a ValueError): the model has no fc1, fc2 and predictions to convert.
+    """
+    names = {layer.name for layer in model.layers}
+    if not {"flatten", "fc1", "fc2", "predictions"} <= names:
+        raise InputError(
+            "to_dense expects a classifier of vggkeras.build() with layers flatten, fc1, fc2 and predictions; "
+            f"received {model.name!r} with {', '.join(sorted(names))}."
+        )
+    h, w, c = model.get_layer("flatten").input.shape[1:]
+
+    def replace(layer):
+        if layer.name == "flatten":
+            return []
+        if not isinstance(layer, layers.Dense):
+            return None
+        config = layer.get_config()
+        shape = (h, w, c, -1) if layer.name == "fc1" else (1, 1, layer.kernel.shape[0], -1)
+        conv = layers.Conv2D(
+            config["units"],
+            shape[:2],
+            activation=None if scores and layer.name == "predictions" else config["activation"],
+            kernel_regularizer=config["kernel_regularizer"],
+            dtype=layer.dtype_policy,
+            name=layer.name,
+        )
+        kernel, bias = layer.get_weights()
+        return [(conv, [kernel.reshape(shape), bias])]
+
+    images = keras.Input((None, None, model.input_shape[-1]), name="images")
+    return keras.Model(images, rebuilt(model, images, replace), name=f"{model.name}_dense")
+
+
+ABOUT = "vggkeras.json"  # entry of a .keras file (a zip archive) that Keras itself passes over
+
+
+def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
+    """Write a .keras file that also says what it is: class names, data, scale, recipe, versions. Atomic."""
+    with replacing(path) as beside:
+        model.save(beside)
+        with zipfile.ZipFile(beside, "a") as archive:
+            archive.writestr(ABOUT, json.dumps(about))
+
+
+def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
+    """A .keras file's model and what `save_model` wrote beside it ({} in a file that Keras alone saved).
+
+    Raises InputError for a file that is no .keras file, or whose loading would run code: Keras' safe mode stays on.
+    """
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
+    except OSError:
+        raise
+    except Exception as error:  # Keras raises what its parts raise: ValueError, KeyError, TypeError, BadZipFile
+        raise InputError(
+            f"{path} cannot be loaded: expected a .keras file saved by vggkeras or Keras, with no code of its own "
+            f"in it (safe mode); {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+    return model, about

@@ -1,0 +1,241 @@
+"""One interface to every runtime: load(path) -> Predictor, for .keras, SavedModel, .onnx and .tflite.
+
+A runtime imports its own library when it is asked for: a .onnx or .tflite file needs neither Keras nor TensorFlow.
+
+    clf = vggkeras.load("runs/digits/export/model.onnx")
+    probabilities = clf(images)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vggkeras.configs import rescaled_side
+from vggkeras.errors import InputError
+
+MAX_BATCH = 64  # images a call of the runtime; more are passed in parts
+PROVIDERS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model in some runtime: uint8 RGB images `[N, H, W, C]` in, float32 class probabilities `[N, classes]` out."""
+
+    path: Path
+    runtime: str  # keras, tensorflow, onnxruntime or litert
+    version: str
+    provider: str  # what really computes: cpu or cuda
+    input_shape: tuple[int, int, int]  # (H, W, C)
+    class_names: list[str]
+    input_name: str
+    output_name: str
+    about: dict[str, Any] = field(repr=False)  # what travels in the file: mean RGB, scale, provenance
+    run: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+
+    @property
+    def scale(self) -> int:
+        """Smallest side, px, that images are rescaled to before the central crop is taken."""
+        return int(self.about.get("scale") or rescaled_side(self.input_shape[0]))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities float32 `[N, classes]` of images uint8 `[N, H, W, C]`.
+
+        Raises InputError (a ValueError) for an array of another shape or type: nothing is resized or rescaled here.
+        """
+        expected = f"uint8 images, 0-255, RGB, of shape [N, {', '.join(map(str, self.input_shape))}]"
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            if isinstance(images, np.ndarray) and images.size and np.issubdtype(images.dtype, np.floating):
+                received = f"{images.dtype} in [{images.min():.4g}, {images.max():.4g}]"
+                advice = "give the image's bytes, before any scaling or mean subtraction (the model does that)"
+            else:
+                received = str(getattr(images, "dtype", type(images).__name__))
+                advice = "convert with numpy.asarray(images, dtype='uint8') if they are 0-255 already"
+            raise InputError(f"Expected {expected}; received {received}: {advice}.")
+        if images.ndim != 4 or images.shape[1:] != self.input_shape:
+            raise InputError(
+                f"Expected {expected}; received shape {list(images.shape)}: "
+                "rescale and crop first (vggkeras.posteriors does), and add the batch axis to a single image."
+            )
+        parts = [self.run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.class_names)), np.float32)
+
+
+def load(path: str | os.PathLike, provider: str = "cpu") -> Predictor:
+    """Load a model in the runtime that serves it.
+
+    Args:
+        path: a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder (its model.keras).
+        provider: cpu; cuda for ONNX Runtime, Keras and SavedModel on a GPU: refused where it does not really load.
+
+    Raises:
+        InputError (a ValueError): no such file, an unknown kind, a damaged file, a provider that is not there.
+    """
+    path = Path(path)
+    if provider not in PROVIDERS:
+        raise InputError(f"provider must be one of {', '.join(PROVIDERS)}; received {provider!r}.")
+    if path.is_dir() and (path / "saved_model.pb").exists():
+        return _load_saved_model(path, provider)
+    if path.is_dir():
+        path = path / "model.keras"
+    if not path.is_file():
+        raise InputError(
+            f"No model at {path}: expected a run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder; "
+            "train one with `python -m vggkeras train`."
+        )
+    loaders = {".keras": _load_keras, ".onnx": _load_onnx, ".tflite": _load_tflite}
+    if path.suffix not in loaders:
+        raise InputError(f"{path}: expected a suffix of {', '.join(loaders)}, or a SavedModel folder; received {path.suffix!r}.")
+    return loaders[path.suffix](path, provider)
+
+
+def _class_names(about: dict[str, Any], classes: int) -> list[str]:
+    return list(about.get("class_names") or map(str, range(classes)))
+
+
+def _load_keras(path: Path, provider: str) -> Predictor:
+    from vggkeras import models
+
+    model, about = models.load_model(path)
+    return keras_predictor(model, about, path, provider)
+
+
+def keras_predictor(model: Any, about: dict[str, Any], path: Path = Path("model.keras"), provider: str = "cpu") -> Predictor:
+    """A `Predictor` over a Keras model in memory, on any backend."""
+    import keras
+
+    shape = tuple(model.input_shape[1:])
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        _check_tensorflow_gpu(provider)
+        # One trace for every batch size; Keras' own predict() compiles with XLA, which is slower on a CPU.
+        function = tf.function(
+            lambda images: model(images, training=False), input_signature=[tf.TensorSpec([None, *shape], tf.uint8)]
+        )
+
+        def run(images: np.ndarray) -> np.ndarray:
+            with tf.device("/GPU:0" if provider == "cuda" else "/CPU:0"):
+                return function(tf.constant(images)).numpy()
+    else:
+        run = model.predict_on_batch
+    return Predictor(
+        path,
+        "keras",
+        f"{keras.__version__} ({backend} {version(backend)})",
+        provider,
+        shape,
+        _class_names(about, model.output_shape[-1]),
+        "images",
+        "probabilities",
+        {"mean_rgb": list(model.get_layer("mean_rgb").mean), **about} if _has_mean(model) else about,
+        run,
+    )
+
+
+def _has_mean(model: Any) -> bool:
+    return any(layer.name == "mean_rgb" for layer in model.layers)
+
+
+def _check_tensorflow_gpu(provider: str) -> None:
+    import tensorflow as tf
+
+    if provider == "cuda" and not tf.config.list_physical_devices("GPU"):
+        raise InputError(
+            "provider cuda: TensorFlow sees no GPU here; install the extra `gpu` and the driver, or use cpu "
+            "(`python -m vggkeras doctor` says what loads)."
+        )
+
+
+def _load_saved_model(path: Path, provider: str) -> Predictor:
+    import tensorflow as tf
+
+    _check_tensorflow_gpu(provider)
+    try:
+        loaded = tf.saved_model.load(str(path))
+        function = loaded.signatures["serving_default"]
+    except (tf.errors.OpError, OSError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be loaded as a SavedModel ({str(error)[:300]}): export it again.") from error
+    ((input_name, spec),) = function.structured_input_signature[1].items()
+    ((output_name, output),) = function.structured_outputs.items()
+    described = path / "assets.extra" / "vggkeras.json"
+    about = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
+
+    def run(images: np.ndarray, loaded=loaded) -> np.ndarray:  # the signature holds its variables weakly
+        with tf.device("/GPU:0" if provider == "cuda" else "/CPU:0"):
+            return function(**{input_name: tf.constant(images)})[output_name].numpy()
+
+    names = _class_names(about, output.shape[-1])
+    shape = tuple(spec.shape[1:])
+    return Predictor(path, "tensorflow", tf.__version__, provider, shape, names, input_name, output_name, about, run)
+
+
+def _load_onnx(path: Path, provider: str) -> Predictor:
+    import onnxruntime as ort
+
+    wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4 if provider == "cuda" else 3  # a provider that fails is reported below, once
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[wanted])
+        details, (output,) = session.get_inputs()[0], session.get_outputs()
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise InputError(f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again.") from error
+    if wanted not in session.get_providers():  # ONNX Runtime falls back to the CPU in silence
+        raise InputError(
+            f"provider {provider}: ONNX Runtime did not load {wanted}; it has {', '.join(session.get_providers())}. "
+            "Install the extra `gpu` and the driver, or use cpu (`python -m vggkeras doctor` says what loads)."
+        )
+    about = json.loads(session.get_modelmeta().custom_metadata_map.get("vggkeras", "{}"))
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run([output.name], {details.name: np.ascontiguousarray(images)})[0]
+
+    names, shape = _class_names(about, output.shape[-1]), tuple(details.shape[1:])
+    return Predictor(path, "onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run)
+
+
+def _load_tflite(path: Path, provider: str) -> Predictor:
+    from ai_edge_litert.interpreter import Interpreter
+
+    if provider != "cpu":
+        raise InputError(f"provider {provider}: .tflite files run on the CPU here; use the .onnx file on a GPU.")
+    try:
+        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+        (details,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again.") from error
+    about = {}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read("vggkeras.json")) if "vggkeras.json" in archive.namelist() else {}
+    batch = 0
+
+    def run(images: np.ndarray) -> np.ndarray:
+        nonlocal batch
+        if len(images) != batch:
+            interpreter.resize_tensor_input(details["index"], images.shape)
+            interpreter.allocate_tensors()
+            batch = len(images)
+        interpreter.set_tensor(details["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(output["index"])
+
+    ((_, signature),) = interpreter.get_signature_list().items()
+    names, shape = _class_names(about, output["shape"][-1]), tuple(map(int, details["shape"][1:]))
+    try:
+        number = version("ai-edge-litert")
+    except PackageNotFoundError:
+        number = "unknown"
+    return Predictor(
+        path, "litert", number, "cpu", shape, names, signature["inputs"][0], signature["outputs"][0], about, run
+    )
