@@ -1,6 +1,6 @@
 """A trained network -> SavedModel, ONNX and TFLite files, each proven to give the same answers.
 
-    python -m export --format all
+python -m export --format all
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ def export_model(
     """
     from rich.console import Console
 
+    from vggkeras.terminal import load_tensorflow
+
     console = console or Console()
     chosen = _chosen(format, precision)
     source = _source(Path(model))
@@ -105,6 +107,7 @@ def export_model(
     if images < 0 or 0 < images < 10:
         raise InputError(f"images must be 10 or more, or 0 for all of the validation split; received {images}.")
 
+    load_tensorflow(console)
     import keras
 
     if keras.backend.backend() != "tensorflow":
@@ -257,8 +260,19 @@ class _Peak:
 def _tell(console: Console, rows: list, evidence: str) -> None:
     from rich.table import Table
 
+    from vggkeras.terminal import print_table
+
     table = Table(title=f"Parity with Keras on {evidence}")
-    for column in ("artifact", "bytes", "max error", "agreement", "accuracy", "ms an image", "written in", "peak memory"):
+    for column in (
+        "artifact",
+        "bytes",
+        "max error",
+        "agreement",
+        "accuracy",
+        "ms an image",
+        "written in",
+        "peak memory",
+    ):
         table.add_column(column, justify="left" if column == "artifact" else "right")
     for path, result, peak, milliseconds in rows:
         accuracy = "-" if result.accuracy_artifact is None else f"{result.accuracy_artifact:.2%}"
@@ -273,7 +287,7 @@ def _tell(console: Console, rows: list, evidence: str) -> None:
             f"{peak.gigabytes:.2f} GB",
             style=None if result.passed else "red",
         )
-    console.print(table)
+    print_table(table, console)
     for path, result, *_ in rows:
         for failure in result.failures:
             console.print(f"{path.name}: {failure}", style="red", soft_wrap=True)

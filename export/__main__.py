@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from rich.console import Console
 
 from export import PARITY_IMAGES, export_model
 from vggkeras.errors import run_command
@@ -41,8 +42,7 @@ def main() -> int:
     """Parse, and call one function."""
     arguments = tyro.cli(Arguments, prog="python -m export")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the exporters', whatever backend the model was trained on
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    entries = export_model(**vars(arguments))
+    entries = export_model(**vars(arguments), console=Console())
     return 0 if all(entry["passed"] for entry in entries.values()) else 1
 
 

@@ -74,7 +74,9 @@ def compare(
         ValueError: fewer images than the batch sizes' sum.
     """
     if len(images) < sum(batch_sizes):
-        raise ValueError(f"Expected {sum(batch_sizes)} images or more, to try batches of {batch_sizes}; received {len(images)}.")
+        raise ValueError(
+            f"Expected {sum(batch_sizes)} images or more, to try batches of {batch_sizes}; received {len(images)}."
+        )
     known, answers = reference if isinstance(reference, tuple) else (reference, None)
     failures = []
     for what, expected, received in (
@@ -90,24 +92,29 @@ def compare(
     if known.input_shape != candidate.input_shape:
         return _incomparable(len(images), batch_sizes, tolerance, failures)
     try:
-        received = in_batches(candidate, images, batch_sizes)
+        output = in_batches(candidate, images, batch_sizes)
     except Exception as error:  # whatever a runtime raises is a failure of the file, and is reported as one
         failures.append(f"running: {type(error).__name__}: {str(error)[:300]}")
         return _incomparable(len(images), batch_sizes, tolerance, failures)
-    if received.shape != answers.shape or received.dtype != np.float32:
-        failures.append(
-            f"output: expected float32 {list(answers.shape)}, received {received.dtype} {list(received.shape)}"
-        )
-    if received.shape != answers.shape:
+    if output.shape != answers.shape or output.dtype != np.float32:
+        failures.append(f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}")
+    if output.shape != answers.shape:
         return _incomparable(len(images), batch_sizes, tolerance, failures)
-    return _values(answers, received, labels, batch_sizes, tolerance, failures)
+    return _values(answers, output, labels, batch_sizes, tolerance, failures)
 
 
-def _values(answers, received, labels, batch_sizes, tolerance, failures) -> Parity:
+def _values(
+    answers: np.ndarray,
+    output: np.ndarray,
+    labels: np.ndarray | None,
+    batch_sizes: Sequence[int],
+    tolerance: float,
+    failures: list[str],
+) -> Parity:
     n = len(answers)
-    if not np.isfinite(received).all():
-        failures.append(f"values: {int((~np.isfinite(received)).any(axis=1).sum())} of {n} images gave NaN or infinity")
-    difference = np.abs(received.astype(np.float64) - answers)
+    if not np.isfinite(output).all():
+        failures.append(f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {n} images gave NaN or infinity")
+    difference = np.abs(output.astype(np.float64) - answers)
     error = float(np.nan_to_num(difference, nan=np.inf).max())
     relative = error / float(answers.max())
     worst = int(np.nan_to_num(difference, nan=np.inf).max(axis=1).argmax())
@@ -115,7 +122,7 @@ def _values(answers, received, labels, batch_sizes, tolerance, failures) -> Pari
         failures.append(
             f"values: largest error {error:.3g} ({relative:.3g} relative) exceeds {tolerance:g}, at image {worst}"
         )
-    ours, theirs = answers.argmax(axis=1), received.argmax(axis=1)
+    ours, theirs = answers.argmax(axis=1), output.argmax(axis=1)
     same = int((ours == theirs).sum())
     interval = binomtest(same, n).proportion_ci(method="wilson")
     parity = Parity(

@@ -33,7 +33,9 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
     """
     total = sum(weight.shape.num_elements() for weight in model.weights) * 4
     if total > 2**31 - 2**20:
-        raise InputError(f"An ONNX file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: reduce width or fc_units.")
+        raise InputError(
+            f"An ONNX file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: reduce width or fc_units."
+        )
     proto = _skeleton(model, opset or DEFAULT_OPSET)
     graph = proto.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -43,7 +45,7 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
 
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:], graph.input[1:], graph.value_info[:]
-    for name in [name for name in constants if name in used]:
+    for name in sorted(used & constants.keys()):
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(constants.pop(name)), name))
     for value in (graph.input[0], graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -76,22 +78,27 @@ def _fold_constants(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) ->
     for node in graph.node:
         if all(name in constants for name in node.input):
             feeds = {name: constants[name] for name in node.input}
-            (constants[node.output[0]],) = ReferenceEvaluator(node).run(None, feeds)
+            outputs: Any = ReferenceEvaluator(node).run(None, feeds)
+            constants[node.output[0]] = outputs[0]
         else:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
 
 
-def _drop_second_transpose(graph: onnx.GraphProto, constants: dict[str, np.ndarray], map_shape: tuple[int, int, int]) -> None:
+def _drop_second_transpose(
+    graph: onnx.GraphProto, constants: dict[str, np.ndarray], map_shape: tuple[int, int, int]
+) -> None:
     """Flatten in C, H, W order: remove the Transpose before the Reshape, and permute fc1's rows instead."""
     makers = {output: node for node in graph.node for output in node.output}
     readers = {name: node for node in graph.node for name in node.input}
-    (reshape,) = (node for node in graph.node if node.op_type == "Reshape")
+    (reshape,) = (n for n in graph.node if n.op_type == "Reshape" and readers[n.output[0]].op_type == "MatMul")
     transpose, matmul = makers[reshape.input[0]], readers[reshape.output[0]]
+    if tuple(map_shape[:2]) == (1, 1) and transpose.op_type != "Transpose":
+        return  # one pixel is in any order, and tf2onnx has seen it
     perm = list(transpose.attribute[0].ints) if transpose.op_type == "Transpose" else None
-    if perm != [0, 2, 3, 1] or matmul.op_type != "MatMul":
-        raise RuntimeError(f"unexpected graph around the flattening: {transpose.op_type} {perm}, {matmul.op_type}")
+    if perm != [0, 2, 3, 1]:
+        raise RuntimeError(f"unexpected graph before the flattening: {transpose.op_type} {perm}")
     h, w, c = map_shape
     kernel = constants[matmul.input[1]]  # [h * w * c, units]
     constants[matmul.input[1]] = kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)

@@ -35,7 +35,9 @@ def write(model: Any, path: Path, about: dict[str, Any], opset: int | None = Non
     """
     total = sum(weight.shape.num_elements() for weight in model.weights) * 4
     if total > 2**31 - 2**20:
-        raise InputError(f"A TFLite file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: reduce width or fc_units.")
+        raise InputError(
+            f"A TFLite file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: reduce width or fc_units."
+        )
     graph = schema.ModelT.InitFromPackedBuf(_converted_skeleton(model, about, path.parent))
     _put_weights(graph, model)
     builder = _packed(graph, total)
@@ -121,7 +123,9 @@ class _AlignedBuffer(schema.BufferT):
         data = self.data if self.data is not None else np.empty(0, np.uint8)
         builder.StartVector(1, len(data), 16)
         builder.head -= len(data)
-        builder.Bytes[builder.head : builder.head + len(data)] = data.tobytes() if len(data) < 1024 else memoryview(data)
+        builder.Bytes[builder.head : builder.head + len(data)] = (
+            data.tobytes() if len(data) < 1024 else memoryview(data)
+        )
         vector = builder.EndVector()
         schema.BufferStart(builder)
         if len(data):

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
 from export import artifact, parity
 from vggkeras import files, runtimes
 from vggkeras.errors import InputError, run_command
+from vggkeras.terminal import load_tensorflow
 
 
 def verify(path: Path) -> list[str]:
@@ -62,6 +64,7 @@ def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
     """
     if not files:
         raise InputError("Expected one file or more to verify; received none.")
+    load_tensorflow(Console(), *files)
     failed = 0
     for path in files:
         problems = verify(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 from vggkeras import configs
 from vggkeras.configs import Recipe
 from vggkeras.errors import InputError, run_command
+from vggkeras.terminal import load_tensorflow, print_table, progress_bar
 
 SUFFICIENT_ACCURACY = 0.97  # what the demo asks of its digits
 
@@ -59,12 +59,7 @@ def _print_configurations(shape: tuple[int, int, int], classes: int) -> None:
         ("activations", lambda plan: f"{_activation_bytes(plan) / 1e6:.0f} MB"),
     ):
         table.add_row(title, *(cell(plan) for plan in plans.values()))
-    _wide().print(table)
-
-
-def _wide() -> Console:
-    """A table of numbers is better scrolled than folded."""
-    return Console(width=max(console.width, 104))
+    print_table(table, console)
 
 
 def _print_layers(arch: str, shape: tuple[int, int, int], classes: int) -> None:
@@ -88,7 +83,7 @@ def _print_layers(arch: str, shape: tuple[int, int, int], classes: int) -> None:
             f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
             f"{_activation_bytes([layer]):,}",
         )
-    _wide().print(table)
+    print_table(table, console)
 
 
 def _activation_bytes(layers: list[configs.Layer]) -> int:
@@ -105,6 +100,7 @@ def _activation_bytes(layers: list[configs.Layer]) -> int:
 
 def train(recipe: tyro.conf.OmitArgPrefixes[Recipe]) -> int:
     """Train one network as the paper trained it, and keep the best model by validation accuracy."""
+    load_tensorflow(console)
     from vggkeras.train import train as run
 
     run(recipe, console)
@@ -136,10 +132,10 @@ def evaluate(
     """
     from vggkeras import datasets, files, runtimes
     from vggkeras import evaluate as evaluation
-    from vggkeras.progress import progress_bar
 
     if not model:
         raise InputError("--model expects one model or more; received none.")
+    load_tensorflow(console, *model)
     predictors = [runtimes.load(path, provider) for path in model]
     loaded = datasets.load_data(data, skip_unreadable=skip_unreadable)
     images = loaded.split(split)
@@ -187,7 +183,7 @@ def evaluate(
                 "seconds": result.seconds,
             }
         )
-    console.print(table)
+    print_table(table, console)
     if loaded.skipped:
         console.print(f"skipped {len(loaded.skipped)} unreadable files: " + ", ".join(loaded.skipped), soft_wrap=True)
     if json:
@@ -227,6 +223,7 @@ def predict(
         paths += found
     if not paths:
         raise InputError("Expected image files or folders; received none.")
+    load_tensorflow(console, model)
     predictor = runtimes.load(model, provider)
     probabilities = posteriors(predictor, paths)
     table = Table(title=f"{predictor.path} in {predictor.runtime}")
@@ -240,7 +237,9 @@ def predict(
             print(_json({"image": str(path), "classes": classes}))
             continue
         for rank, i in enumerate(best):
-            table.add_row(str(path) if rank == 0 else "", predictor.class_names[i], f"{p[i]:.4f}", end_section=i == best[-1])
+            table.add_row(
+                str(path) if rank == 0 else "", predictor.class_names[i], f"{p[i]:.4f}", end_section=i == best[-1]
+            )
     if not json:
         console.print(table)
     return 0
@@ -265,11 +264,12 @@ def demo(out: Path = Path("runs/demo")) -> int:
     """
     import subprocess
 
+    start = time.monotonic()
+    load_tensorflow(console)
     from vggkeras import files
     from vggkeras.train import read_run
     from vggkeras.train import train as run
 
-    start = time.monotonic()
     if (out / "run.json").exists():
         if read_run(out)["data"] != "digits":
             raise InputError(f"{out} holds a run on other data: give another --out.")
@@ -294,7 +294,6 @@ def demo(out: Path = Path("runs/demo")) -> int:
 
 def main() -> int:
     """Parse, and call one function."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     commands = {f.__name__: f for f in (info, train, evaluate, predict, doctor, demo)}
     return tyro.extras.subcommand_cli_from_dict(
         commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."

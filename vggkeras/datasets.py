@@ -1,9 +1,9 @@
 """A data string -> splits of encoded images with labels, class names, and the training split's mean RGB.
 
-    digits                     scikit-learn's 1,797 handwritten digits, embedded, no download
-    tfds:NAME[/CONFIG]         TensorFlow Datasets; TFDS_DATA_DIR says where
-    a folder                   train/ and val/ (or valid/, validation/), perhaps test/, each with a folder a class;
-                               or class folders alone, a fifth of which is held out by a stable hash of the file's name
+digits                     scikit-learn's 1,797 handwritten digits, embedded, no download
+tfds:NAME[/CONFIG]         TensorFlow Datasets; TFDS_DATA_DIR says where
+a folder                   train/ and val/ (or valid/, validation/), perhaps test/, each with a folder a class;
+                           or class folders alone, a fifth of which is held out by a stable hash of the file's name
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Split:
     name: str
     count: int
     labels: np.ndarray | None = None  # int64 [count]; None while in TFDS records
-    sources: list[str] | list[bytes] | None = None
+    sources: list[Any] | None = None  # str paths, or bytes
     builder: Any = None  # tfds.core.DatasetBuilder
     records: str = ""  # TFDS' name of the split, such as "train" or "train[:90%]"
     left_out: frozenset[int] = frozenset()  # indices of records to pass over
@@ -218,7 +218,9 @@ def _folder(spec: str, skip_unreadable: bool) -> Data:
         )
     classes = sorted({label for _, label in found["train"]})
     if len(classes) < 2:
-        raise InputError(f"{spec} has one class, {classes[0]!r}: a classifier needs images in two class folders or more.")
+        raise InputError(
+            f"{spec} has one class, {classes[0]!r}: a classifier needs images in two class folders or more."
+        )
     if "validation" not in found:
         held = [_hash(path) % HELD_OUT == 0 for path, _ in found["train"]]
         found["validation"] = [item for item, out in zip(found["train"], held, strict=True) if out]

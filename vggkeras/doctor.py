@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.table import Table
+
+from vggkeras.terminal import load_tensorflow, print_table, quiet_stderr
 
 PACKAGES = (
     "vggkeras",
@@ -27,7 +30,9 @@ PACKAGES = (
 
 def examine(console: Console) -> int:
     """Print versions, devices and what loads. Returns 0, or 1 when a runtime that is installed does not load."""
-    table = Table(title=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    table = Table(
+        title=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    )
     table.add_column("package")
     table.add_column("version")
     for package in PACKAGES:
@@ -39,13 +44,12 @@ def examine(console: Console) -> int:
     loads.add_column("device")
     loads.add_column("loads")
     loads.add_column("otherwise")
-    with console.status("loading TensorFlow"):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import tensorflow as tf
+    load_tensorflow(console)
+    import tensorflow as tf
 
-        gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
+    gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
     loads.add_row("tensorflow", "cpu", "yes", "")
-    gpu_extra = "pip install 'vggkeras[gpu]' on Linux with an NVIDIA driver"
+    gpu_extra = "pip install 'vggkeras\\[gpu]' on Linux with an NVIDIA driver"
     loads.add_row("tensorflow", "gpu", ", ".join(gpus) or "no", "" if gpus else gpu_extra)
     broken = False
     for provider, loaded in _onnxruntime_providers().items():
@@ -58,7 +62,7 @@ def examine(console: Console) -> int:
         loads.add_row("litert", "cpu", f"no: {error}", "pip install ai-edge-litert")
     else:
         loads.add_row("litert", "cpu", "yes", "")
-    console.print(loads)
+    print_table(loads, console)
     console.print(f"Keras backend: {os.environ.get('KERAS_BACKEND', 'tensorflow')} (KERAS_BACKEND chooses)")
     console.print(f"TFDS_DATA_DIR: {os.environ.get('TFDS_DATA_DIR', 'not set, so ~/tensorflow_datasets')}")
     return int(broken)
@@ -80,12 +84,11 @@ def _onnxruntime_providers() -> dict[str, bool]:
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
     probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # the table says it
     loads = {}
     for provider in ort.get_available_providers():
         try:
-            session = ort.InferenceSession(probe, options, providers=[provider])
+            with quiet_stderr(), contextlib.redirect_stdout(None):  # the table says it
+                session = ort.InferenceSession(probe, providers=[provider])
             loads[provider] = provider in session.get_providers()
         except Exception:  # onnxruntime's errors have no common base; not loading is the answer
             loads[provider] = False

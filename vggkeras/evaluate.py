@@ -1,6 +1,6 @@
 """The paper's test protocols (section 3.2), over any `Predictor`.
 
-    python -m vggkeras evaluate --model runs/latest --data digits --split validation
+python -m vggkeras evaluate --model runs/latest --data digits --split validation
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _crops(predictor: Predictor, image: np.ndarray, scales: Sequence[int]) -> np
         raise InputError(f"{predictor.path} takes images of {c} channels, and image files have 3 (or 1, if grey).")
     crops = np.stack([augment.center_crop(image, scale, (h, w)) for scale in scales])
     if c == 1:  # a network of grey images: ITU-R 601 luma, as Pillow's "L"
-        return np.uint8(np.round(crops @ np.array([0.299, 0.587, 0.114])))[..., None]
+        return np.round(crops @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
     return crops
 
 

@@ -1,6 +1,6 @@
 """The networks of Table 1 as Keras functional models, for any Keras backend.
 
-    python -m vggkeras info D
+python -m vggkeras info D
 """
 
 from __future__ import annotations
@@ -156,9 +156,8 @@ def build(
         if step.kind == "conv":
             filters = step.output_shape[-1]
             activation = None if batch_norm else "relu"
-            x = layers.Conv2D(
-                filters, step.kernel, padding="same", activation=activation, name=step.name, **kernel()
-            )(x)  # [N, H, W, filters]
+            conv = {"padding": "same", "activation": activation, "name": step.name, **kernel()}
+            x = layers.Conv2D(filters, step.kernel, **conv)(x)  # [N, H, W, filters]
             if batch_norm:
                 x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=step.name.replace("conv", "bn"))(x)
                 x = layers.ReLU(name=step.name.replace("conv", "relu"))(x)
@@ -172,9 +171,8 @@ def build(
             x = layers.Dense(step.output_shape[0], activation="relu", name=step.name, **kernel())(x)
             x = layers.Dropout(dropout, seed=next_seed(), name=f"{step.name}_dropout")(x)
         else:
-            x = layers.Dense(
-                classes, activation=classifier_activation, dtype="float32", name=step.name, **kernel()
-            )(x)  # [N, classes]
+            last = {"activation": classifier_activation, "dtype": "float32", "name": step.name, **kernel()}
+            x = layers.Dense(classes, **last)(x)  # [N, classes]
     return keras.Model(images, x, name=f"vgg_{arch.lower().replace('-', '_')}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import numpy as np
 
 from vggkeras.configs import rescaled_side
 from vggkeras.errors import InputError
+from vggkeras.terminal import quiet_stderr
 
 MAX_BATCH = 64  # images a call of the runtime; more are passed in parts
 PROVIDERS = ("cpu", "cuda")
@@ -93,7 +95,9 @@ def load(path: str | os.PathLike, provider: str = "cpu") -> Predictor:
         )
     loaders = {".keras": _load_keras, ".onnx": _load_onnx, ".tflite": _load_tflite}
     if path.suffix not in loaders:
-        raise InputError(f"{path}: expected a suffix of {', '.join(loaders)}, or a SavedModel folder; received {path.suffix!r}.")
+        raise InputError(
+            f"{path}: expected a suffix of {', '.join(loaders)}, or a SavedModel folder; received {path.suffix!r}."
+        )
     return loaders[path.suffix](path, provider)
 
 
@@ -108,7 +112,9 @@ def _load_keras(path: Path, provider: str) -> Predictor:
     return keras_predictor(model, about, path, provider)
 
 
-def keras_predictor(model: Any, about: dict[str, Any], path: Path = Path("model.keras"), provider: str = "cpu") -> Predictor:
+def keras_predictor(
+    model: Any, about: dict[str, Any], path: Path = Path("model.keras"), provider: str = "cpu"
+) -> Predictor:
     """A `Predictor` over a Keras model in memory, on any backend."""
     import keras
 
@@ -183,17 +189,18 @@ def _load_onnx(path: Path, provider: str) -> Predictor:
     import onnxruntime as ort
 
     wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
-    options = ort.SessionOptions()
-    options.log_severity_level = 4 if provider == "cuda" else 3  # a provider that fails is reported below, once
     try:
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
+        with quiet_stderr() as said:
+            session = ort.InferenceSession(str(path), providers=[wanted])
         details, (output,) = session.get_inputs()[0], session.get_outputs()
     except Exception as error:  # onnxruntime's errors have no common base
         raise InputError(f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again.") from error
     if wanted not in session.get_providers():  # ONNX Runtime falls back to the CPU in silence
+        reason = re.search(r"error: (.*)", said[0])
         raise InputError(
-            f"provider {provider}: ONNX Runtime did not load {wanted}; it has {', '.join(session.get_providers())}. "
-            "Install the extra `gpu` and the driver, or use cpu (`python -m vggkeras doctor` says what loads)."
+            f"provider {provider}: ONNX Runtime did not load {wanted} ({reason[1] if reason else 'no reason given'}); it "
+            f"has {', '.join(session.get_providers())}. Install the extra `gpu` and the driver, or use cpu "
+            "(`python -m vggkeras doctor` says what loads)."
         )
     about = json.loads(session.get_modelmeta().custom_metadata_map.get("vggkeras", "{}"))
 
@@ -201,7 +208,9 @@ def _load_onnx(path: Path, provider: str) -> Predictor:
         return session.run([output.name], {details.name: np.ascontiguousarray(images)})[0]
 
     names, shape = _class_names(about, output.shape[-1]), tuple(details.shape[1:])
-    return Predictor(path, "onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run)
+    return Predictor(
+        path, "onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run
+    )
 
 
 def _load_tflite(path: Path, provider: str) -> Predictor:
@@ -214,7 +223,7 @@ def _load_tflite(path: Path, provider: str) -> Predictor:
         (details,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again.") from error
-    about = {}
+    about: dict[str, Any] = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             about = json.loads(archive.read("vggkeras.json")) if "vggkeras.json" in archive.namelist() else {}
@@ -231,11 +240,11 @@ def _load_tflite(path: Path, provider: str) -> Predictor:
         return interpreter.get_tensor(output["index"])
 
     ((_, signature),) = interpreter.get_signature_list().items()
-    names, shape = _class_names(about, output["shape"][-1]), tuple(map(int, details["shape"][1:]))
+    names, (_, h, w, c) = _class_names(about, output["shape"][-1]), map(int, details["shape"])
     try:
         number = version("ai-edge-litert")
     except PackageNotFoundError:
         number = "unknown"
     return Predictor(
-        path, "litert", number, "cpu", shape, names, signature["inputs"][0], signature["outputs"][0], about, run
+        path, "litert", number, "cpu", (h, w, c), names, signature["inputs"][0], signature["outputs"][0], about, run
     )

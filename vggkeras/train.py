@@ -1,6 +1,6 @@
 """Training as the paper trained (section 3.1): mini-batch SGD with momentum, L2 penalty, dropout, a falling rate.
 
-    python -m vggkeras train --arch A --data digits --batch-norm --width 0.25 --fc-units 256 --epochs 20
+python -m vggkeras train --arch A --data digits --batch-norm --width 0.25 --fc-units 256 --epochs 20
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vggkeras import augment, configs, datasets, files, models
 from vggkeras.configs import Recipe
 from vggkeras.datasets import Data, Split
 from vggkeras.errors import InputError
-from vggkeras.progress import progress_bar
+from vggkeras.terminal import progress_bar
 
 CACHE_BYTES = 1 << 30  # rescaled images are kept in memory when all of them take less
 
@@ -292,6 +292,7 @@ class _Keeper(keras.callbacks.Callback):
             f"validation {row['val_accuracy']:.4f}{' best' if better else '     '}  rate {self.rate:.1e}  "
             f"{row['seconds']:.0f} s{drop}",
             highlight=False,
+            soft_wrap=True,
         )
         self.rate = rate
 
