@@ -129,6 +129,7 @@ def export_model(
     reference = replace(reference, run=lambda _: answers)
     del network
 
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     beside = {name: folder / f".partial-{os.getpid()}-{FORMATS[name].file}" for name in chosen}
     entries: dict[str, dict[str, Any]] = {}
@@ -139,9 +140,6 @@ def export_model(
             with console.status(f"writing {folder / FORMATS[name].file}"), _Peak() as peaks[name]:
                 FORMATS[name].write(graph, path, description, opset)
         del graph
-        count = min(GOLDEN_IMAGES, len(pictures))
-        golden_labels = None if labels is None else labels[:count]
-        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count])
         for name, path in beside.items():
             file = FORMATS[name].file
             with console.status(f"proving {folder / file}"):
@@ -152,11 +150,18 @@ def export_model(
             del candidate
             final = folder / (file if result.passed else f"{file}.rejected")
             files.move(path, final)
+            if result.passed:
+                files.remove(folder / f"{file}.rejected")
             rows.append((final, result, peaks[name], milliseconds))
+        count = min(GOLDEN_IMAGES, len(pictures))
+        golden_labels = None if labels is None else labels[:count]
+        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count])
         artifact.update_certificate(folder, entries, sha256)
     finally:
         for path in beside.values():
             files.remove(path)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
     _tell(console, rows, evidence)
     return entries
 

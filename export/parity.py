@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from vggkeras.runtimes import Predictor
 
@@ -111,6 +110,8 @@ def _values(
     tolerance: float,
     failures: list[str],
 ) -> Parity:
+    from scipy.stats import binomtest
+
     n = len(answers)
     if not np.isfinite(output).all():
         failures.append(f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {n} images gave NaN or infinity")

@@ -1,7 +1,7 @@
 """A model -> the graph that is exported, and that graph -> a SavedModel folder.
 
 The graph takes `images`, uint8 `[batch, H, W, C]`, RGB, and gives `probabilities`, float32 `[batch, classes]`; the
-SavedModel has it as its one signature, serving_default.
+SavedModel has it as its signature serving_default.
 """
 
 from __future__ import annotations

@@ -73,5 +73,10 @@ def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
     return 1 if failed else 0
 
 
+def cli() -> int:
+    """Parse, and call one function."""
+    return run_command(lambda: tyro.cli(main, prog="python -m export.verify"))
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: tyro.cli(main, prog="python -m export.verify")))
+    sys.exit(cli())

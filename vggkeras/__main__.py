@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,8 +99,17 @@ def _activation_bytes(layers: list[configs.Layer]) -> int:
     return total
 
 
-def train(recipe: tyro.conf.OmitArgPrefixes[Recipe]) -> int:
+@dataclass(frozen=True)
+class _Flags(Recipe):
+    """One training run. The defaults are the paper's (section 3.1)."""
+
+    def __post_init__(self) -> None:
+        pass  # tyro would frame an error of the recipe's own check: it is made below
+
+
+def train(flags: tyro.conf.OmitArgPrefixes[_Flags]) -> int:
     """Train one network as the paper trained it, and keep the best model by validation accuracy."""
+    recipe = Recipe(**vars(flags))
     load_tensorflow(console)
     from vggkeras.train import train as run
 

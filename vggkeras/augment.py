@@ -53,7 +53,8 @@ def decode_and_rescale(encoded, side: int):
     image = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.numpy_function(decode, [encoded], tf.uint8, stateful=False),
+        # Outside a graph, TensorFlow hands the bytes over in an array of no dimensions.
+        lambda: tf.numpy_function(lambda x: decode(np.asarray(x).item()), [encoded], tf.uint8, stateful=False),
     )
     image = tf.ensure_shape(image, [None, None, 3])
     sides = tf.cast(tf.shape(image)[:2], tf.float64)

@@ -1,0 +1,102 @@
+"""Shared, expensive things: one tiny network truly trained on digits, and its exports."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vggkeras
+
+
+def photo(seed: int, height: int = 48, width: int = 40) -> np.ndarray:
+    """A smooth picture, uint8 [height, width, 3], which JPEG keeps well; another for every seed."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_photos(folder: Path, count: int, seed: int = 0, suffix: str = ".jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(photo(seed + i)).save(folder / f"{i:03d}{suffix}")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with train/ and val/, two classes, eight and four photographs each."""
+    for c, name in enumerate(("cat", "dog")):
+        write_photos(tmp_path / "photos" / "train" / name, 8, 100 * c)
+        write_photos(tmp_path / "photos" / "val" / name, 4, 100 * c + 50)
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runs/latest is made in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def recipe(workplace: Path) -> vggkeras.Recipe:
+    return vggkeras.Recipe(
+        "A-LRN",
+        "digits",
+        workplace / "runs" / "digits",
+        batch_norm=True,
+        width=0.125,
+        fc_units=64,
+        dropout=0.2,
+        epochs=6,
+        batch_size=32,
+        learning_rate=0.02,
+    )
+
+
+@pytest.fixture(scope="session")
+def run(recipe: vggkeras.Recipe, workplace: Path):
+    """A tiny A-LRN trained on digits."""
+    here = os.getcwd()
+    os.chdir(workplace)
+    try:
+        return vggkeras.train(recipe)
+    finally:
+        os.chdir(here)
+
+
+@pytest.fixture(scope="session")
+def exports(run) -> Path:
+    """The trained network in all three formats."""
+    from export import export_model
+
+    entries = export_model(run.path)
+    assert all(entry["passed"] for entry in entries.values()), entries
+    return run.path / "export"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Run a console script in this process: command(cli, *arguments) -> (exit code, stdout, stderr)."""
+
+    def call(cli, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+        try:
+            code = cli()
+        except SystemExit as stop:
+            code = stop.code
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call

@@ -1,0 +1,272 @@
+"""Data strings, every kind of image file, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import photo, write_photos
+from PIL import Image
+
+import vggkeras
+from vggkeras import augment, datasets
+from vggkeras.errors import InputError
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+RGB = Image.fromarray(photo(1))
+GREY = RGB.convert("L")
+KINDS = {
+    "jpeg": (encoded(RGB, "JPEG", quality=95, subsampling=0), RGB, 12),
+    "progressive jpeg": (encoded(RGB, "JPEG", quality=95, subsampling=0, progressive=True), RGB, 12),
+    "grey jpeg": (encoded(GREY, "JPEG", quality=95), GREY.convert("RGB"), 6),
+    "cmyk jpeg": (encoded(RGB.convert("CMYK"), "JPEG", quality=95), RGB, 12),
+    "png": (encoded(RGB, "PNG"), RGB, 0),
+    "grey png": (encoded(GREY, "PNG"), GREY.convert("RGB"), 0),
+    "palette png": (encoded(RGB.quantize(16), "PNG"), RGB.quantize(16).convert("RGB"), 0),
+    "one-bit png": (encoded(GREY.convert("1"), "PNG"), GREY.convert("1").convert("RGB"), 0),
+    "16-bit png": (
+        encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "PNG"),
+        GREY.convert("RGB"),
+        0,
+    ),
+    "bmp": (encoded(RGB, "BMP"), RGB, 0),
+    "gif": (
+        encoded(RGB.quantize(64), "GIF", save_all=True, append_images=[RGB.rotate(180).quantize(64)]),
+        RGB.quantize(64).convert("RGB"),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_rgb(kind):
+    data, expected, tolerance = KINDS[kind]
+    image = datasets.decode(data)
+    assert image.dtype == np.uint8
+    assert image.shape == (48, 40, 3)
+    assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= tolerance
+
+
+def test_transparent_pixels_lie_on_white():
+    image = np.dstack([photo(2), np.full((48, 40), 255, np.uint8)])
+    image[:10, :, 3] = 0
+    rgb = datasets.decode(encoded(Image.fromarray(image), "PNG"))
+    assert (rgb[:10] == 255).all()
+    np.testing.assert_array_equal(rgb[10:], image[10:, :, :3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensorflow_decodes_what_pillow_decodes(kind):
+    """The same op eagerly, inside tf.data, and Pillow's road: the same pixels (CMYK: within rounding)."""
+    import tensorflow as tf
+
+    data = KINDS[kind][0]
+    pillow = datasets.decode(data).astype(int)
+    eager = augment.decode_and_rescale(tf.constant(data), 40).numpy().astype(int)
+    inside = tf.data.Dataset.from_tensors(data).map(lambda x: augment.decode_and_rescale(x, 40))
+    np.testing.assert_array_equal(next(inside.as_numpy_iterator()), eager)
+    assert np.abs(pillow - eager).max() <= (2 if "cmyk" in kind else 0)
+
+
+@pytest.mark.parametrize("shape", [(48, 40), (40, 90), (200, 33), (64, 64)])
+@pytest.mark.parametrize("side", [32, 40, 71])
+def test_both_rescales_agree(shape, side):
+    import tensorflow as tf
+
+    image = photo(3, *shape)
+    pillow = augment.rescale(image, side)
+    tensorflow = augment.decode_and_rescale(tf.constant(encoded(Image.fromarray(image), "PNG")), side).numpy()
+    assert pillow.shape == tensorflow.shape
+    assert min(pillow.shape[:2]) == side
+    assert np.abs(pillow.astype(int) - tensorflow.astype(int)).max() <= 1
+
+
+def test_center_crop_is_the_middle():
+    image = photo(4, 60, 40)
+    np.testing.assert_array_equal(augment.center_crop(image, 40, (32, 32)), image[14:46, 4:36])
+    with pytest.raises(InputError, match="does not fit"):
+        augment.center_crop(image, 30, (32, 32))
+
+
+def test_random_crops_are_pure_functions_of_their_seed_and_reach_everywhere():
+    import tensorflow as tf
+
+    image = tf.constant(photo(5, 36, 34))
+    crops = [augment.random_crop(image, 32, (0, i), True).numpy() for i in range(200)]
+    again = [augment.random_crop(image, 32, (0, i), True).numpy() for i in range(200)]
+    assert all(np.array_equal(a, b) for a, b in zip(crops, again, strict=True))
+    places = {
+        (top, left, flip): image.numpy()[top : top + 32, left : left + 32][:, :: -1 if flip else 1].tobytes()
+        for top in range(5)
+        for left in range(3)
+        for flip in (False, True)
+    }
+    assert {crop.tobytes() for crop in crops} == set(places.values())
+
+
+def test_digits_are_embedded_and_always_split_the_same_way():
+    a, b = vggkeras.load_data("digits"), vggkeras.load_data("digits")
+    assert a.splits["train"].count + a.splits["validation"].count == 1797
+    np.testing.assert_array_equal(a.splits["validation"].labels, b.splits["validation"].labels)
+    for split in a.splits.values():
+        share = np.bincount(split.labels) / split.count
+        assert np.abs(share - 0.1).max() < 0.01
+    _, first, label = next(a.splits["train"].examples())
+    assert datasets.decode(first).shape == (32, 32, 3)
+    assert a.class_names[label] == str(label)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_imagenets_imagenettes_and_country211s_layouts(tmp_path, name):
+    for split in ("train", name, "test"):
+        for wnid in ("n01440764", "n02102040"):
+            write_photos(tmp_path / "set" / split / wnid, 2, suffix=".JPEG")
+    (tmp_path / "set" / "train" / "n01440764" / ".DS_Store").write_text("x")
+    (tmp_path / "set" / "noisy_imagenette.csv").write_text("x")
+    data = vggkeras.load_data(str(tmp_path / "set"))
+    assert data.class_names == ["n01440764", "n02102040"]
+    assert {k: s.count for k, s in data.splits.items()} == {"train": 4, "validation": 4, "test": 4}
+    assert data.split("val") is data.splits["validation"]
+    assert [label for _, _, label in data.split("train").examples()] == [0, 0, 1, 1]
+    with pytest.raises(InputError, match="no split 'dev'"):
+        data.split("dev")
+
+
+def test_class_folders_alone_are_split_by_a_stable_hash(tmp_path):
+    for name in ("a", "b"):
+        write_photos(tmp_path / "set" / name, 40)
+    before = vggkeras.load_data(str(tmp_path / "set"))
+    held = {"/".join(p.split("/")[-2:]) for p in before.splits["validation"].sources}
+    assert before.splits["train"].count + len(held) == 80
+    assert 4 <= len(held) <= 28
+    shutil.move(tmp_path / "set", tmp_path / "moved")
+    (tmp_path / "moved" / "a" / "000.jpg").unlink()
+    after = vggkeras.load_data(str(tmp_path / "moved"))
+    assert {"/".join(p.split("/")[-2:]) for p in after.splits["validation"].sources} == held - {"a/000.jpg"}
+
+
+def test_mean_rgb_counts_every_image_once(photos):
+    split = vggkeras.load_data(str(photos)).split("train")
+    means = [mean for _, mean in datasets.read_all(split)]
+    by_hand = np.mean([np.asarray(Image.open(path)).mean(axis=(0, 1)) for path in split.sources], axis=0)
+    np.testing.assert_allclose(datasets.mean_rgb(means), by_hand)
+
+
+def test_bad_folders_are_named(tmp_path, photos):
+    (tmp_path / "empty").mkdir()
+    write_photos(tmp_path / "one" / "cat", 3)
+    write_photos(tmp_path / "strange" / "train" / "cat", 2)
+    write_photos(tmp_path / "strange" / "train" / "dog", 2)
+    write_photos(tmp_path / "strange" / "val" / "cow", 2)
+    write_photos(tmp_path / "few" / "cat", 1)
+    write_photos(tmp_path / "few" / "dog", 1)
+    for spec, message in {
+        "missing": "Unknown data 'missing': expected digits, tfds:NAME",
+        "empty": "has no images",
+        "one": "has one class, 'cat'",
+        "strange": "'cow' that train has not",
+        "few": "too few images",
+        "tfds:no_such_set": "TensorFlow Datasets has no 'no_such_set'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            vggkeras.load_data(spec)
+
+
+@pytest.mark.parametrize("content", [b"hello, I am text", b""])
+def test_what_is_no_image_is_found_by_a_quick_look_and_named(photos, content):
+    bad = photos / "train" / "cat" / "003.jpg"
+    bad.write_bytes(content)
+    with pytest.raises(InputError, match=r"train/cat/003\.jpg is not a JPEG"):
+        vggkeras.load_data(str(photos))
+    data = vggkeras.load_data(str(photos), skip_unreadable=True)
+    assert data.skipped == (str(bad),)
+    assert data.split("train").count == 15
+
+
+def test_a_truncated_image_is_named(photos):
+    path = photos / "val" / "dog" / "001.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"val/dog/001\.jpg cannot be read"):
+        list(augment.center_crops(vggkeras.load_data(str(photos)).split("val"), (32, 32), 32))
+
+
+def test_splits_stream_in_order_or_shuffled(photos):
+    split = vggkeras.load_data(str(photos)).split("train")
+    plain = list(split.encoded().as_numpy_iterator())
+    assert [(e, int(label)) for e, label in plain] == [(e, label) for _, e, label in split.examples()]
+    shuffled = split.encoded(0)
+    first, second = ([e for e, _ in shuffled.as_numpy_iterator()] for _ in range(2))
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(e for e, _ in plain)
+    assert split.without([0, 15]).count == 14
+
+
+@pytest.fixture(scope="module")
+def tiny_tfds(tmp_path_factory):
+    """A TensorFlow data set made here: 20 JPEGs, train alone."""
+    import tensorflow_datasets as tfds
+
+    class VggkerasTiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(20):
+                yield i, {"image": photo(i), "label": i % 2}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    VggkerasTiny(data_dir=folder).download_and_prepare()
+    return folder
+
+
+def test_tfds_records_come_undecoded_and_hold_out_a_tenth(tiny_tfds, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("vggkeras_tiny", data_dir=tiny_tfds)
+    monkeypatch.setattr(tfds, "builder", lambda name: builder)
+    data = vggkeras.load_data("tfds:vggkeras_tiny")
+    assert {k: s.count for k, s in data.splits.items()} == {"train": 18, "validation": 2}
+    examples = list(data.split("train").examples())
+    assert all(e.startswith(b"\xff\xd8\xff") for _, e, _ in examples)
+    rest = data.split("train").without([3, 4])
+    assert rest.count == len(list(rest.examples())) == len(list(rest.encoded())) == 16
+
+
+needs_imagenette = pytest.mark.skipif(
+    not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "imagenette", "160px-v2")),
+    reason="TFDS_DATA_DIR has no imagenette/160px-v2: the test on real photographs",
+)
+
+
+@needs_imagenette
+def test_imagenettes_photographs():
+    data = vggkeras.load_data("tfds:imagenette/160px-v2")
+    assert (data.split("train").count, data.split("validation").count) == (9469, 3925)
+    assert len(data.class_names) == 10
+    few = data.split("validation").without(range(40, 3925))
+    crops = list(augment.center_crops(few, (64, 64), 73))
+    assert len(crops) == 40
+    assert all(crop.shape == (64, 64, 3) for _, crop, _ in crops)
+    import tensorflow as tf
+
+    for _, data_, _ in few.examples():  # real JPEGs: both decoders, the same pixels
+        pixels = tf.io.decode_jpeg(data_, channels=3, dct_method="INTEGER_ACCURATE").numpy()
+        np.testing.assert_array_equal(pixels, datasets.decode(data_))

@@ -1,0 +1,387 @@
+"""Exported files: the graph, what travels in it, the proof, and that the proof can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+
+import export
+import vggkeras
+from export import artifact, parity, to_saved_model, to_tflite, verify
+from vggkeras import files, runtimes
+from vggkeras.errors import InputError
+
+ABOUT = {"class_names": ["a", "b", "c", "d", "e"], "versions": {"vggkeras": "test"}}
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The TFLite converter in this process: each child would load TensorFlow anew, and one such test is enough."""
+
+    def convert(command, **_):
+        to_tflite._convert(*command[-2:])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(to_tflite.subprocess, "run", convert)
+
+
+def trained_looking(arch: str, shape, batch_norm: bool, **options):
+    """A network whose biases and batch norm are not what they start as."""
+    model = vggkeras.build(arch, shape, 5, batch_norm=batch_norm, seed=0, **options)
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if "_bn" in layer.name:
+            n = layer.moving_mean.shape[0]
+            layer.set_weights(
+                [rng.uniform(0.5, 2, n), rng.normal(0, 0.5, n), rng.normal(0, 5, n), rng.uniform(50, 90, n)]
+            )
+        elif layer.weights:
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, rng.normal(0, 0.1, bias.shape)])
+    return model
+
+
+def write_and_compare(model, folder, images) -> dict[str, parity.Parity]:
+    graph = to_saved_model.inference_model(model)
+    reference = runtimes.keras_predictor(model, {"class_names": ABOUT["class_names"]})
+    results = {}
+    for name, kind in export.FORMATS.items():
+        path = folder / kind.file
+        kind.write(graph, path, ABOUT, None)
+        results[name] = parity.compare(reference, runtimes.load(path), images, tolerance=kind.tolerance)
+    return results
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("arch", ["A", "A-LRN", "B", "C", "D", "E"])
+def test_every_configuration_passes_parity_in_every_format(arch, batch_norm, channels, tmp_path, in_process):
+    shape = (64, 96, channels)
+    model = trained_looking(arch, shape, batch_norm, width=0.06, fc_units=12)
+    images = np.random.default_rng(1).integers(0, 256, (20, *shape), dtype=np.uint8)
+    for name, result in write_and_compare(model, tmp_path, images).items():
+        assert result.passed, (name, result.failures)
+        assert result.batch_sizes == (1, 2, 7)
+        assert result.top1_agreement == 1
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert nodes.count("Transpose") <= 1  # with one channel it is a Reshape
+    assert nodes.count("LRN") == (arch == "A-LRN")
+    assert not {"BatchNormalization", "Shape", "Mul"} & set(nodes)
+
+
+@pytest.mark.parametrize("size", [32, 33, 70])
+def test_sizes_that_leave_one_pixel_or_do_not_divide(size, tmp_path, in_process):
+    model = trained_looking("A", (size, size, 3), False, width=0.06, fc_units=12)
+    images = np.random.default_rng(1).integers(0, 256, (10, size, size, 3), dtype=np.uint8)
+    for name, result in write_and_compare(model, tmp_path, images).items():
+        assert result.passed, (name, result.failures)
+
+
+def test_the_onnx_file(exports, run):
+    model = onnx.load(exports / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    nodes = [node.op_type for node in model.graph.node]
+    assert nodes.count("Transpose") <= 1
+    assert set(nodes) <= {
+        "Cast",
+        "Sub",
+        "Transpose",
+        "Conv",
+        "Relu",
+        "LRN",
+        "MaxPool",
+        "Reshape",
+        "MatMul",
+        "Add",
+        "Softmax",
+    }
+    assert [o.version for o in model.opset_import if o.domain == ""] == [18]
+    (images,), (probabilities,) = model.graph.input, model.graph.output
+    assert (images.name, images.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == ["batch", 32, 32, 3]
+    assert probabilities.name == "probabilities"
+    assert [d.dim_param or d.dim_value for d in probabilities.type.tensor_type.shape.dim] == ["batch", 10]
+    metadata = {p.key: json.loads(p.value) for p in model.metadata_props}
+    assert metadata["labels"] == [str(i) for i in range(10)]
+    described(metadata["vggkeras"], run)
+
+
+def described(about, run):
+    assert about["class_names"] == [str(i) for i in range(10)]
+    assert about["mean_rgb"] == run.metadata["mean_rgb"]
+    assert about["input"]["shape"] == ["batch", 32, 32, 3]
+    assert about["scale"] == 37
+    assert about["provenance"]["data"] == "digits"
+    assert about["provenance"]["epoch"] == run.metadata["best_epoch"]
+    assert about["provenance"]["model_sha256"] == files.sha256(run.path / "model.keras")
+
+
+def test_the_tflite_file(exports, run):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(exports / "model.tflite"))
+    assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["images"], "outputs": ["probabilities"]}}
+    assert interpreter.get_input_details()[0]["name"] == "images"
+    assert interpreter.get_input_details()[0]["shape_signature"].tolist() == [-1, 32, 32, 3]
+    assert interpreter.get_input_details()[0]["dtype"] == np.uint8
+    assert interpreter.get_output_details()[0]["name"] == "probabilities"
+    operators = {op["op_name"] for op in interpreter._get_ops_details()} - {"DELEGATE"}
+    assert operators == {
+        "CAST", "SUB", "CONV_2D", "LOCAL_RESPONSE_NORMALIZATION", "MAX_POOL_2D", "RESHAPE", "FULLY_CONNECTED", "SOFTMAX",
+    }  # fmt: skip
+    with zipfile.ZipFile(exports / "model.tflite") as archive:
+        assert archive.read("labels.txt").decode().split() == [str(i) for i in range(10)]
+        described(json.loads(archive.read("vggkeras.json")), run)
+
+
+def test_tflite_weights_lie_on_sixteen_bytes(exports):
+    from ai_edge_litert import schema_py_generated as schema
+
+    data = (exports / "model.tflite").read_bytes()
+    model = schema.Model.GetRootAs(data, 0)
+    for i in range(model.BuffersLength()):
+        array = model.Buffers(i).DataAsNumpy()
+        if isinstance(array, np.ndarray) and len(array):
+            whole = np.frombuffer(data, np.uint8)
+            assert (array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) % 16 == 0
+
+
+def test_the_saved_model(exports, run):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(exports / "saved_model"))
+    assert set(loaded.signatures) == {"serving_default", "serve"}  # Keras gives the one a second name
+    (spec,) = loaded.signatures["serving_default"].structured_input_signature[1].values()
+    assert (spec.name, spec.dtype, spec.shape.as_list()) == ("images", tf.uint8, [None, 32, 32, 3])
+    assert list(loaded.signatures["serving_default"].structured_outputs) == ["probabilities"]
+    described(json.loads((exports / "saved_model" / "assets.extra" / "vggkeras.json").read_text()), run)
+
+
+def test_certificate_and_golden_answers(exports, run):
+    certificate = json.loads((exports / "certificate.json").read_text())
+    assert set(certificate) == {"saved_model", "model.onnx", "model.tflite"}
+    for name, entry in certificate.items():
+        assert entry["passed"]
+        assert entry["sha256"] == files.sha256(exports / name)
+        assert entry["bytes"] == files.size(exports / name)
+        assert entry["images"] == 256
+        assert entry["batch_sizes"] == [1, 2, 7]
+        assert entry["max_abs_error"] <= entry["tolerance"] == 1e-5
+        assert entry["top1_agreement"] == 1
+        low, high = entry["top1_agreement_interval"]
+        assert 0.98 < low < high <= 1
+        assert entry["accuracy_artifact"] == entry["accuracy_reference"] > 0.6
+        assert entry["mcnemar_p"] == 1
+    with np.load(exports / "golden.npz") as golden:
+        assert golden["images"].dtype == np.uint8
+        assert golden["probabilities"].dtype == np.float32
+        p = vggkeras.load(run.path)(golden["images"])
+        np.testing.assert_allclose(p, golden["probabilities"], atol=1e-6)
+        assert (p.argmax(axis=1) == golden["labels"]).mean() > 0.6
+    assert not [p.name for p in exports.iterdir() if p.name.startswith(".") or p.name.endswith(".rejected")]
+
+
+@pytest.mark.parametrize("opset", [14, 17])
+def test_other_opsets(tmp_path, run, opset):
+    entries = export.export_model(run.path, "onnx", data="random", out=tmp_path / "e", opset=opset)
+    assert [o.version for o in onnx.load(tmp_path / "e" / "model.onnx").opset_import if o.domain == ""] == [opset]
+    assert entries["model.onnx"]["passed"]
+    assert "weak evidence" in entries["model.onnx"]["evidence"]
+    assert entries["model.onnx"]["accuracy_artifact"] is None
+
+
+def altered(predictor, change):
+    return dataclasses.replace(predictor, run=lambda images: change(predictor.run(images)))
+
+
+def test_parity_finds_every_planted_fault(exports, run):
+    images = artifact.load_golden(exports)[0]
+    reference, good = vggkeras.load(run.path), vggkeras.load(exports / "model.onnx")
+    assert parity.compare(reference, good, images).passed
+
+    def poisoned(p):
+        p = p.copy()
+        p[0, 0] = np.nan
+        return p
+
+    faults = {
+        "class names": dataclasses.replace(good, class_names=good.class_names[::-1]),
+        "input name": dataclasses.replace(good, input_name="keras_tensor"),
+        "output name": dataclasses.replace(good, output_name="Softmax:0"),
+        "input shape": dataclasses.replace(good, input_shape=(33, 32, 3)),
+        "output": altered(good, lambda p: p[:, :-1]),
+        "received float64": altered(good, lambda p: p.astype(np.float64)),
+        "NaN": altered(good, poisoned),
+        "largest error": altered(good, lambda p: p + np.float32(2e-5)),
+        "largest error ": altered(good, lambda p: np.roll(p, 1, axis=1)),
+        "largest error  ": altered(good, lambda p: p if len(p) != 7 else p[::-1]),  # wrong at one batch size
+        "running": altered(good, lambda p: 1 / 0),
+    }
+    for name, faulty in faults.items():
+        result = parity.compare(reference, faulty, images)
+        assert not result.passed
+        assert any(name.strip() in failure for failure in result.failures), (name, result.failures)
+    two = dataclasses.replace(altered(good, lambda p: p * np.float32(0.5)), class_names=["x"] * 10)
+    assert len(parity.compare(reference, two, images).failures) == 2  # all are gathered
+    with pytest.raises(ValueError, match="Expected 10 images or more"):
+        parity.compare(reference, good, images[:9])
+
+
+def test_parity_counts(exports):
+    """Agreement, accuracy and McNemar's p by hand: 32 images, 3 flipped away from the label, none towards it."""
+    images, _, p = artifact.load_golden(exports)
+    reference = dataclasses.replace(vggkeras.load(exports / "model.onnx"), run=lambda _: p)
+    flipped = p.copy()
+    flipped[:3] = np.roll(p[:3], 1, axis=1)
+    result = parity.compare(
+        (reference, p),
+        dataclasses.replace(reference, run=lambda _: flipped),
+        images,
+        p.argmax(axis=1),
+        batch_sizes=(32,),
+    )
+    assert result.top1_agreement == 29 / 32
+    assert (result.accuracy_reference, result.accuracy_artifact) == (1, 29 / 32)
+    assert result.mcnemar_p == pytest.approx(2 * 0.5**3)
+    assert not result.passed
+
+
+def test_a_file_that_fails_is_rejected_with_exit_code_1(tmp_path, run, monkeypatch, command):
+    from export.__main__ import cli
+
+    good = export.FORMATS["onnx"]
+
+    def faulty(graph, path, about, opset):
+        layer = graph.get_layer("block3_conv1")
+        kernel, bias = layer.get_weights()
+        layer.set_weights([kernel, bias + 0.5])
+        good.write(graph, path, about, opset)
+
+    monkeypatch.setitem(export.FORMATS, "onnx", dataclasses.replace(good, write=faulty))
+    code, out, _ = command(cli, "--format", "onnx", "--model", run.path, "--out", tmp_path / "e")
+    assert code == 1
+    assert "NOT proven" in out
+    assert "largest error" in out
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == [
+        "certificate.json",
+        "golden.npz",
+        "model.onnx.rejected",
+    ]
+    entry = json.loads((tmp_path / "e" / "certificate.json").read_text())["model.onnx"]
+    assert not entry["passed"]
+    assert entry["failures"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert export.export_model(run.path, "onnx", out=tmp_path / "e")["model.onnx"]["passed"]
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["certificate.json", "golden.npz", "model.onnx"]
+
+
+@pytest.fixture
+def copied(exports, tmp_path):
+    shutil.copytree(exports, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "saved_model"])
+def test_verify_passes_a_copy_and_catches_one_flipped_byte(copied, name, command):
+    code, out, _ = command(verify.cli, copied / name)
+    assert (code, out.strip()) == (0, f"{copied / name}: passed")
+    target = next((copied / name).glob("variables/*data*")) if name == "saved_model" else copied / name
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    target.write_bytes(data)
+    code, out, _ = command(verify.cli, copied / name)
+    assert code == 1
+    assert "FAILED" in out
+    assert "sha256: certified" in out
+
+
+def test_verify_compares_answers_not_only_bytes(copied, command):
+    """Another model under the certificate's name, with the certificate's sha256 made to match."""
+    model = onnx.load(copied / "model.onnx")
+    bias = next(t for t in model.graph.initializer if list(t.dims) == [10])
+    bias.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.eye(10, dtype=np.float32)[3], bias.name)
+    )
+    onnx.save(model, copied / "model.onnx")
+    certificate = json.loads((copied / "certificate.json").read_text())
+    certificate["model.onnx"]["sha256"] = files.sha256(copied / "model.onnx")
+    (copied / "certificate.json").write_text(json.dumps(certificate))
+    code, out, _ = command(verify.cli, copied / "model.onnx")
+    assert code == 1
+    assert "largest error" in out
+
+
+def test_verify_with_nothing_to_verify_against(copied, tmp_path, command):
+    for path, message in (
+        (tmp_path / "none.onnx", "No artifact at"),
+        (shutil.copy(copied / "model.onnx", tmp_path / "model.onnx"), "to verify against"),
+        (shutil.copy(copied / "model.onnx", copied / "other.onnx"), "has no entry 'other.onnx'"),
+    ):
+        code, _, err = command(verify.cli, path)
+        assert code == 2
+        assert message in err
+    assert command(verify.cli)[0] == 2
+
+
+def test_a_file_keras_alone_saved_is_exported_on_random_images_or_the_data_given(tmp_path, photos):
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8).save(tmp_path / "mine.keras")
+    entries = export.export_model(tmp_path / "mine.keras", "onnx")
+    assert entries["model.onnx"]["evidence"] == "random images: weak evidence"
+    for c, name in enumerate(("cat", "dog")):
+        from conftest import write_photos
+
+        write_photos(photos / "val" / name, 6, 300 + c * 50)
+    entries = export.export_model(tmp_path / "mine.keras", "onnx", data=str(photos))
+    assert entries["model.onnx"]["evidence"] == "12 images of photos/validation"
+    assert vggkeras.load(tmp_path / "export" / "model.onnx").class_names == ["cat", "dog"]
+
+
+def test_a_network_of_another_make_is_refused(tmp_path):
+    import keras
+
+    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]).save(
+        tmp_path / "o.keras"
+    )
+    with pytest.raises(InputError, match=r"Expected a classifier of vggkeras\.build"):
+        export.export_model(tmp_path / "o.keras")
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, classifier_activation=None).save(tmp_path / "s.keras")
+    with pytest.raises(InputError, match="ends in soft-max"):
+        export.export_model(tmp_path / "s.keras")
+
+
+LIMITS = {"onnx": (15, 5), "tflite": (60, 6)}  # seconds to write, GB of the whole process and its child
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["A-LRN", "C", "D"])
+def test_full_width_at_224(arch, tmp_path):
+    """Full-size networks pass parity in every format, within time and memory."""
+    vggkeras.build(arch, seed=0).save(tmp_path / "full.keras")
+    child = subprocess.run(
+        [sys.executable, "-m", "export", "--model", tmp_path / "full.keras"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    certificate = json.loads((tmp_path / "export" / "certificate.json").read_text())
+    assert len(certificate) == 3
+    for entry in certificate.values():
+        assert entry["passed"]
+        assert entry["max_rel_error"] <= 1e-5
+    for name, (seconds, gigabytes) in LIMITS.items():
+        row = next(line for line in child.stdout.splitlines() if export.FORMATS[name].file in line)
+        told = re.search(r"([\d.]+) s .*?([\d.]+) GB", row)
+        assert float(told[1]) <= seconds, child.stdout
+        assert float(told[2]) <= gigabytes, child.stdout
+    shutil.rmtree(tmp_path / "export")  # half a gigabyte a file
