@@ -39,7 +39,7 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
     proto = _skeleton(model, opset or DEFAULT_OPSET)
     graph = proto.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    constants |= {f"weight{i}": weight.numpy() for i, weight in enumerate(model.weights)}
+    constants |= {f"weight{i}": weight.numpy() for i, weight in enumerate(_weights(model))}
     _fold_constants(graph, constants)
     _drop_second_transpose(graph, constants, model.get_layer("flatten").input.shape[1:])
 
@@ -57,15 +57,21 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def _weights(model: keras.Model) -> list:
+    return [*model.trainable_variables, *model.non_trainable_variables]
+
+
 def _skeleton(model: keras.Model, opset: int) -> onnx.ModelProto:
     import tf2onnx
     from keras.src.export.tf2onnx_lib import patch_tf2onnx
 
+    trainable = len(model.trainable_variables)
+
     def network(images, *weights):
-        return model.stateless_call(list(weights), [], images, training=False)[0]
+        return model.stateless_call(weights[:trainable], weights[trainable:], images, training=False)[0]
 
     signature = [tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")]
-    signature += [tf.TensorSpec(w.shape, tf.float32, name=f"weight{i}") for i, w in enumerate(model.weights)]
+    signature += [tf.TensorSpec(w.shape, tf.float32, name=f"weight{i}") for i, w in enumerate(_weights(model))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the patch for NumPy 2 looks for np.object
         patch_tf2onnx()

@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from vggkeras import models
 from vggkeras.errors import InputError
 
 ABOUT = Path("assets.extra", "vggkeras.json")
@@ -35,6 +34,8 @@ class _Flatten(layers.Layer):
 def inference_model(model: keras.Model) -> keras.Model:
     """The model as it is exported: uint8 images in, a dict of probabilities out, no dropout, batch norm in the kernels.
 
+    Layers that need no change are shared with the model, not copied.
+
     A normalised convolution is the convolution with its kernel and bias scaled and shifted; left as it is, batch norm
     stays between transposes in the exported graph.
 
@@ -51,19 +52,20 @@ def inference_model(model: keras.Model) -> keras.Model:
     if keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
         raise InputError("Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'.")
 
-    def replace(layer):
-        if isinstance(layer, layers.Dropout | layers.BatchNormalization):
-            return []
-        if isinstance(layer, layers.Flatten):
-            return [(_Flatten(layer.output.shape[-1], name=layer.name), [])]
+    images = x = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
+    for layer in model.layers[1:]:
         norm = layer.name.replace("conv", "bn")
-        if isinstance(layer, layers.Conv2D) and norm != layer.name and norm in names:
-            copy = layers.Conv2D.from_config(layer.get_config())
-            return [(copy, _folded(*layer.get_weights(), model.get_layer(norm)))]
-        return None
-
-    images = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
-    return keras.Model(images, {"probabilities": models.rebuilt(model, images, replace)}, name=model.name)
+        if isinstance(layer, layers.Dropout | layers.BatchNormalization):
+            continue
+        if isinstance(layer, layers.Flatten):
+            x = _Flatten(layer.output.shape[-1], name=layer.name)(x)
+        elif isinstance(layer, layers.Conv2D) and norm != layer.name and norm in names:
+            conv = layers.Conv2D.from_config(layer.get_config())
+            x = conv(x)
+            conv.set_weights(_folded(*layer.get_weights(), model.get_layer(norm)))
+        else:
+            x = layer(x)  # the layer itself, for a copy of its weights would take as much memory again
+    return keras.Model(images, {"probabilities": x}, name=model.name)
 
 
 def _folded(kernel: np.ndarray, bias: np.ndarray, norm: layers.BatchNormalization) -> list[np.ndarray]:
@@ -74,12 +76,13 @@ def _folded(kernel: np.ndarray, bias: np.ndarray, norm: layers.BatchNormalizatio
 
 def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None) -> None:
     """Write what `inference_model` made. Raises OSError when the folder cannot be written."""
-    archive = keras.export.ExportArchive()
-    archive.track(model)
+    # TensorFlow's own saving, of TensorFlow's own variables: Keras' ExportArchive stores every weight twice.
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.weights]
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")
-    archive.add_endpoint("serve", lambda images: model(images, training=False), input_signature=[images])
+    module.serve = tf.function(lambda images: model(images, training=False), input_signature=[images])
     try:
-        archive.write_out(str(path), verbose=False)
+        tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
     except tf.errors.OpError as error:  # TensorFlow's own file system layer
         raise OSError(f"{path} cannot be written: {error}") from error
     (path / ABOUT).parent.mkdir()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,22 +176,6 @@ def build(
     return keras.Model(images, x, name=f"vgg_{arch.lower().replace('-', '_')}")
 
 
-def rebuilt(model: keras.Model, images: Any, replace: Callable[[layers.Layer], Any]) -> Any:
-    """The output of a copy of a layer-after-layer model, applied to the Keras input `images`, some layers replaced.
-
-    `replace(layer)` returns None to copy a layer with its weights, or a list of (new layer, weights) to put in its place.
-    """
-    x = images
-    for layer in model.layers[1:]:
-        new = replace(layer)
-        if new is None:
-            new = [(layer.__class__.from_config(layer.get_config()), layer.get_weights())]
-        for copy, weights in new:
-            x = copy(x)
-            copy.set_weights(weights)
-    return x
-
-
 def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
     """A classifier turned fully convolutional, to be run on whole images (paper, section 3.2).
 
@@ -215,26 +199,28 @@ def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
         )
     h, w, c = model.get_layer("flatten").input.shape[1:]
 
-    def replace(layer):
+    images = x = keras.Input((None, None, model.input_shape[-1]), name="images")
+    for layer in model.layers[1:]:
+        weights = layer.get_weights()
         if layer.name == "flatten":
-            return []
-        if not isinstance(layer, layers.Dense):
-            return None
-        config = layer.get_config()
-        shape = (h, w, c, -1) if layer.name == "fc1" else (1, 1, layer.kernel.shape[0], -1)
-        conv = layers.Conv2D(
-            config["units"],
-            shape[:2],
-            activation=None if scores and layer.name == "predictions" else config["activation"],
-            kernel_regularizer=config["kernel_regularizer"],
-            dtype=layer.dtype_policy,
-            name=layer.name,
-        )
-        kernel, bias = layer.get_weights()
-        return [(conv, [kernel.reshape(shape), bias])]
-
-    images = keras.Input((None, None, model.input_shape[-1]), name="images")
-    return keras.Model(images, rebuilt(model, images, replace), name=f"{model.name}_dense")
+            continue
+        if isinstance(layer, layers.Dense):
+            config = layer.get_config()
+            shape = (h, w, c, -1) if layer.name == "fc1" else (1, 1, layer.kernel.shape[0], -1)
+            copy = layers.Conv2D(
+                config["units"],
+                shape[:2],
+                activation=None if scores and layer.name == "predictions" else config["activation"],
+                kernel_regularizer=config["kernel_regularizer"],
+                dtype=layer.dtype_policy,
+                name=layer.name,
+            )
+            weights[0] = weights[0].reshape(shape)
+        else:
+            copy = layer.__class__.from_config(layer.get_config())
+        x = copy(x)
+        copy.set_weights(weights)
+    return keras.Model(images, x, name=f"{model.name}_dense")
 
 
 ABOUT = "vggkeras.json"  # entry of a .keras file (a zip archive) that Keras itself passes over
