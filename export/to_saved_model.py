@@ -62,13 +62,14 @@ def inference_model(model: keras.Model) -> keras.Model:
         elif isinstance(layer, layers.Conv2D) and norm != layer.name and norm in names:
             conv = layers.Conv2D.from_config(layer.get_config())
             x = conv(x)
-            conv.set_weights(_folded(*layer.get_weights(), model.get_layer(norm)))
+            conv.set_weights(_folded(layer, model.get_layer(norm)))
         else:
             x = layer(x)  # the layer itself, for a copy of its weights would take as much memory again
     return keras.Model(images, {"probabilities": x}, name=model.name)
 
 
-def _folded(kernel: np.ndarray, bias: np.ndarray, norm: layers.BatchNormalization) -> list[np.ndarray]:
+def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:
+    kernel, bias = conv.get_weights()
     gamma, beta, mean, variance = (weight.astype(np.float64) for weight in norm.get_weights())
     scale = gamma / np.sqrt(variance + norm.epsilon)
     return [(kernel * scale).astype(np.float32), (beta + (bias - mean) * scale).astype(np.float32)]

@@ -154,7 +154,7 @@ def test_to_dense_is_the_fc_layers_at_every_place():
     model = vggkeras.build("A", (64, 96, 3), 4, **TINY)
     dense = vggkeras.to_dense(model)
     x = images(1, 160, 192, 3)
-    features = np.asarray(keras.Model(dense.inputs, dense.get_layer("block5_pool").output)(x))[0]
+    features = np.asarray(keras.Model(dense.input, dense.get_layer("block5_pool").output)(x))[0]
     answer = np.asarray(dense(x))[0]
     assert answer.shape == (4, 4, 4)
     for i, j in np.ndindex(4, 4):
@@ -222,7 +222,7 @@ def test_a_saved_model_needs_nothing_but_keras_and_the_layers(tmp_path):
 
 
 JAX = """
-import sys, numpy as np, keras, vggkeras
+import sys, numpy as np, keras, vggkeras.models
 assert keras.backend.backend() == "jax" and "tensorflow" not in sys.modules
 x = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 for path in sys.argv[1:]:
