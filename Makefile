@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m vggkeras demo
 
-# Slow tests (full-size networks) follow where `make test` alone is not enough: make test PYTEST='-m slow'
+# The slow tests (full-size networks, minutes): make test PYTEST='-m slow'
 PYTEST ?= -m 'not slow'
 test: setup
 	$(BIN)/python -m pytest $(PYTEST)

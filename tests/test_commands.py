@@ -167,3 +167,26 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(command, tmp_path, r
     assert code == 2
     assert "No space left on device" in one_line(err)
     assert not (tmp_path / "e").exists()
+
+
+def test_evaluate_goes_on_without_unreadable_images_when_asked(command, tmp_path, photos):
+    import vggkeras
+    from vggkeras.models import save_model
+
+    model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4)
+    save_model(model, tmp_path / "m.keras", {"class_names": ["cat", "dog"]})
+    truncated = photos / "val" / "cat" / "001.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-200])
+    arguments = ["evaluate", "--model", tmp_path / "m.keras", "--data", photos, "--json", tmp_path / "e.json"]
+    code, _, err = command(cli, *arguments)
+    assert code == 2
+    assert "val/cat/001.jpg cannot be read" in one_line(err)
+    code, out, _ = command(cli, *arguments, "--skip-unreadable")
+    assert code == 0
+    assert "skipped 1 unreadable images" in out
+    assert json.loads((tmp_path / "e.json").read_text())[0]["images"] == 7
+
+
+def test_train_is_the_function_even_after_its_module_was_imported():
+    code = "import vggkeras.train, vggkeras; assert vggkeras.train.__name__ == 'train' and callable(vggkeras.train)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

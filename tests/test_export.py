@@ -370,7 +370,7 @@ def test_full_width_at_224(arch, tmp_path):
     """Full-size networks pass parity in every format, within time and memory."""
     vggkeras.build(arch, seed=0).save(tmp_path / "full.keras")
     child = subprocess.run(
-        [sys.executable, "-m", "export", "--model", tmp_path / "full.keras"],
+        [sys.executable, "-m", "export", "--model", tmp_path / "full.keras", "--images", "10"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -138,7 +138,7 @@ def evaluate(
             was trained for.
         provider: cpu or cuda.
         json: write the figures to this file too.
-        skip_unreadable: leave out files that are no image.
+        skip_unreadable: go on without images that cannot be read, and say which.
     """
     from vggkeras import datasets, files, runtimes
     from vggkeras import evaluate as evaluation
@@ -148,7 +148,11 @@ def evaluate(
     load_tensorflow(console, *model)
     predictors = [runtimes.load(path, provider) for path in model]
     loaded = datasets.load_data(data, skip_unreadable=skip_unreadable)
-    images = loaded.split(split)
+    images, skipped = loaded.split(split), list(loaded.skipped)
+    if skip_unreadable:
+        bad = {i for i, result in datasets.read_all(images) if isinstance(result, InputError)}
+        skipped += [images.image_name(i) for i in sorted(bad)]
+        images = images.without(bad)
     for predictor in predictors:
         evaluation.check_classes(predictor, loaded.class_names)
         evaluation.checked_scales(predictor, protocol, scales)
@@ -194,8 +198,8 @@ def evaluate(
             }
         )
     print_table(table, console)
-    if loaded.skipped:
-        console.print(f"skipped {len(loaded.skipped)} unreadable files: " + ", ".join(loaded.skipped), soft_wrap=True)
+    if skipped:
+        console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
     if json:
         files.write_json(json, rows)
     return 0

@@ -165,7 +165,7 @@ def _tfds(spec: str) -> Data:
     try:
         builder = tfds.builder(name)
     except (tfds.core.DatasetNotFoundError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(" Available")[0][:200]
         raise InputError(
             f"Unknown data {spec!r}: {EXPECTED}; TensorFlow Datasets has no {name!r} ({reason})."
         ) from error
