@@ -126,7 +126,7 @@ def export_model(
         answers = parity.in_batches(reference, pictures, (32,))
     sha256 = files.sha256(source)
     description = artifact.describe(about, reference, sha256)
-    # From here on the answers stand for the reference, and the network's memory is free: the graph has its own copy.
+    # From here on the answers stand for the reference, whose weights go with the graph once that is written.
     reference = replace(reference, run=lambda _: answers)
     del network
 
@@ -144,7 +144,7 @@ def export_model(
         for name, path in beside.items():
             file = FORMATS[name].file
             with console.status(f"proving {folder / file}"):
-                candidate = runtimes.load(path)
+                candidate = _loaded(path, reference)
                 result = parity.compare((reference, answers), candidate, pictures, labels, FORMATS[name].tolerance)
                 milliseconds = _milliseconds(candidate, pictures) if result.passed else None
             entries[file] = artifact.entry(path, candidate, result, evidence, sha256)
@@ -165,6 +165,21 @@ def export_model(
             folder.rmdir()
     _tell(console, rows, evidence)
     return entries
+
+
+def _loaded(path: Path, reference: Predictor) -> Predictor:
+    """The file in its runtime; one that does not load says so when it is run, which is a failure of its proof."""
+    from vggkeras import runtimes
+
+    try:
+        return runtimes.load(path)
+    except InputError as error:
+        reason = error
+
+    def run(images: np.ndarray) -> np.ndarray:
+        raise reason
+
+    return replace(reference, path=path, run=run)
 
 
 def _chosen(format: str, precision: str) -> list[str]:

@@ -287,6 +287,18 @@ def test_a_file_that_fails_is_rejected_with_exit_code_1(tmp_path, run, monkeypat
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["certificate.json", "golden.npz", "model.onnx"]
 
 
+def test_a_file_that_does_not_load_is_rejected_too(tmp_path, run, monkeypatch):
+    broken = dataclasses.replace(
+        export.FORMATS["onnx"], write=lambda graph, path, about, opset: path.write_bytes(b"junk")
+    )
+    monkeypatch.setitem(export.FORMATS, "onnx", broken)
+    entry = export.export_model(run.path, "onnx", data="random", out=tmp_path / "e")["model.onnx"]
+    assert not entry["passed"]
+    assert "cannot be loaded by ONNX Runtime" in entry["failures"][0]
+    assert (tmp_path / "e" / "model.onnx.rejected").exists()
+    assert not (tmp_path / "e" / "model.onnx").exists()
+
+
 @pytest.fixture
 def copied(exports, tmp_path):
     shutil.copytree(exports, tmp_path / "copy")

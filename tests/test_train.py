@@ -109,6 +109,14 @@ def test_an_existing_run_is_refused_not_overwritten(run, recipe):
     assert (run.path / "model.keras").stat().st_mtime_ns == before
 
 
+def test_a_run_called_latest_is_not_replaced_by_a_link(photos):
+    run = train(tiny(Path("runs/latest"), data=str(photos), epochs=1))
+    assert not run.path.is_symlink()
+    assert (run.path / "model.keras").exists()
+    train(tiny(Path("runs/next"), data=str(photos), epochs=1))
+    assert (run.path / "model.keras").exists()
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_truncated_image_is_named_and_nothing_is_left_behind(tmp_path, photos, split):
     path = photos / split / "dog" / "002.jpg"

@@ -89,6 +89,10 @@ def evaluate(
         p = _average(predictor, crops)
         order = np.argsort(-p, axis=1, kind="stable")[:, :5]
         hits = order == np.asarray(labels)[:, None]
+        if min(labels) < 0:
+            raise InputError(
+                f"{split.name} has images without labels, so it cannot score a model: choose another split."
+            )
         seen += len(labels)
         correct += int(hits[:, 0].sum())
         correct5 += int(hits.any(axis=1).sum())
@@ -103,13 +107,13 @@ def check_classes(predictor: Predictor, class_names: Sequence[str]) -> None:
     if len(class_names) != len(predictor.class_names):
         raise InputError(
             f"{predictor.path} has {len(predictor.class_names)} classes and the data {len(class_names)}: "
-            "evaluate it on the data it was trained for."
+            "give the data it was trained for."
         )
     if own and list(own) != list(class_names):
         first = next(i for i, (a, b) in enumerate(zip(own, class_names, strict=True)) if a != b)
         raise InputError(
             f"{predictor.path} and the data name class {first} differently, {own[first]!r} and {class_names[first]!r}: "
-            "evaluate it on the data it was trained for."
+            "give the data it was trained for."
         )
 
 

@@ -185,8 +185,7 @@ def training_batches(split: Split, recipe: Recipe, size: int, scale: int, mirror
         seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
         return augment.random_crop(image, size, seed, recipe.flip and mirrors), label
 
-    # Batches straddle the passes, so that all are full and every image is seen equally often. A full pass first: a
-    # batch larger than the set takes from the next one.
+    # Batches straddle the passes, so that all are full and every image is seen equally often.
     return data.repeat().enumerate().map(crop, tf.data.AUTOTUNE).batch(recipe.batch_size).prefetch(tf.data.AUTOTUNE)
 
 
@@ -216,7 +215,7 @@ def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, tuple
             for index, result in bar.track(
                 datasets.read_all(split), total=split.count, description=f"reading {split.name}"
             ):
-                if not isinstance(result, datasets.InputError):
+                if not isinstance(result, InputError):
                     means += [result] if name == "train" else []
                 elif skip:
                     bad[index] = split.image_name(index)
@@ -321,8 +320,10 @@ def _slug(spec: str) -> str:
 
 
 def _point_latest(out: Path) -> None:
-    """Make runs/latest a relative link to the newest run, wherever that is."""
+    """Make runs/latest a relative link to the newest run, wherever that is; a folder of that name is left alone."""
     latest = Path("runs/latest")
+    if latest.is_dir() and not latest.is_symlink():
+        return
     with files.replacing(latest) as beside:
         beside.symlink_to(os.path.relpath(out.resolve(), latest.parent.resolve()))
 
