@@ -61,7 +61,7 @@ def compare(
     Args:
         reference: a Predictor, or one with its answers, float32 `[N, classes]`, where they are known already.
         candidate: the Predictor to check.
-        images: uint8 `[N, H, W, C]`; at least as many as the batch sizes' sum, so that each is tried.
+        images: uint8 `[N, H, W, C]`; fewer than the batch sizes' sum are shown again, so that each size is tried.
         labels: int `[N]`, for the accuracies.
         tolerance: largest error of a probability, absolute and relative to the reference's largest probability.
         batch_sizes: tried in turn.
@@ -70,12 +70,10 @@ def compare(
         Parity, with every failure that was found; errors are infinite where shapes forbid comparing values.
 
     Raises:
-        ValueError: fewer images than the batch sizes' sum.
+        ValueError: no images.
     """
-    if len(images) < sum(batch_sizes):
-        raise ValueError(
-            f"Expected {sum(batch_sizes)} images or more, to try batches of {batch_sizes}; received {len(images)}."
-        )
+    if not len(images):
+        raise ValueError("Expected images to compare on; received none.")
     known, answers = reference if isinstance(reference, tuple) else (reference, None)
     failures = []
     for what, expected, received in (
@@ -90,8 +88,10 @@ def compare(
         answers = in_batches(known, images, (32,))
     if known.input_shape != candidate.input_shape:
         return _incomparable(len(images), batch_sizes, tolerance, failures)
+    shown = np.arange(max(len(images), sum(batch_sizes))) % len(images)
+    answers = answers[shown]
     try:
-        output = in_batches(candidate, images, batch_sizes)
+        output = in_batches(candidate, images[shown], batch_sizes)
     except Exception as error:  # whatever a runtime raises is a failure of the file, and is reported as one
         failures.append(f"running: {type(error).__name__}: {str(error)[:300]}")
         return _incomparable(len(images), batch_sizes, tolerance, failures)
@@ -99,10 +99,11 @@ def compare(
         failures.append(f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}")
     if output.shape != answers.shape:
         return _incomparable(len(images), batch_sizes, tolerance, failures)
-    return _values(answers, output, labels, batch_sizes, tolerance, failures)
+    return _values(len(images), answers, output, labels, batch_sizes, tolerance, failures)
 
 
 def _values(
+    n: int,  # images; answers and outputs may be more
     answers: np.ndarray,
     output: np.ndarray,
     labels: np.ndarray | None,
@@ -112,18 +113,19 @@ def _values(
 ) -> Parity:
     from scipy.stats import binomtest
 
-    n = len(answers)
     if not np.isfinite(output).all():
-        failures.append(f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {n} images gave NaN or infinity")
+        failures.append(
+            f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {len(output)} answers are NaN or infinite"
+        )
     difference = np.abs(output.astype(np.float64) - answers)
     error = float(np.nan_to_num(difference, nan=np.inf).max())
     relative = error / float(answers.max())
     worst = int(np.nan_to_num(difference, nan=np.inf).max(axis=1).argmax())
     if not (error <= tolerance and relative <= tolerance):
         failures.append(
-            f"values: largest error {error:.3g} ({relative:.3g} relative) exceeds {tolerance:g}, at image {worst}"
+            f"values: largest error {error:.3g} ({relative:.3g} relative) exceeds {tolerance:g}, at image {worst % n}"
         )
-    ours, theirs = answers.argmax(axis=1), output.argmax(axis=1)
+    ours, theirs = answers[:n].argmax(axis=1), output[:n].argmax(axis=1)
     same = int((ours == theirs).sum())
     interval = binomtest(same, n).proportion_ci(method="wilson")
     parity = Parity(

@@ -234,8 +234,12 @@ def test_parity_finds_every_planted_fault(exports, run):
         assert any(name.strip() in failure for failure in result.failures), (name, result.failures)
     two = dataclasses.replace(altered(good, lambda p: p * np.float32(0.5)), class_names=["x"] * 10)
     assert len(parity.compare(reference, two, images).failures) == 2  # all are gathered
-    with pytest.raises(ValueError, match="Expected 10 images or more"):
-        parity.compare(reference, good, images[:9])
+    few = parity.compare(reference, good, images[:3])  # shown again, so that every batch size is tried
+    assert few.passed
+    assert (few.images, few.batch_sizes) == (3, (1, 2, 7))
+    assert not parity.compare(reference, faults["largest error  "], images[:3]).passed
+    with pytest.raises(ValueError, match="received none"):
+        parity.compare(reference, good, images[:0])
 
 
 def test_parity_counts(exports):
@@ -351,12 +355,8 @@ def test_a_file_keras_alone_saved_is_exported_on_random_images_or_the_data_given
     vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8).save(tmp_path / "mine.keras")
     entries = export.export_model(tmp_path / "mine.keras", "onnx")
     assert entries["model.onnx"]["evidence"] == "random images: weak evidence"
-    for c, name in enumerate(("cat", "dog")):
-        from conftest import write_photos
-
-        write_photos(photos / "val" / name, 6, 300 + c * 50)
     entries = export.export_model(tmp_path / "mine.keras", "onnx", data=str(photos))
-    assert entries["model.onnx"]["evidence"] == "12 images of photos/validation"
+    assert entries["model.onnx"]["evidence"] == "8 images of photos/validation"
     assert vggkeras.load(tmp_path / "export" / "model.onnx").class_names == ["cat", "dog"]
 
 
