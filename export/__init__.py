@@ -84,7 +84,8 @@ def export_model(
         precision: float32.
         data: whose validation images parity is checked on: digits, tfds:NAME, a folder, or random. By default the data
             the model was trained on; where the model names none, random images, which is weak evidence.
-        out: folder; by default `export` inside the run, or beside the .keras file.
+        out: folder; by default `export` beside the .keras file, so inside the run (NAME-export for a NAME.keras beside
+            a Python package of that name, such as this one).
         images: how many images to compare; 0 for the whole validation split.
         opset: ONNX operator set, 14 to 18.
 
@@ -102,19 +103,22 @@ def export_model(
     console = console or Console()
     chosen = _chosen(format, precision)
     source = _source(Path(model))
-    folder = Path(out) if out else source.parent / "export"
+    folder = Path(out) if out else _default_folder(source)
     if opset not in (None, *OPSETS):
         raise InputError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {opset}.")
     if images < 0:
         raise InputError(f"images must be 1 or more, or 0 for all of the validation split; received {images}.")
 
+    from vggkeras import files
+
+    files.check_writable(folder)
     load_tensorflow(console)
     import keras
 
     if keras.backend.backend() != "tensorflow":
         raise InputError("Exporting needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow and start again.")
     from export import artifact, parity, to_saved_model
-    from vggkeras import files, models, runtimes
+    from vggkeras import models, runtimes
 
     with console.status(f"loading {source}"):
         network, about = models.load_model(source)
@@ -132,7 +136,8 @@ def export_model(
 
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    beside = {name: folder / f".partial-{os.getpid()}-{FORMATS[name].file}" for name in chosen}
+    files.sweep(folder)
+    beside = {name: files.partial(folder / FORMATS[name].file) for name in chosen}
     entries: dict[str, dict[str, Any]] = {}
     rows = []
     try:
@@ -157,14 +162,25 @@ def export_model(
         count = min(GOLDEN_IMAGES, len(pictures))
         golden_labels = None if labels is None else labels[:count]
         artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count])
-        artifact.update_certificate(folder, entries, sha256)
+        stale = artifact.update_certificate(folder, entries, sha256)
     finally:
         for path in beside.values():
             files.remove(path)
         if new and not any(folder.iterdir()):
             folder.rmdir()
     _tell(console, rows, evidence)
+    if stale:
+        console.print(
+            f"not of this model: {', '.join(stale)} in {folder}; export them again or remove them",
+            style="yellow",
+            soft_wrap=True,
+        )
     return entries
+
+
+def _default_folder(source: Path) -> Path:
+    beside = source.parent / "export"
+    return source.parent / f"{source.stem}-export" if (beside / "__init__.py").exists() else beside
 
 
 def _loaded(path: Path, reference: Predictor) -> Predictor:
@@ -219,8 +235,9 @@ def _parity_images(
         console.print("parity on random images: weak evidence; give --data to prove it on real ones", style="yellow")
         pictures = np.random.default_rng(0).integers(0, 256, (min(count or 64, 64), *reference.input_shape), np.uint8)
         return reference, pictures, None, "random images: weak evidence"
+    skipped = set() if data else set(reference.about.get("skipped", ()))  # what training went on without
     try:
-        found = datasets.load_data(spec)
+        found = datasets.load_data(spec, skip_unreadable=bool(skipped))
     except InputError as error:
         if data:
             raise
@@ -229,9 +246,11 @@ def _parity_images(
     if not reference.about.get("class_names"):
         reference = replace(reference, class_names=found.class_names)
     split = found.split("validation")
+    split = split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
     # Evenly spaced: folders list class after class, so every class has its share.
-    kept = np.unique(np.linspace(0, split.count - 1, min(count or split.count, split.count)).astype(int))
-    split = split.without(set(range(split.count)) - set(kept.tolist()))
+    places = np.linspace(0, split.count - 1, min(count or split.count, split.count)).astype(int)
+    kept = np.array(split.indices())[np.unique(places)]
+    split = split.without(set(split.indices()) - set(kept.tolist()))
     with console.status(f"reading {split.count} images of {split.name}"):
         pictures, labels = evaluate.central_crops(reference, split)
     return reference, pictures, labels, f"{split.count} images of {split.name}"

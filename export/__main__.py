@@ -31,7 +31,7 @@ class Arguments:
     """Whose validation images to prove it on: digits, tfds:NAME, a folder, or random (weak evidence). By default the
     data the model was trained on."""
     out: Path | None = None
-    """Folder; by default `export` inside the run."""
+    """Folder; by default `export` beside the .keras file, so inside the run."""
     images: int = PARITY_IMAGES
     """Images to compare; 0 for the whole validation split."""
     opset: int | None = None

@@ -58,6 +58,8 @@ def load_golden(folder: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray
             images, labels, probabilities = golden["images"], golden["labels"], golden["probabilities"]
     except Exception as error:  # a damaged zip raises what its layer raises
         raise InputError(f"{path} cannot be read ({error}): export again.") from error
+    if not len(images) or len(images) != len(probabilities):
+        raise InputError(f"{path} has {len(images)} images and {len(probabilities)} answers: export again.")
     return images, None if (labels < 0).any() else labels, probabilities
 
 
@@ -88,17 +90,27 @@ def entry(path: Path, candidate: Predictor, parity: Parity, evidence: str, model
 
 
 def read_certificate(folder: Path) -> dict[str, dict[str, Any]]:
-    """certificate.json: artifact's file name -> entry; {} where there is none."""
+    """certificate.json: artifact's file name -> entry; {} where there is none. Raises InputError for a damaged one."""
     path = folder / CERTIFICATE
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}): export again.") from error
+        certificate = json.loads(path.read_text(encoding="utf-8"))
+        for record in certificate.values():
+            missing = {"sha256", "input", "output", "tolerance", "model_sha256", "passed", "failures"} - set(record)
+            if missing:
+                raise ValueError(f"an entry has no {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
+    return certificate
 
 
-def update_certificate(folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str) -> None:
-    """Put entries into certificate.json, beside those of the same model's other artifacts."""
-    kept = {k: v for k, v in read_certificate(folder).items() if v["model_sha256"] == model_sha256}
+def update_certificate(folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str) -> list[str]:
+    """Put entries into certificate.json, beside those of the same model's other artifacts.
+
+    Returns the names of artifacts that are there and of another model, whose entries are dropped.
+    """
+    known = read_certificate(folder)
+    kept = {k: v for k, v in known.items() if v["model_sha256"] == model_sha256}
     files.write_json(folder / CERTIFICATE, {**kept, **entries})
+    return sorted(name for name in known.keys() - kept.keys() - entries.keys() if (folder / name).exists())

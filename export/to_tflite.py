@@ -10,6 +10,7 @@ flatbuffer it made. Parity proves the result, as it proves every export.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from vggkeras import files
 from vggkeras.errors import InputError
 
 SKELETON_UNITS = 8  # filters and units of the network that is converted
@@ -67,7 +69,7 @@ def _converted_skeleton(model: Any, about: dict[str, Any], folder: Path) -> byte
         # No two weights alike and none zero: the converter shares equal ones and drops zero biases.
         copy.set_weights([random.uniform(0.1, 1.0, weight.shape) for weight in copy.weights])
     skeleton = keras.Model(images, {"probabilities": x})
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".skeleton-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{files.PARTIAL}{os.getpid()}-skeleton-") as temporary:
         saved, converted = Path(temporary, "saved_model"), Path(temporary, "skeleton.tflite")
         to_saved_model.write(skeleton, saved, about)
         child = subprocess.run(

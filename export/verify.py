@@ -26,13 +26,16 @@ def verify(path: Path) -> list[str]:
     Raises:
         InputError (a ValueError): no such artifact, no golden answers, or a certificate that does not name it.
     """
+    expected_files = "expected an exported .onnx or .tflite file, or a SavedModel folder"
     if not path.exists():
-        raise InputError(f"No artifact at {path}: expected an exported .onnx or .tflite file, or a SavedModel folder.")
+        raise InputError(f"No artifact at {path}: {expected_files}.")
+    if path.suffix not in (".onnx", ".tflite") and not (path / "saved_model.pb").exists():
+        raise InputError(f"{path} is not an exported artifact: {expected_files}.")
     images, labels, probabilities = artifact.load_golden(path.parent)
     certified = artifact.read_certificate(path.parent).get(path.name)
     if certified is None:
-        raise InputError(f"{path.parent / artifact.CERTIFICATE} has no entry {path.name!r}: export it again.")
-    problems = [] if certified["passed"] else [f"certificate: {'; '.join(certified['failures'])}"]
+        raise InputError(f"There is no entry {path.name!r} in {path.parent / artifact.CERTIFICATE}: export it again.")
+    problems = [] if certified["passed"] is True else [f"certificate: {'; '.join(certified['failures'])}"]
     if (found := files.sha256(path)) != certified["sha256"]:
         problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {found[:12]}…")
     try:

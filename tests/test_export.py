@@ -303,6 +303,66 @@ def test_a_file_that_does_not_load_is_rejected_too(tmp_path, run, monkeypatch):
     assert not (tmp_path / "e" / "model.onnx").exists()
 
 
+def test_what_a_killed_export_left_is_swept_and_other_models_files_are_named(tmp_path, run, copied, capsys):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (copied / f".partial-{dead.pid}-saved_model").mkdir()
+    (copied / f".partial-{dead.pid}-model.onnx").write_bytes(b"half")
+    vggkeras.build("A", (32, 32, 3), 10, width=0.05, fc_units=8).save(tmp_path / "other.keras")
+    export.export_model(tmp_path / "other.keras", "onnx", data="random", out=copied)
+    assert not [p.name for p in copied.iterdir() if p.name.startswith(".")]
+    assert "not of this model: model.tflite, saved_model" in capsys.readouterr().out
+    assert set(artifact.read_certificate(copied)) == {"model.onnx"}
+
+
+def test_a_run_that_skipped_unreadable_images_is_proven_without_them(tmp_path, photos):
+    truncated, text = photos / "val" / "dog" / "002.jpg", photos / "val" / "cat" / "000.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-200])
+    text.write_text("text")
+    recipe = vggkeras.Recipe(
+        "A", str(photos), tmp_path / "r", 32, 0.05, 8, epochs=1, batch_size=8, skip_unreadable=True
+    )
+    vggkeras.train(recipe)
+    assert export.export_model(tmp_path / "r", "onnx")["model.onnx"]["images"] == 6
+
+
+def test_a_model_that_is_not_square_is_proven_on_real_images(tmp_path, photos):
+    vggkeras.build("A", (48, 64, 3), 2, width=0.05, fc_units=8).save(tmp_path / "wide.keras")
+    assert export.export_model(tmp_path / "wide.keras", "onnx", data=str(photos))["model.onnx"]["passed"]
+
+
+def test_nothing_is_written_into_a_package_called_export(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "__init__.py").touch()
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8).save(tmp_path / "d.keras")
+    export.export_model(tmp_path / "d.keras", "onnx")
+    assert (tmp_path / "d-export" / "certificate.json").exists()
+    assert [p.name for p in (tmp_path / "export").iterdir()] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}}", '{"model.onnx": {}}', '{"model.onnx": 1}'])
+def test_a_damaged_certificate_is_bad_input(copied, command, damage):
+    (copied / "certificate.json").write_text(damage)
+    code, _, err = command(verify.cli, copied / "model.onnx")
+    assert code == 2
+    assert "certificate.json is damaged" in err
+
+
+def test_damaged_golden_answers_are_bad_input(copied, command):
+    images, labels, p = artifact.load_golden(copied)
+    for name, broken in (("none", lambda: artifact.save_golden(copied, images[:0], None, p[:0])),
+                         ("cut", lambda: artifact.save_golden(copied, images, labels, p[:5])),
+                         ("junk", lambda: (copied / "golden.npz").write_bytes(b"junk"))):  # fmt: skip
+        broken()
+        code, _, err = command(verify.cli, copied / "model.onnx")
+        assert code == 2, name
+        assert "export again" in err
+    for path in (copied, copied / "golden.npz"):
+        code, _, err = command(verify.cli, path)
+        assert code == 2
+        assert "is not an exported artifact" in err
+
+
 @pytest.fixture
 def copied(exports, tmp_path):
     shutil.copytree(exports, tmp_path / "copy")
@@ -343,7 +403,7 @@ def test_verify_with_nothing_to_verify_against(copied, tmp_path, command):
     for path, message in (
         (tmp_path / "none.onnx", "No artifact at"),
         (shutil.copy(copied / "model.onnx", tmp_path / "model.onnx"), "to verify against"),
-        (shutil.copy(copied / "model.onnx", copied / "other.onnx"), "has no entry 'other.onnx'"),
+        (shutil.copy(copied / "model.onnx", copied / "other.onnx"), "no entry 'other.onnx'"),
     ):
         code, _, err = command(verify.cli, path)
         assert code == 2

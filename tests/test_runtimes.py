@@ -88,6 +88,8 @@ def test_posteriors_take_files_and_arrays_of_any_size(predictors, tmp_path):
         vggkeras.posteriors(predictors["model.onnx"], arrays, scales=(31,))
     with pytest.raises(InputError, match="No image at"):
         vggkeras.posteriors(predictors["model.onnx"], [tmp_path / "none.jpg"])
+    with pytest.raises(InputError, match="put it into a list"):
+        vggkeras.posteriors(predictors["model.onnx"], str(paths[0]))
     with pytest.raises(InputError, match="received float32"):
         vggkeras.posteriors(predictors["model.onnx"], [arrays[0] / np.float32(255)])
 
@@ -122,8 +124,10 @@ def test_a_model_of_one_channel_sees_grey(photos):
 def test_what_is_no_model_is_refused(tmp_path, exports):
     for name in ("a.keras", "a.onnx", "a.tflite"):
         (tmp_path / name).write_bytes(b"junk" * 100)
-        with pytest.raises(InputError, match="cannot be loaded"):
+        with pytest.raises(InputError, match=r"cannot be loaded|is not a \.keras file"):
             vggkeras.load(tmp_path / name)
+    with pytest.raises(InputError, match=r"holds neither model\.keras nor a SavedModel"):
+        vggkeras.load(exports)
     (tmp_path / "cut.onnx").write_bytes((exports / "model.onnx").read_bytes()[:-1000])
     with pytest.raises(InputError, match="cannot be loaded by ONNX Runtime"):
         vggkeras.load(tmp_path / "cut.onnx")

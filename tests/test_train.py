@@ -85,6 +85,12 @@ def test_training_batches_show_every_image_equally_often(photos):
     assert np.bincount(labels).tolist() == [24, 24]
 
 
+def test_an_epoch_is_one_pass_even_when_the_batch_is_larger(tmp_path, photos, capsys):
+    run = train(tiny(tmp_path / "r", data=str(photos), epochs=1, batch_size=1000))
+    assert run.metadata["recipe"]["batch_size"] == 16
+    assert "there are no more training images" in capsys.readouterr().out
+
+
 def test_validation_batches_are_the_center_protocols_crops(photos):
     split = vggkeras.load_data(str(photos)).split("validation")
     ours = np.concatenate([x for x, _ in validation_batches(split, 3, 32, 37).as_numpy_iterator()])

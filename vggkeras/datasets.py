@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vggkeras.errors import InputError
 
@@ -82,8 +82,12 @@ class Split:
             data = data.map(lambda path, label: (tf.io.read_file(path), label), tf.data.AUTOTUNE)
         return data
 
+    def indices(self) -> list[int]:
+        """What `examples` counts by: places in the split, or, of TFDS records, in the whole of them."""
+        return [i for i in range(self.count + len(self.left_out)) if i not in self.left_out]
+
     def without(self, indices: Iterable[int]) -> Split:
-        """The split less some of its images."""
+        """The split less some of its images, by index."""
         lost = frozenset(indices)
         if self.sources is None:
             return replace(self, count=self.count - len(lost), left_out=self.left_out | lost)
@@ -196,7 +200,7 @@ def _tfds(spec: str) -> Data:
 
 def _folder(spec: str, skip_unreadable: bool) -> Data:
     root = Path(spec).expanduser()
-    if not root.is_dir():
+    if not spec or not root.is_dir():
         raise InputError(f"Unknown data {spec!r}: {EXPECTED}; there is no such folder here.")
     root = root.resolve()
     named = {folder.name: folder for folder in _folders(root)}
@@ -310,8 +314,9 @@ def decode(encoded: bytes, name: str = "image") -> np.ndarray:
             image.load()
             return np.asarray(_to_rgb(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "it is none of them" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(
-            f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({error}): replace or remove it, "
+            f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({reason}): replace or remove it, "
             "or pass --skip-unreadable where the command has it."
         ) from error
 

@@ -143,6 +143,8 @@ def posteriors(
     Raises:
         InputError (a ValueError): an image that cannot be read or has another shape or type; a scale below the input.
     """
+    if isinstance(images, str | os.PathLike):
+        raise InputError(f"Expected a list of paths or arrays; received one path, {str(images)!r}: put it into a list.")
     scales = checked_scales(predictor, protocol, scales)
     prepared = datasets.in_threads(lambda image: (_crops(predictor, _pixels(image), scales), 0), ((i,) for i in images))
     parts = [_average(predictor, crops) for crops, _ in _batches(prepared, BATCH)]

@@ -11,12 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from vggkeras.errors import InputError
+
+PARTIAL = ".partial-"  # then the process' number, then the name
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to: renamed into place at the end, removed on any failure."""
-    beside = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    beside = partial(path)
     try:
         yield beside
         move(beside, path)
@@ -24,10 +31,35 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(beside)
 
 
+def partial(path: Path) -> Path:
+    """Where this process writes what will be renamed to `path`."""
+    return path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed had half written into a folder."""
+    for left in folder.glob(f"{PARTIAL}*"):
+        number = left.name.removeprefix(PARTIAL).split("-")[0]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            remove(left)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises InputError when a folder could not be made or written to, before long work is done for it."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(
+            f"{folder} cannot be written: {existing} is {'read-only' if existing.is_dir() else 'a file, not a folder'}; "
+            "give another folder with --out."
+        )
+
+
 def move(beside: Path, path: Path) -> None:
     """Rename a file or a folder into the place of another, or of nothing."""
     if path.is_dir() and not path.is_symlink():  # a full folder cannot be renamed over
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        old = partial(path.with_name(f"old-{path.name}"))
         os.rename(path, old)
         os.rename(beside, path)
         shutil.rmtree(old)

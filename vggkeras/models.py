@@ -191,6 +191,8 @@ def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
     Raises:
         InputError (a ValueError): the model has no fc1, fc2 and predictions to convert.
     """
+    if not isinstance(model, keras.Model):
+        raise InputError(f"to_dense expects a keras.Model of vggkeras.build(); received {type(model).__name__}.")
     names = {layer.name for layer in model.layers}
     if not {"flatten", "fc1", "fc2", "predictions"} <= names:
         raise InputError(
@@ -239,6 +241,10 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
 
     Raises InputError for a file that is no .keras file, or whose loading would run code: Keras' safe mode stays on.
     """
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            f"{path} is not a .keras file (they are zip archives): it is damaged or of another kind; save it again."
+        )
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         with zipfile.ZipFile(path) as archive:

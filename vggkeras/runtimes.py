@@ -46,7 +46,7 @@ class Predictor:
     @property
     def scale(self) -> int:
         """Smallest side, px, that images are rescaled to before the central crop is taken."""
-        return int(self.about.get("scale") or rescaled_side(self.input_shape[0]))
+        return int(self.about.get("scale") or rescaled_side(max(self.input_shape[:2])))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Probabilities float32 `[N, classes]` of images uint8 `[N, H, W, C]`.
@@ -87,6 +87,11 @@ def load(path: str | os.PathLike, provider: str = "cpu") -> Predictor:
     if path.is_dir() and (path / "saved_model.pb").exists():
         return _load_saved_model(path, provider)
     if path.is_dir():
+        if not (path / "model.keras").is_file():
+            raise InputError(
+                f"{path} holds neither model.keras nor a SavedModel: expected a run's folder, a SavedModel folder, or a "
+                ".keras, .onnx or .tflite file; name the file itself."
+            )
         path = path / "model.keras"
     if not path.is_file():
         raise InputError(
@@ -170,7 +175,8 @@ def _load_saved_model(path: Path, provider: str) -> Predictor:
         loaded = tf.saved_model.load(str(path))
         function = loaded.signatures["serving_default"]
     except (tf.errors.OpError, OSError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be loaded as a SavedModel ({str(error)[:300]}): export it again.") from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} cannot be loaded as a SavedModel ({reason}): export it again.") from error
     ((input_name, spec),) = function.structured_input_signature[1].items()
     ((output_name, output),) = function.structured_outputs.items()
     described = path / "assets.extra" / "vggkeras.json"
@@ -219,7 +225,9 @@ def _load_tflite(path: Path, provider: str) -> Predictor:
     if provider != "cpu":
         raise InputError(f"provider {provider}: .tflite files run on the CPU here; use the .onnx file on a GPU.")
     try:
-        interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+        with quiet_stderr():  # it tells of its delegate, every time
+            interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+            interpreter.allocate_tensors()
         (details,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again.") from error

@@ -62,9 +62,13 @@ def train(recipe: Recipe, console: Console | None = None) -> Run:
     out = Path(recipe.out or Path("runs") / f"{recipe.arch}-{_slug(recipe.data)}")
     if (out / "run.json").exists():
         raise InputError(f"{out} holds a run already: give another --out, or remove it first.")
+    files.check_writable(out)
 
     data, mean = _read_through(data, recipe.skip_unreadable, console)
     train_split, validation = data.split("train"), data.split("validation")
+    if recipe.batch_size > train_split.count:  # an epoch is a pass over the images, not several
+        recipe = dataclasses.replace(recipe, batch_size=train_split.count)
+        console.print(f"batch size {recipe.batch_size}: there are no more training images")
     keras.utils.set_random_seed(recipe.seed)
     model = models.build(
         recipe.arch,
@@ -93,7 +97,7 @@ def train(recipe: Recipe, console: Console | None = None) -> Run:
         "versions": versions(),
         "images": {name: split.count for name, split in data.splits.items()},
     }
-    steps = max(1, train_split.count // recipe.batch_size)
+    steps = train_split.count // recipe.batch_size
     console.print(
         f"{recipe.arch} at {size} px, {model.count_params():,} parameters, {train_split.count:,} training and "
         f"{validation.count:,} validation images of {len(data.class_names)} classes, "
