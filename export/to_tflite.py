@@ -121,13 +121,11 @@ def _put_weights(graph: schema.ModelT, model: Any) -> None:
 class _AlignedBuffer(schema.BufferT):
     """A buffer on a 16-byte boundary, as TFLite's schema demands and the generated code forgets."""
 
-    def Pack(self, builder):
+    def Pack(self, builder):  # the generated code's name
         data = self.data if self.data is not None else np.empty(0, np.uint8)
         builder.StartVector(1, len(data), 16)
         builder.head -= len(data)
-        builder.Bytes[builder.head : builder.head + len(data)] = (
-            data.tobytes() if len(data) < 1024 else memoryview(data)
-        )
+        builder.Bytes[builder.head : builder.head + len(data)] = memoryview(data)
         vector = builder.EndVector()
         schema.BufferStart(builder)
         if len(data):

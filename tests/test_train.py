@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import vggkeras
-from vggkeras import evaluate, models
+from vggkeras import datasets, evaluate, models
 from vggkeras.errors import InputError
 from vggkeras.train import Recipe, train, training_batches, validation_batches
 
@@ -79,10 +79,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, 
 def test_training_batches_show_every_image_equally_often(photos):
     split = vggkeras.load_data(str(photos)).split("train")
     batches = training_batches(split, tiny(Path("x"), batch_size=6, flip=False), 40, 40).take(8)  # 48 = 3 passes of 16
-    images = [image.tobytes() for x, _ in batches.as_numpy_iterator() for image in x[:, :40, :40]]
-    assert len(images) == 48
-    labels = np.concatenate([y for _, y in batches.as_numpy_iterator()])
+    seen, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
     assert np.bincount(labels).tolist() == [24, 24]
+    windows = {}  # every crop of 40 of an image's 48 rows -> the image
+    for index, encoded, _ in split.examples():
+        image = datasets.decode(encoded)
+        windows |= {image[top : top + 40].tobytes(): index for top in range(9)}
+    assert np.bincount([windows[crop.tobytes()] for crop in seen]).tolist() == [3] * 16
 
 
 def test_an_epoch_is_one_pass_even_when_the_batch_is_larger(tmp_path, photos, capsys):
