@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from export import PARITY_IMAGES, export_model
-from vggkeras.errors import run_command
+from vggkeras.errors import parsed, run_command
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Arguments:
 
 def main() -> int:
     """Parse, and call one function."""
-    arguments = tyro.cli(Arguments, prog="python -m export")
+    arguments = parsed(lambda: tyro.cli(Arguments, prog="python -m export"))
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the exporters', whatever backend the model was trained on
     entries = export_model(**vars(arguments), console=Console())
     return 0 if all(entry["passed"] for entry in entries.values()) else 1

@@ -8,15 +8,15 @@ Exit code 0: every file is the certified one and gives the golden answers. 1: on
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from export import artifact, parity
 from vggkeras import files, runtimes
-from vggkeras.errors import InputError, run_command
+from vggkeras.errors import InputError, parsed, run_command
 from vggkeras.terminal import load_tensorflow
 
 
@@ -59,12 +59,17 @@ def verify(path: Path) -> list[str]:
     return problems + result.failures
 
 
-def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
-    """Check exported files against the golden answers (golden.npz) and the certificate beside them.
+@dataclass
+class Arguments:
+    """Check exported files against the golden answers (golden.npz) and the certificate beside them."""
 
-    Args:
-        files: .onnx and .tflite files, SavedModel folders.
-    """
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """.onnx and .tflite files, SavedModel folders."""
+
+
+def main() -> int:
+    """Parse, and verify each file."""
+    files = parsed(lambda: tyro.cli(Arguments, prog="python -m export.verify")).files
     if not files:
         raise InputError("Expected one file or more to verify; received none.")
     load_tensorflow(Console(), *files)
@@ -77,8 +82,8 @@ def main(files: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
 
 
 def cli() -> int:
-    """Parse, and call one function."""
-    return run_command(lambda: tyro.cli(main, prog="python -m export.verify"))
+    """The command, with its exit code."""
+    return run_command(main)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def test_posteriors_take_files_and_arrays_of_any_size(predictors, tmp_path):
         vggkeras.posteriors(predictors["model.onnx"], arrays, protocol="sparse")
     with pytest.raises(InputError, match="Scale 31 is below"):
         vggkeras.posteriors(predictors["model.onnx"], arrays, scales=(31,))
+    with pytest.raises(InputError, match="Scale 100000 is above"):
+        vggkeras.posteriors(predictors["model.onnx"], arrays, scales=(100_000,))
     with pytest.raises(InputError, match="No image at"):
         vggkeras.posteriors(predictors["model.onnx"], [tmp_path / "none.jpg"])
     with pytest.raises(InputError, match="put it into a list"):

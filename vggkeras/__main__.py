@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +17,7 @@ from rich.table import Table
 
 from vggkeras import configs
 from vggkeras.configs import Recipe
-from vggkeras.errors import InputError, run_command
+from vggkeras.errors import InputError, parsed, run_command
 from vggkeras.terminal import load_tensorflow, print_table, progress_bar
 
 SUFFICIENT_ACCURACY = 0.97  # what the demo asks of its digits
@@ -308,10 +310,23 @@ def demo(out: Path = Path("runs/demo")) -> int:
 
 def main() -> int:
     """Parse, and call one function."""
-    commands = {f.__name__: f for f in (info, train, evaluate, predict, doctor, demo)}
-    return tyro.extras.subcommand_cli_from_dict(
-        commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."
+    commands = {f.__name__: _later(f) for f in (info, train, evaluate, predict, doctor, demo)}
+    command = parsed(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."
+        )
     )
+    return command()
+
+
+def _later(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """A command of the same flags that, called, gives what is left to call: parsing is over before work begins."""
+
+    @functools.wraps(command)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return functools.partial(command, *args, **kwargs)
+
+    return bind
 
 
 def cli() -> int:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
     """Bad input. The message says what was expected, what was received, and what to do."""
+
+
+def parsed(parse: Callable[[], T]) -> T:
+    """What a tyro command line gives; tyro's framed message of a wrong one becomes an InputError of one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse()
+    except SystemExit as stop:
+        if not stop.code:  # help was asked for
+            raise
+    rows = [line.strip("│ ") for line in said.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
+    raise InputError(" ".join(";" if set(row) == {"─"} else row for row in rows).replace(" ;", ";"))
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -20,6 +20,7 @@ from vggkeras.runtimes import Predictor
 
 PROTOCOLS = ("center",)
 BATCH = 32
+LARGEST_SCALE = 8192
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def checked_scales(predictor: Predictor, protocol: str, scales: Sequence[int] | 
     for scale in scales:
         if scale < smallest:
             raise InputError(f"Scale {scale} is below the model's input of {smallest} px: give {smallest} or more.")
+        if scale > LARGEST_SCALE:  # the whole rescaled image is held in memory
+            raise InputError(f"Scale {scale} is above {LARGEST_SCALE} px: give {smallest} to {LARGEST_SCALE}.")
     return scales
 
 
