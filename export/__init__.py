@@ -137,6 +137,7 @@ def export_model(
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
+    artifact.read_certificate(folder)  # a damaged one is said before anything is written
     beside = {name: files.partial(folder / FORMATS[name].file) for name in chosen}
     entries: dict[str, dict[str, Any]] = {}
     rows = []

@@ -363,6 +363,14 @@ def test_damaged_golden_answers_are_bad_input(copied, command):
         assert "is not an exported artifact" in err
 
 
+def test_a_damaged_certificate_is_said_before_anything_is_written(copied, run):
+    (copied / "certificate.json").write_text("[]")
+    before = {p.name: p.stat().st_mtime_ns for p in copied.iterdir()}
+    with pytest.raises(InputError, match="remove it and export again"):
+        export.export_model(run.path, "onnx", data="random", out=copied)
+    assert {p.name: p.stat().st_mtime_ns for p in copied.iterdir()} == before
+
+
 @pytest.fixture
 def copied(exports, tmp_path):
     shutil.copytree(exports, tmp_path / "copy")
@@ -433,13 +441,13 @@ def test_a_network_of_another_make_is_refused(tmp_path):
         export.export_model(tmp_path / "s.keras")
 
 
-LIMITS = {"onnx": (15, 5), "tflite": (60, 6)}  # seconds to write, GB of the whole process and its child
+LIMITS = {"onnx": 5, "tflite": 6}  # GB at most, of the whole process and its child; seconds are a benchmark's
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["A-LRN", "C", "D"])
 def test_full_width_at_224(arch, tmp_path):
-    """Full-size networks pass parity in every format, within time and memory."""
+    """Full-size networks pass parity in every format, within memory; the stock export is killed for it."""
     vggkeras.build(arch, seed=0).save(tmp_path / "full.keras")
     child = subprocess.run(
         [sys.executable, "-m", "export", "--model", tmp_path / "full.keras", "--images", "10"],
@@ -453,9 +461,7 @@ def test_full_width_at_224(arch, tmp_path):
     for entry in certificate.values():
         assert entry["passed"]
         assert entry["max_rel_error"] <= 1e-5
-    for name, (seconds, gigabytes) in LIMITS.items():
+    for name, gigabytes in LIMITS.items():
         row = next(line for line in child.stdout.splitlines() if export.FORMATS[name].file in line)
-        told = re.search(r"([\d.]+) s .*?([\d.]+) GB", row)
-        assert float(told[1]) <= seconds, child.stdout
-        assert float(told[2]) <= gigabytes, child.stdout
+        assert float(re.search(r"([\d.]+) GB", row)[1]) <= gigabytes, child.stdout
     shutil.rmtree(tmp_path / "export")  # half a gigabyte a file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import json
 import os
 from pathlib import Path
@@ -150,10 +151,7 @@ def test_skip_unreadable_goes_on_and_says_which(tmp_path, photos, capsys):
 
 def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(tmp_path, photos, monkeypatch):
     """The file is damaged after the first read, at the end of the first epoch."""
-    from vggkeras import train as _  # noqa: F401
-
-    module = __import__("sys").modules["vggkeras.train"]
-    monkeypatch.setattr(module, "CACHE_BYTES", 0)  # read from disk at every pass
+    monkeypatch.setattr(importlib.import_module("vggkeras.train"), "CACHE_BYTES", 0)  # read from disk at every pass
     victim = photos / "train" / "cat" / "004.jpg"
     save = models.save_model
 
