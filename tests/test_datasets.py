@@ -64,55 +64,6 @@ def test_transparent_pixels_lie_on_white():
     np.testing.assert_array_equal(rgb[10:], image[10:, :, :3])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_tensorflow_decodes_what_pillow_decodes(kind):
-    """The same op eagerly, inside tf.data, and Pillow's road: the same pixels (CMYK: within rounding)."""
-    import tensorflow as tf
-
-    data = KINDS[kind][0]
-    pillow = datasets.decode(data).astype(int)
-    eager = augment.decode_and_rescale(tf.constant(data), 40).numpy().astype(int)
-    inside = tf.data.Dataset.from_tensors(data).map(lambda x: augment.decode_and_rescale(x, 40))
-    np.testing.assert_array_equal(next(inside.as_numpy_iterator()), eager)
-    assert np.abs(pillow - eager).max() <= (2 if "cmyk" in kind else 0)
-
-
-@pytest.mark.parametrize("shape", [(48, 40), (40, 90), (200, 33), (64, 64)])
-@pytest.mark.parametrize("side", [32, 40, 71])
-def test_both_rescales_agree(shape, side):
-    import tensorflow as tf
-
-    image = photo(3, *shape)
-    pillow = augment.rescale(image, side)
-    tensorflow = augment.decode_and_rescale(tf.constant(encoded(Image.fromarray(image), "PNG")), side).numpy()
-    assert pillow.shape == tensorflow.shape
-    assert min(pillow.shape[:2]) == side
-    assert np.abs(pillow.astype(int) - tensorflow.astype(int)).max() <= 1
-
-
-def test_center_crop_is_the_middle():
-    image = photo(4, 60, 40)
-    np.testing.assert_array_equal(augment.center_crop(image, 40, (32, 32)), image[14:46, 4:36])
-    with pytest.raises(InputError, match="does not fit"):
-        augment.center_crop(image, 30, (32, 32))
-
-
-def test_random_crops_are_pure_functions_of_their_seed_and_reach_everywhere():
-    import tensorflow as tf
-
-    image = tf.constant(photo(5, 36, 34))
-    crops = [augment.random_crop(image, 32, (0, i), True).numpy() for i in range(200)]
-    again = [augment.random_crop(image, 32, (0, i), True).numpy() for i in range(200)]
-    assert all(np.array_equal(a, b) for a, b in zip(crops, again, strict=True))
-    places = {
-        (top, left, flip): image.numpy()[top : top + 32, left : left + 32][:, :: -1 if flip else 1].tobytes()
-        for top in range(5)
-        for left in range(3)
-        for flip in (False, True)
-    }
-    assert {crop.tobytes() for crop in crops} == set(places.values())
-
-
 def test_digits_are_embedded_and_always_split_the_same_way():
     a, b = vggkeras.load_data("digits"), vggkeras.load_data("digits")
     assert a.splits["train"].count + a.splits["validation"].count == 1797
@@ -154,11 +105,28 @@ def test_class_folders_alone_are_split_by_a_stable_hash(tmp_path):
     assert {"/".join(p.split("/")[-2:]) for p in after.splits["validation"].sources} == held - {"a/000.jpg"}
 
 
-def test_mean_rgb_counts_every_image_once(photos):
+def test_mean_and_covariance_are_of_every_pixel(photos):
     split = vggkeras.load_data(str(photos)).split("train")
-    means = [mean for _, mean in datasets.read_all(split)]
-    by_hand = np.mean([np.asarray(Image.open(path)).mean(axis=(0, 1)) for path in split.sources], axis=0)
-    np.testing.assert_allclose(datasets.mean_rgb(means), by_hand)
+    mean, covariance = datasets.rgb_statistics([pixels for _, pixels in datasets.read_all(split)])
+    pixels = np.concatenate([np.asarray(Image.open(path)).reshape(-1, 3) for path in split.sources])  # all of one size
+    np.testing.assert_allclose(mean, pixels.mean(axis=0))
+    np.testing.assert_allclose(covariance, np.cov(pixels.T, bias=True))
+
+
+def test_images_of_any_size_weigh_the_same(tmp_path):
+    for name, sizes in {"a": [(60, 40), (20, 90)], "b": [(33, 33)]}.items():
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            Image.fromarray(photo(i, *size)).save(tmp_path / "train" / name / f"{i}.png")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    split = vggkeras.load_data(str(tmp_path)).split("train")
+    found = [pixels for _, pixels in datasets.read_all(split)]
+    assert [pixels.smallest_side for pixels in found] == [40, 20, 33]
+    mean, covariance = datasets.rgb_statistics(found)
+    pixels = [np.asarray(Image.open(path)).reshape(-1, 3).astype(float) for path in split.sources]
+    np.testing.assert_allclose(mean, np.mean([p.mean(axis=0) for p in pixels], axis=0))
+    share = np.concatenate([np.full(len(p), 1 / len(p) / 3) for p in pixels])
+    np.testing.assert_allclose(covariance, np.cov(np.concatenate(pixels).T, bias=True, aweights=share))
 
 
 def test_bad_folders_are_named(tmp_path, photos):
@@ -199,15 +167,35 @@ def test_a_truncated_image_is_named(photos):
         list(augment.center_crops(vggkeras.load_data(str(photos)).split("val"), (32, 32), 32))
 
 
-def test_splits_stream_in_order_or_shuffled(photos):
+def test_splits_stream_in_order(photos):
     split = vggkeras.load_data(str(photos)).split("train")
-    plain = list(split.encoded().as_numpy_iterator())
-    assert [(e, int(label)) for e, label in plain] == [(e, label) for _, e, label in split.examples()]
-    shuffled = split.encoded(0)
-    first, second = ([e for e, _ in shuffled.as_numpy_iterator()] for _ in range(2))
-    assert first != second
-    assert sorted(first) == sorted(second) == sorted(e for e, _ in plain)
+    streamed = [(int(i), e, int(label)) for i, e, label in split.encoded().as_numpy_iterator()]
+    assert streamed == list(split.examples())
     assert split.without([0, 15]).count == 14
+
+
+def check_shuffled(split):
+    """An endless row: every epoch has every image once, in another order; it can be entered anywhere, always the same."""
+    examples = {i: (e, label) for i, e, label in split.examples()}
+
+    def row(seed, start, count):
+        taken = list(split.shuffled(seed, start).take(count).as_numpy_iterator())
+        assert all((encoded_, label) == examples[index] for _, index, encoded_, label in taken)
+        return [(int(epoch), int(index)) for epoch, index, _, _ in taken]
+
+    count = split.count
+    whole = row(5, 0, 3 * count)
+    epochs = [[index for epoch, index in whole if epoch == e] for e in range(3)]
+    assert all(sorted(epoch) == split.indices() for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    for start in (0, 1, count - 1, count, 2 * count + 3):
+        assert row(5, start, 3 * count - start) == whole[start:]
+    assert row(6, 0, count) != whole[:count]
+
+
+def test_shuffled_images_can_be_entered_anywhere(photos):
+    check_shuffled(vggkeras.load_data(str(photos)).split("train"))
+    check_shuffled(vggkeras.load_data("digits").split("train").without(range(30, 1437)))
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +236,7 @@ def test_tfds_records_come_undecoded_and_hold_out_a_tenth(tiny_tfds, monkeypatch
     assert all(e.startswith(b"\xff\xd8\xff") for _, e, _ in examples)
     rest = data.split("train").without([3, 4])
     assert rest.count == len(list(rest.examples())) == len(list(rest.encoded())) == 16
+    check_shuffled(rest)
 
 
 needs_imagenette = pytest.mark.skipif(

@@ -12,16 +12,24 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from rich.console import Console
 
 import vggkeras
-from vggkeras import datasets, evaluate, models
+from vggkeras import augment, configs, datasets, evaluate, models
 from vggkeras.errors import InputError
-from vggkeras.train import Recipe, train, training_batches, validation_batches
+from vggkeras.train import Recipe, rescaled_images, train, training_batches, validation_batches
+
+training = importlib.import_module("vggkeras.train")  # vggkeras.train is the function
 
 
 def tiny(out: Path, **changes) -> Recipe:
     fields = {"width": 0.05, "fc_units": 8, "epochs": 2, "batch_size": 4, "image_size": 32, "batch_norm": True}
     return Recipe("A", out=out, **{**fields, **changes})
+
+
+def history(path: Path) -> list[dict[str, str]]:
+    with open(path / "history.csv") as file:
+        return list(csv.DictReader(file))
 
 
 def test_a_run_learns_digits_and_leaves_its_files(run, recipe, workplace):
@@ -32,8 +40,7 @@ def test_a_run_learns_digits_and_leaves_its_files(run, recipe, workplace):
     assert metadata["arch"] == "A-LRN"
     assert metadata["data"] == "digits"
     assert metadata["recipe"]["weight_decay"] == 5e-4
-    with open(run.path / "history.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = history(run.path)
     assert len(rows) == recipe.epochs
     best = max(rows, key=lambda row: float(row["val_accuracy"]))
     assert int(best["epoch"]) == metadata["best_epoch"]
@@ -77,16 +84,42 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, 
     assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
 
+def batches_of(split, recipe, count, rescaled=None, start=0, size=40, **options):
+    batches = training_batches(split, recipe, size, (size, size), start=start, rescaled=rescaled, **options)
+    return [np.concatenate(parts) for parts in zip(*batches.take(count).as_numpy_iterator(), strict=True)]
+
+
 def test_training_batches_show_every_image_equally_often(photos):
     split = vggkeras.load_data(str(photos)).split("train")
-    batches = training_batches(split, tiny(Path("x"), batch_size=6, flip=False), 40, 40).take(8)  # 48 = 3 passes of 16
-    seen, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator(), strict=True))
+    recipe = tiny(Path("x"), batch_size=6, flip=False)
+    seen, labels = batches_of(split, recipe, 8)  # 48 = 3 passes of 16
     assert np.bincount(labels).tolist() == [24, 24]
     windows = {}  # every crop of 40 of an image's 48 rows -> the image
     for index, encoded, _ in split.examples():
         image = datasets.decode(encoded)
         windows |= {image[top : top + 40].tobytes(): index for top in range(9)}
     assert np.bincount([windows[crop.tobytes()] for crop in seen]).tolist() == [3] * 16
+
+
+def test_training_batches_are_the_same_from_memory_and_entered_anywhere(photos):
+    split = vggkeras.load_data(str(photos)).split("train")
+    recipe = tiny(Path("x"), batch_size=8, accumulate=2)
+    options = {"basis": augment.color_basis(np.diag([4000.0, 2000.0, 1000.0]))}
+    images, labels = batches_of(split, recipe, 10, **options)
+    assert images.dtype == np.float32
+    assert images.shape == (40, 40, 40, 3)  # steps of four
+    rescaled = rescaled_images(split, (40, 40), Console())
+    for start, kept in ((0, rescaled), (4, None), (17, rescaled), (17, None)):
+        part = batches_of(split, recipe, 5, kept, start, **options)
+        np.testing.assert_array_equal(part[0], images[start : start + 20])
+        np.testing.assert_array_equal(part[1], labels[start : start + 20])
+
+
+def test_only_what_fits_is_kept_in_memory(photos, monkeypatch):
+    split = vggkeras.load_data(str(photos)).split("train")
+    assert rescaled_images(split, (40, 41), Console()) is None  # another scale every time
+    monkeypatch.setattr(training, "CACHE_BYTES", 16 * 40 * 40 * 3)
+    assert rescaled_images(split, (40, 40), Console()) is None
 
 
 def test_an_epoch_is_one_pass_even_when_the_batch_is_larger(tmp_path, photos, capsys):
@@ -103,13 +136,95 @@ def test_validation_batches_are_the_center_protocols_crops(photos):
     np.testing.assert_array_equal(ours, crops)
 
 
-def test_the_rate_drops_by_ten_on_a_plateau_three_times_at_most(tmp_path, photos):
+def test_the_rate_drops_by_ten_on_a_plateau_three_times_then_training_stops(tmp_path, photos, capsys):
     # Nothing can be learnt at this rate, so that validation accuracy never moves.
-    run = train(tiny(tmp_path / "r", data=str(photos), epochs=10, patience=1, learning_rate=1e-9, batch_norm=False))
-    with open(run.path / "history.csv") as file:
-        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
-    assert sorted(set(rates), reverse=True) == pytest.approx([1e-9, 1e-10, 1e-11, 1e-12], rel=1e-2)
-    assert rates == sorted(rates, reverse=True)
+    changes = {"epochs": 50, "patience": 2, "learning_rate": 1e-9, "batch_norm": False}
+    run = train(tiny(tmp_path / "r", data=str(photos), **changes))
+    rates = [float(row["learning_rate"]) for row in history(run.path)]
+    first = 1e-9 * 4 / 256
+    expected = [first] * 3 + [first / 10] * 2 + [first / 100] * 2 + [first / 1000] * 2
+    assert rates == pytest.approx(expected, rel=1e-6, abs=0)
+    assert run.metadata["best_epoch"] == 1
+    assert run.metadata["epochs_trained"] == 9
+    told = capsys.readouterr().out
+    assert "rate 1e-09 x 4/256 = 1.5625e-11" in told
+    assert "of epoch 1 not bettered for 2 epochs: rate drops to 1.6e-12, 1 of 3" in told
+    assert "after 3 drops of the rate: training stops, that epoch's model is kept" in told
+
+
+def test_the_defaults_are_the_papers():
+    recipe = Recipe()
+    assert (recipe.batch_size, recipe.learning_rate, recipe.momentum, recipe.weight_decay) == (256, 1e-2, 0.9, 5e-4)
+    assert (recipe.dropout, recipe.epochs, recipe.init, recipe.first_rate) == (0.5, 74, "glorot", 1e-2)
+    assert configs.scale_range(None, 224) == (256, 256)
+    assert configs.scale_range("256:512", 224) == (256, 512)
+    assert dataclasses.replace(recipe, batch_size=64).first_rate == 2.5e-3
+
+
+def one_step(photos, out, **changes):
+    """The weights after one update with all 16 images, without dropout, batch norm or anything random in the images."""
+    fields = {"batch_size": 16, "epochs": 1, "dropout": 0.0, "batch_norm": False, "flip": False, "color": False}
+    run = train(tiny(out, data=str(photos), learning_rate=0.5, **{**fields, **changes}))
+    return run.model.get_weights()
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, photos):
+    whole = one_step(photos, tmp_path / "whole")
+    shared = one_step(photos, tmp_path / "shared", accumulate=4)
+    start = vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, seed=0).get_weights()
+    moved = max(np.abs(a - b).max() for a, b in zip(whole, start, strict=True))
+    assert moved > 1e-3
+    assert max(np.abs(a - b).max() for a, b in zip(whole, shared, strict=True)) < 1e-3 * moved
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_and_keeps_a_float32_model(tmp_path, precision):
+    fields = {"width": 0.125, "fc_units": 64, "dropout": 0.2, "batch_size": 32, "learning_rate": 0.16, "epochs": 3}
+    recipe = Recipe("A-LRN", "digits", tmp_path / "r", batch_norm=True, precision=precision, **fields)
+    run = train(recipe)
+    assert run.metadata["metrics"]["val_accuracy"] > 0.3  # chance is 0.1
+    assert {layer.compute_dtype for layer in run.model.layers} == {"float32"}
+    data = vggkeras.load_data("digits")
+    result = evaluate.evaluate(vggkeras.load(run.path), data.split("validation"), data.class_names)
+    assert result.accuracy == pytest.approx(run.metadata["metrics"]["val_accuracy"], abs=0.02)
+
+
+def test_computation_is_in_the_precision_asked_for(tmp_path):
+    model = vggkeras.build("A-LRN", (32, 32, 3), 4, width=0.05, fc_units=4, batch_norm=True, precision="mixed_bfloat16")
+    assert {v.dtype for v in model.weights} == {"float32"}
+    assert model.output.dtype == "float32"
+    assert model.get_layer("block1_conv1").compute_dtype == model.get_layer("fc1").compute_dtype == "bfloat16"
+    training.compile_model(model, Recipe(precision="mixed_float16"))
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_state_is_kept(tmp_path, photos, monkeypatch):
+    run = train(tiny(tmp_path / "good", data=str(photos), epochs=1))
+    explosive = tiny(tmp_path / "bad", data=str(photos), epochs=5, batch_norm=False, learning_rate=1e18)
+    with pytest.raises(
+        InputError, match=r"step \d of epoch 1, learning rate 1\.56\d+e\+16: start another run with a lower"
+    ):
+        train(explosive)
+    assert not (tmp_path / "bad").exists()  # nothing to keep
+
+    later = []
+
+    def explode(self, batch, logs=None):
+        later.append(batch)
+        return step(self, batch, {**logs, "loss": float("nan")} if len(later) > 6 else logs)
+
+    step = training._Keeper.on_train_batch_end
+    monkeypatch.setattr(training._Keeper, "on_train_batch_end", explode)
+    with pytest.raises(InputError, match=r"step 3 of epoch 2.*--init-from.*kept as last good.*model\.keras of epoch 1"):
+        train(dataclasses.replace(explosive, learning_rate=1e-2))
+    assert vggkeras.load(tmp_path / "bad").class_names == ["cat", "dog"]
+    assert json.loads((tmp_path / "bad" / "run.json").read_text())["status"] == "stopped"
+    assert run.metadata["status"] == "done"
+
+
+def test_small_images_are_enlarged_and_that_is_said_once(tmp_path, photos, capsys):
+    train(tiny(tmp_path / "r", data=str(photos), epochs=2, scale="44:60"))
+    assert capsys.readouterr().out.count("16 of 16 training images are smaller than the scale, 44 px") == 1
 
 
 def test_an_existing_run_is_refused_not_overwritten(run, recipe):
@@ -151,7 +266,7 @@ def test_skip_unreadable_goes_on_and_says_which(tmp_path, photos, capsys):
 
 def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(tmp_path, photos, monkeypatch):
     """The file is damaged after the first read, at the end of the first epoch."""
-    monkeypatch.setattr(importlib.import_module("vggkeras.train"), "CACHE_BYTES", 0)  # read from disk at every pass
+    monkeypatch.setattr(training, "CACHE_BYTES", 0)  # read from disk at every pass
     victim = photos / "train" / "cat" / "004.jpg"
     save = models.save_model
 
@@ -182,6 +297,15 @@ def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(
         {"fc_units": 0},
         {"seed": -1},
         {"init": "zeros"},
+        {"precision": "float16"},
+        {"accumulate": 0},
+        {"accumulate": 3},
+        {"scale": "big"},
+        {"scale": "256:"},
+        {"scale": "512:256"},
+        {"scale": "128", "image_size": 224},
+        {"scale": "-3"},
+        {"scale": "256:100000"},
     ],
 )
 def test_a_bad_recipe_says_which_field(bad):

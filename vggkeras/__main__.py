@@ -109,13 +109,18 @@ class _Flags(Recipe):
         pass  # tyro would frame an error of the recipe's own check: it is made below
 
 
-def train(flags: tyro.conf.OmitArgPrefixes[_Flags]) -> int:
-    """Train one network as the paper trained it, and keep the best model by validation accuracy."""
+def train(flags: tyro.conf.OmitArgPrefixes[_Flags], resume: bool = False) -> int:
+    """Train one network as the paper trained it, and keep the best model by validation accuracy.
+
+    Args:
+        flags: the recipe.
+        resume: go on with the run in --out where it was cut off, even by kill -9; the other flags must be the same.
+    """
     recipe = Recipe(**vars(flags))
     load_tensorflow(console)
     from vggkeras.train import train as run
 
-    run(recipe, console)
+    run(recipe, console, resume=resume)
     return 0
 
 
@@ -290,7 +295,18 @@ def demo(out: Path = Path("runs/demo")) -> int:
         if read_run(out)["data"] != "digits":
             raise InputError(f"{out} holds a run on other data: give another --out.")
         files.remove(out)
-    recipe = Recipe("A", "digits", out, batch_norm=True, width=0.25, fc_units=256, epochs=25, batch_size=64, patience=6)
+    recipe = Recipe(
+        "A",
+        "digits",
+        out,
+        batch_norm=True,
+        width=0.25,
+        fc_units=256,
+        epochs=25,
+        batch_size=64,
+        learning_rate=0.04,
+        patience=6,
+    )
     result = run(recipe, console)
     accuracy = result.metadata["metrics"]["val_accuracy"]
     # In a process of its own, as a user would: this package knows nothing of export.

@@ -1,7 +1,7 @@
 """One image's way from its encoded bytes to a training crop, or to a test crop (paper, sections 3.1 and 3.2).
 
-Test crops are cut by Pillow alone: one decoder and one filter, whatever runtime gives the answers, and no TensorFlow
-needed where a .onnx or .tflite file is evaluated. Training crops are cut by tf.data.
+One filter everywhere: Pillow's BILINEAR, which is antialiased. Test crops are cut by Pillow alone, so that no TensorFlow is
+needed where a .onnx or .tflite file is evaluated; training crops by tf.data, which decodes only what it needs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from PIL import Image
 
 from vggkeras.datasets import Split, decode, in_threads
 from vggkeras.errors import InputError
+
+MARGIN = 2  # px more around a window: colour is often stored at half the resolution, and interpolated
 
 
 def rescale(image: np.ndarray, side: int) -> np.ndarray:
@@ -42,39 +44,129 @@ def center_crop(image: np.ndarray, side: int, crop: tuple[int, int]) -> np.ndarr
     return image[top : top + crop[0], left : left + crop[1]]
 
 
-def decode_and_rescale(encoded, side: int):
-    """`decode` and `rescale` as TensorFlow ops, for tf.data: a string -> uint8 `[h, w, 3]`, smallest side `side`.
+def draws(seed: int, epoch, index):
+    """An image's random numbers in an epoch: uniform float32 `[4]` in [0, 1) and standard normal float32 `[3]`.
 
-    JPEG goes through TensorFlow's decoder with the accurate DCT, which gives Pillow's pixels; the rest through Pillow.
-    The filter is TensorFlow's antialiased bilinear, within one level of Pillow's.
+    They are a pure function of (seed, epoch, index of the image), whatever was drawn before, so that a run can be
+    repeated, and taken up anywhere.
     """
     import tensorflow as tf
 
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+    epoch, index = tf.cast(epoch, tf.int64), tf.cast(index, tf.int64)
+    key = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), index)
+    colour = tf.random.experimental.stateless_fold_in(key, 1)  # another key: equal ones give related numbers
+    return tf.random.stateless_uniform([4], key), tf.random.stateless_normal([3], colour)
+
+
+def random_crop(encoded, crop: int, scale: tuple[int, int], uniform, flip: bool):
+    """A training crop (section 3.1), straight from an encoded image: a string -> uint8 `[crop, crop, 3]`.
+
+    The image is rescaled to a smallest side S drawn from `scale` = (lowest, highest), enlarged where it is smaller; a
+    square is cut at a random place, and mirrored half of the time (`flip`). Not so much is done: of a JPEG, only the
+    window under the crop is decoded, and only that is resized, by the filter of `rescale` at the very places where it
+    would stand on the whole image. The pixels are `rescale`'s, cut, but where rounding takes a level the other way.
+
+    Args:
+        encoded: a JPEG, PNG, BMP or GIF file, a string tensor.
+        crop: side of the crop, px.
+        scale: (lowest, highest) S, px, at least `crop`.
+        uniform: the four numbers of `draws`: S, row, column, mirror.
+        flip: whether to mirror at all.
+    """
+    import tensorflow as tf
+
+    def of_jpeg():
+        first, extent, box = _window(tf.io.extract_jpeg_shape(encoded)[:2], crop, scale, uniform)
+        window = tf.concat([first, extent], 0)
+        # The accurate DCT gives Pillow's pixels.
+        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE"), box
+
+    def of_another_kind():
         # Outside a graph, TensorFlow hands the bytes over in an array of no dimensions.
-        lambda: tf.numpy_function(lambda x: decode(np.asarray(x).item()), [encoded], tf.uint8, stateful=False),
-    )
-    image = tf.ensure_shape(image, [None, None, 3])
-    sides = tf.cast(tf.shape(image)[:2], tf.float64)
-    target = tf.maximum(side, tf.cast(tf.round(sides * (side / tf.reduce_min(sides))), tf.int32))
-    image = tf.image.resize(image, target, antialias=True)
-    return tf.cast(tf.round(image), tf.uint8)
+        image = tf.numpy_function(lambda x: decode(np.asarray(x).item()), [encoded], tf.uint8, stateful=False)
+        image = tf.ensure_shape(image, [None, None, 3])
+        first, extent, box = _window(tf.shape(image)[:2], crop, scale, uniform)
+        return tf.slice(image, tf.concat([first, [0]], 0), tf.concat([extent, [3]], 0)), box
+
+    def resized(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
+        top, left, bottom, right = box.tolist()
+        image = Image.fromarray(pixels).resize((crop, crop), Image.Resampling.BILINEAR, (left, top, right, bottom))
+        return np.asarray(image)
+
+    pixels, box = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_another_kind)
+    # Pillow resizes three times as fast as TensorFlow's antialiased ops, outside Python's lock.
+    image = tf.numpy_function(resized, [pixels, box], tf.uint8, stateful=False)
+    return _mirrored(tf.ensure_shape(image, [crop, crop, 3]), uniform, flip)
 
 
-def random_crop(image, crop: int, seed, flip: bool):
-    """A square crop at a random place, mirrored or not: uint8 `[h, w, 3]` -> uint8 `[crop, crop, 3]`.
+def crop_of_rescaled(image, crop: int, uniform, flip: bool):
+    """`random_crop` of an image that is rescaled already, to its one scale: uint8 `[h, w, 3]` -> `[crop, crop, 3]`."""
+    import tensorflow as tf
 
-    Which place and whether mirrored is a pure function of `seed`, two integers.
+    corner = _corner(tf.shape(image)[:2], crop, uniform)
+    return _mirrored(tf.slice(image, tf.concat([corner, [0]], 0), [crop, crop, 3]), uniform, flip)
+
+
+def _mirrored(image, uniform, flip: bool):
+    import tensorflow as tf
+
+    return tf.cond(uniform[3] < 0.5, lambda: tf.reverse(image, [1]), lambda: image) if flip else image
+
+
+def _corner(size, crop: int, uniform):
+    """Top left corner of the crop in a rescaled image of (height, width) `size`: int32 `[2]`, every place as likely."""
+    import tensorflow as tf
+
+    return tf.cast(tf.floor(uniform[1:3] * tf.cast(size - crop + 1, tf.float32)), tf.int32)
+
+
+def _window(size, crop: int, scale: tuple[int, int], uniform):
+    """Where a crop's pixels are in an original of (height, width) `size`.
+
+    Returns the corner and the extent, int32 `[2]` each, of the window that holds all that the filter sees; and the crop's
+    own (top, left, bottom, right) within that window, in fractions of pixels, float64 `[4]`.
     """
     import tensorflow as tf
 
-    draws = tf.random.stateless_uniform([3], seed)
-    room = tf.cast(tf.shape(image)[:2] - crop + 1, tf.float32)
-    corner = tf.cast(tf.floor(draws[:2] * room), tf.int32)
-    image = tf.slice(image, [corner[0], corner[1], 0], [crop, crop, 3])
-    return tf.reverse(image, [1]) if flip and draws[2] < 0.5 else image
+    low, high = scale
+    side = tf.cast(low + tf.floor(uniform[0] * (high - low + 1)), tf.float64)
+    sides = tf.cast(size, tf.float64)
+    rescaled = tf.maximum(side, tf.round(sides * (side / tf.reduce_min(sides))))
+    ratio = sides / rescaled  # original pixels to one of the rescaled image
+    start = tf.cast(_corner(tf.cast(rescaled, tf.int32), crop, uniform), tf.float64) * ratio
+    end = start + crop * ratio
+    # The triangle reaches one pixel to each side, or one of the rescaled ones where they are larger.
+    reach = tf.maximum(ratio, tf.ones_like(ratio)) + MARGIN
+    first = tf.maximum(tf.floor(start - reach), tf.zeros_like(start))
+    extent = tf.minimum(tf.math.ceil(end + reach), sides) - first
+    # Rounding may put the end a hair outside, which Pillow refuses.
+    box = tf.concat([start - first, tf.minimum(end - first, extent)], 0)
+    return tf.cast(first, tf.int32), tf.cast(extent, tf.int32), box
+
+
+def color_basis(covariance: np.ndarray) -> np.ndarray:
+    """Columns p_i * lambda_i of AlexNet's colour shift: float32 `[3, 3]`, in levels of 0-255.
+
+    p_i and lambda_i are the eigenvectors and eigenvalues of the covariance `[3, 3]` of RGB, 0-255. The product is no
+    number of levels but of levels squared, so that the formula says something in one unit only: it is read on pixels in
+    0-1, where all who reproduced it read it, and brought back to 0-255. On photographs one standard deviation, with
+    alpha's 0.1, is then some six levels; on pixels in 0-255 it would be a thousand.
+    """
+    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64) / 255**2)
+    return (255 * vectors * values).astype(np.float32)
+
+
+def color_shift(image, basis, normal):
+    """Add sum p_i alpha_i lambda_i to every pixel (Krizhevsky 2012, 4.1): uint8 `[h, w, 3]` -> float32, not clipped.
+
+    Args:
+        image: RGB, 0-255.
+        basis: of `color_basis`.
+        normal: three numbers of `draws`; alpha is a tenth of them.
+    """
+    import tensorflow as tf
+
+    return tf.cast(image, tf.float32) + tf.linalg.matvec(basis, 0.1 * normal)
 
 
 def center_crops(split: Split, crop: tuple[int, int], side: int) -> Iterator[tuple[int, np.ndarray, int]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -64,23 +64,64 @@ class Split:
         for index, (source, label) in enumerate(zip(self.sources, self.labels, strict=True)):
             yield index, Path(source).read_bytes() if isinstance(source, str) else source, int(label)
 
-    def encoded(self, shuffle_seed: int | None = None):
-        """tf.data.Dataset of (encoded image: string, label: int64), in order, or in a new order at every pass."""
+    def encoded(self):
+        """tf.data.Dataset of (index: int64, encoded image: string, label: int64) of every image, in order."""
         import tensorflow as tf
 
         if self.sources is None:
-            records = self._records()
-            if self.left_out:
-                lost = tf.constant(sorted(self.left_out), tf.int64)
-                records = records.enumerate().filter(lambda i, _: tf.reduce_all(i != lost)).map(lambda _, x: x)
-            # Records stream from disk: what waits for its turn is encoded, and bounded.
-            return records if shuffle_seed is None else records.shuffle(min(self.count, 10_000), shuffle_seed)
-        data = tf.data.Dataset.from_tensor_slices((tf.constant(self.sources), self.labels))
-        if shuffle_seed is not None:
-            data = data.shuffle(self.count, shuffle_seed)
-        if isinstance(self.sources[0], str):
-            data = data.map(lambda path, label: (tf.io.read_file(path), label), tf.data.AUTOTUNE)
-        return data
+            return self._enumerated_records()
+        return tf.data.Dataset.range(self.count).map(self._lookup(), tf.data.AUTOTUNE)
+
+    def shuffled(self, seed: int, start: int = 0):
+        """tf.data.Dataset without end of (epoch, index, encoded image, label), in a new order every epoch.
+
+        It begins at the `start`-th example of the endless row, without reading the images before. The order of an epoch
+        is a pure function of (seed, epoch). TFDS records are read in turn and drawn from 10,000 that wait, encoded.
+        """
+        import tensorflow as tf
+
+        if self.sources is not None:
+            lookup = self._lookup()
+            return shuffled_indices(self.count, seed, start).map(
+                lambda epoch, index: (epoch, *lookup(index)), tf.data.AUTOTUNE
+            )
+        records = self._enumerated_records()
+        variant = tf.data.experimental.to_variant(records)
+
+        def one_pass(epoch):
+            # Dataset.shuffle() takes no tensor for a seed.
+            drawn = tf.raw_ops.ShuffleDataset(
+                input_dataset=variant,
+                buffer_size=min(self.count, 10_000),
+                seed=seed,
+                seed2=epoch + 1,  # where both are 0, the order would be any
+                reshuffle_each_iteration=False,
+                output_types=[spec.dtype for spec in records.element_spec],
+                output_shapes=[spec.shape for spec in records.element_spec],
+            )
+            dataset = tf.data.experimental.from_variant(drawn, records.element_spec)
+            return dataset.map(lambda index, encoded, label: (epoch, index, encoded, label))
+
+        first, passed = divmod(start, self.count)
+        return tf.data.Dataset.range(first, tf.int64.max).flat_map(one_pass).skip(passed)
+
+    def _lookup(self) -> Callable:
+        """index -> (index, encoded image, label), as TensorFlow ops."""
+        import tensorflow as tf
+
+        assert self.sources is not None
+        sources, labels = tf.constant(self.sources), tf.constant(self.labels)
+        in_files = isinstance(self.sources[0], str)
+        return lambda i: (i, tf.io.read_file(sources[i]) if in_files else sources[i], labels[i])
+
+    def _enumerated_records(self):
+        import tensorflow as tf
+
+        records = self._records().enumerate().map(lambda index, example: (index, *example))
+        if self.left_out:
+            lost = tf.constant(sorted(self.left_out), tf.int64)
+            records = records.filter(lambda index, *_: tf.reduce_all(index != lost))
+        return records
 
     def indices(self) -> list[int]:
         """What `examples` counts by: places in the split, or, of TFDS records, in the whole of them."""
@@ -330,24 +371,51 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_all(split: Split) -> Iterator[tuple[int, np.ndarray | InputError]]:
-    """Every image's (index, mean RGB [3]), or the error where it cannot be read; in order."""
+class Pixels(NamedTuple):
+    """What a pass over the training images notes of each."""
 
-    def mean(index: int, encoded: bytes, label: int):
+    mean: np.ndarray  # of RGB, 0-255, float64 [3]
+    products: np.ndarray  # mean of the products of two channels, float64 [3, 3]
+    smallest_side: int  # px
+
+
+def read_all(split: Split) -> Iterator[tuple[int, Pixels | InputError]]:
+    """Every image's (index, `Pixels`), or the error where it cannot be read; in order."""
+
+    def read(index: int, encoded: bytes, label: int):
         try:
             image = decode(encoded, split.image_name(index))
         except InputError as error:
             return index, error
-        return index, image.reshape(-1, 3).mean(axis=0)
+        rgb = image.reshape(-1, 3).astype(np.float64)  # sums of whole numbers: exact, whatever their order
+        return index, Pixels(rgb.mean(axis=0), rgb.T @ rgb / len(rgb), min(image.shape[:2]))
 
-    return in_threads(mean, split.examples())
+    return in_threads(read, split.examples())
 
 
-def mean_rgb(means: Iterable[np.ndarray]) -> tuple[float, float, float]:
-    """The training set's mean RGB, 0-255: the average over images of each image's mean, so that each counts once."""
-    total, count = np.zeros(3), 0
-    for mean in means:
-        total += mean
+def rgb_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, float, float], np.ndarray]:
+    """The training set's mean RGB, 0-255, and covariance of RGB, float64 `[3, 3]`; each image counts once."""
+    mean, products, count = np.zeros(3), np.zeros((3, 3)), 0
+    for image in images:
+        mean += image.mean
+        products += image.products
         count += 1
-    r, g, b = (total / count).tolist()
-    return r, g, b
+    mean /= count
+    r, g, b = mean.tolist()
+    return (r, g, b), products / count - np.outer(mean, mean)
+
+
+def shuffled_indices(count: int, seed: int, start: int = 0):
+    """tf.data.Dataset without end of (epoch, index), int64: the numbers below `count` in a new order every epoch.
+
+    It begins at the `start`-th pair; an epoch's order is a pure function of (seed, epoch).
+    """
+    import tensorflow as tf
+
+    def pair(place):
+        epoch = place // count
+        return epoch, tf.random.experimental.index_shuffle(
+            place % count, tf.stack([tf.constant(seed, tf.int64), epoch]), tf.constant(count - 1, tf.int64)
+        )
+
+    return tf.data.Dataset.range(start, tf.int64.max).map(pair)

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from vggkeras import augment, datasets
+from vggkeras.configs import LARGEST_SCALE
 from vggkeras.datasets import Split
 from vggkeras.errors import InputError
 from vggkeras.runtimes import Predictor
 
 PROTOCOLS = ("center",)
 BATCH = 32
-LARGEST_SCALE = 8192
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ def build(
     mean_rgb: Sequence[float] | None = None,
     init: str = "glorot",
     weight_decay: float = 5e-4,
+    precision: str | None = None,
     seed: int | None = None,
 ) -> keras.Model:
     """One of the paper's networks, as a functional, uncompiled `keras.Model`.
@@ -118,10 +119,12 @@ def build(
             (for other than 3 channels, its average).
         init: "glorot" (uniform; the paper's later finding), "he" (normal), "paper" (normal, variance 1e-2).
         weight_decay: multiplier w of Caffe's L2 penalty on every kernel, w/2 |kernel|^2, whose gradient is w * kernel.
+        precision: of computation: float32, mixed_bfloat16 or mixed_float16; Keras' global policy when not given. Weights,
+            centring, LRN and probabilities are float32 whatever it is.
         seed: makes the initial weights and dropout repeatable.
 
     Raises:
-        InputError (a ValueError): unknown arch or init, images below 32 px, numbers out of range.
+        InputError (a ValueError): unknown arch, init or precision, images below 32 px, numbers out of range.
     """
     arch = configs.canonical_arch(arch)
     steps = list(configs.plan(arch, input_shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units))
@@ -133,6 +136,8 @@ def build(
         raise InputError(f"mean_rgb must be {channels} numbers, one a channel; received {tuple(mean_rgb)}.")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must be in [0, 1); received {dropout}.")
+    if precision not in (None, *configs.PRECISIONS):
+        raise InputError(f"precision must be one of {', '.join(configs.PRECISIONS)}; received {precision!r}.")
     seeds = random.Random(seed)
 
     def next_seed() -> int | None:
@@ -151,25 +156,27 @@ def build(
         return {"kernel_initializer": initializers[init](next_seed()), "kernel_regularizer": penalty}
 
     images = keras.Input(input_shape, name="images")
-    x = MeanRGB(mean_rgb, name="mean_rgb")(images)
+    # Centred in float32: of 0-255, bfloat16 keeps whole numbers alone.
+    x = MeanRGB(mean_rgb, dtype="float32", name="mean_rgb")(images)
     for step in steps:
         if step.kind == "conv":
             filters = step.output_shape[-1]
             activation = None if batch_norm else "relu"
-            conv = {"padding": "same", "activation": activation, "name": step.name, **kernel()}
+            conv = {"padding": "same", "activation": activation, "dtype": precision, "name": step.name, **kernel()}
             x = layers.Conv2D(filters, step.kernel, **conv)(x)  # [N, H, W, filters]
             if batch_norm:
-                x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=step.name.replace("conv", "bn"))(x)
-                x = layers.ReLU(name=step.name.replace("conv", "relu"))(x)
+                norm = {"momentum": 0.9, "epsilon": 1e-5, "dtype": precision}
+                x = layers.BatchNormalization(name=step.name.replace("conv", "bn"), **norm)(x)
+                x = layers.ReLU(dtype=precision, name=step.name.replace("conv", "relu"))(x)
         elif step.kind == "lrn":
-            x = LRN(name=step.name)(x)
+            x = LRN(dtype="float32", name=step.name)(x)  # squares leave float16's range
         elif step.kind == "pool":
-            x = layers.MaxPooling2D(2, name=step.name)(x)  # [N, H // 2, W // 2, C]
+            x = layers.MaxPooling2D(2, dtype=precision, name=step.name)(x)  # [N, H // 2, W // 2, C]
         elif step.kind == "flatten":
-            x = layers.Flatten(name=step.name)(x)  # [N, H * W * C]
+            x = layers.Flatten(dtype=precision, name=step.name)(x)  # [N, H * W * C]
         elif step.kind == "dense":
-            x = layers.Dense(step.output_shape[0], activation="relu", name=step.name, **kernel())(x)
-            x = layers.Dropout(dropout, seed=next_seed(), name=f"{step.name}_dropout")(x)
+            x = layers.Dense(step.output_shape[0], activation="relu", dtype=precision, name=step.name, **kernel())(x)
+            x = layers.Dropout(dropout, seed=next_seed(), dtype=precision, name=f"{step.name}_dropout")(x)
         else:
             last = {"activation": classifier_activation, "dtype": "float32", "name": step.name, **kernel()}
             x = layers.Dense(classes, **last)(x)  # [N, classes]

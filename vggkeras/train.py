@@ -9,10 +9,12 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,21 +22,25 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from rich.console import Console
+from rich.table import Table
 
 import vggkeras
-from vggkeras import augment, configs, datasets, files, models
+from vggkeras import augment, checkpoints, configs, datasets, files, models, weights
 from vggkeras.configs import Recipe
-from vggkeras.datasets import Data, Split
+from vggkeras.datasets import Data, Pixels, Split
 from vggkeras.errors import InputError
-from vggkeras.terminal import progress_bar
+from vggkeras.terminal import print_table, progress_bar
 
 CACHE_BYTES = 1 << 30  # rescaled images are kept in memory when all of them take less
+CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; one is made at every epoch's end
+DROPS = 3  # of the learning rate, by 10 each (section 3.1)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run and the folder it left: model.keras, run.json, history.csv, tensorboard/."""
+    """A finished training run and the folder it left: model.keras, run.json, history.csv, resume/, tensorboard/."""
 
     path: Path
     metadata: dict[str, Any]  # what run.json says
@@ -45,32 +51,142 @@ class Run:
         return models.load_model(self.path / "model.keras")[0]
 
 
-def train(recipe: Recipe, console: Console | None = None) -> Run:
+def train(recipe: Recipe, console: Console | None = None, *, resume: bool = False) -> Run:
     """Train one network and keep the best model by validation accuracy.
 
     Writes the run's folder (see `Run`) and points `runs/latest` to it. Before the first step it reads every training
-    and validation image once, which finds the unreadable ones and the mean RGB.
+    and validation image once, which finds the unreadable ones, the mean RGB and its covariance.
+
+    Args:
+        recipe: what to train, on what, how.
+        console: where to tell of it.
+        resume: go on where the run in the recipe's folder was cut off, even by kill -9; on the same machine with the
+            same libraries it ends, on a CPU, with the bits it would have ended with. A folder without a run is started.
 
     Raises:
-        InputError (a ValueError): anything wrong with the recipe, the data or an existing run; nothing is written.
+        InputError (a ValueError): anything wrong with the recipe, the data or an existing run (nothing is written); a
+            loss that is no number any more (the best model and the last checkpoint are kept).
         OSError: the run's folder cannot be written.
     """
     console = console or Console()
     data = datasets.load_data(recipe.data, skip_unreadable=recipe.skip_unreadable)
     size = recipe.image_size or data.native_size
-    scale = configs.rescaled_side(size)
+    scale = configs.scale_range(recipe.scale, size)
     out = Path(recipe.out or Path("runs") / f"{recipe.arch}-{_slug(recipe.data)}")
-    if (out / "run.json").exists():
-        raise InputError(f"{out} holds a run already: give another --out, or remove it first.")
+    begun = read_run(out) if (out / "run.json").exists() else None
+    if begun and not resume:
+        raise InputError(
+            f"{out} holds a run already: go on with it with --resume, give another --out, or remove it first."
+        )
     files.check_writable(out)
-
-    data, mean = _read_through(data, recipe.skip_unreadable, console)
+    if begun:
+        data, seen = _as_begun(data, begun, out)
+    else:
+        data, seen = _read_through(data, recipe.skip_unreadable, console)
     train_split, validation = data.split("train"), data.split("validation")
     if recipe.batch_size > train_split.count:  # an epoch is a pass over the images, not several
+        if recipe.accumulate > 1:
+            raise InputError(
+                f"batch_size {recipe.batch_size} is more than the {train_split.count} training images: give a smaller one."
+            )
         recipe = dataclasses.replace(recipe, batch_size=train_split.count)
         console.print(f"batch size {recipe.batch_size}: there are no more training images")
+    if begun:
+        _check_unchanged(recipe, begun, out, console)
+        if begun["status"] == "done":
+            console.print(f"{out} is finished: best validation accuracy {begun['metrics']['val_accuracy']:.4f}")
+            return Run(out, begun)
+
     keras.utils.set_random_seed(recipe.seed)
-    model = models.build(
+    strategy = _strategy(recipe)
+    with strategy.scope() if strategy else nullcontext():
+        model = _network(recipe, size, data, seen["mean_rgb"], recipe.precision)
+        compile_model(model, recipe)
+        model.optimizer.build(model.trainable_variables)
+    # Mixed precision is of training: the file that is kept computes in float32, as all that is made of it.
+    kept = model if recipe.precision == "float32" else _network(recipe, size, data, seen["mean_rgb"], "float32")
+    about = {
+        "arch": recipe.arch,
+        "recipe": {**dataclasses.asdict(recipe), "out": str(out), "init_from": _text(recipe.init_from)},
+        "data": data.spec,
+        "class_names": data.class_names,
+        **seen,
+        "image_size": size,
+        "scale": (scale[0] + scale[1]) // 2,  # what it is validated at, as in Table 3
+        "seed": recipe.seed,
+        "skipped": list(data.skipped),
+        "versions": versions(),
+        "images": {name: split.count for name, split in data.splits.items()},
+    }
+    steps = train_split.count // recipe.batch_size * recipe.accumulate
+    console.print(
+        f"{recipe.arch} at {size} px, {model.count_params():,} parameters, {train_split.count:,} training and "
+        f"{validation.count:,} validation images of {len(data.class_names)} classes, "
+        f"{steps} steps an epoch, on {_where(strategy)}: {out}"
+    )
+    _tell_recipe(recipe, scale, seen, train_split, console)
+    keeper = _Keeper(model, kept, out, about, recipe, steps, console)
+    new = not out.exists()
+    if not (begun and keeper.go_on()):
+        if recipe.init_from:
+            about["initialised"] = _initialise(model, recipe, data, console)
+        keeper.write("training")
+    elif begun and "initialised" in begun:
+        about["initialised"] = begun["initialised"]
+    keeper.progress.start()
+    try:
+        if not keeper.finished:
+            _fit(model, keeper, train_split, validation, data, seen, scale, size)
+    except BaseException as error:
+        if keeper.best is None and not checkpoints.newest_first(out / "resume"):
+            files.remove(out if new else out / "run.json")  # nothing to keep: leave no half of a run behind
+        else:
+            keeper.write("stopped")
+        _explain(error, train_split, validation, size, scale, out)
+        raise
+    finally:
+        keeper.progress.stop()
+    metadata = keeper.write("done")
+    console.print(
+        f"best validation accuracy {metadata['metrics']['val_accuracy']:.4f} at epoch {metadata['best_epoch']}, "
+        f"{metadata['seconds']:.0f} s: {out / 'model.keras'}"
+    )
+    return Run(out, metadata)
+
+
+def _fit(
+    model: keras.Model,
+    keeper: _Keeper,
+    train_split: Split,
+    validation: Split,
+    data: Data,
+    seen: dict[str, Any],
+    scale: tuple[int, int],
+    size: int,
+) -> None:
+    recipe, steps = keeper.recipe, keeper.steps
+    rescaled = rescaled_images(train_split, scale, keeper.console)
+    basis = augment.color_basis(seen["rgb_covariance"]) if recipe.color else None
+    validation_data = validation_batches(validation, recipe.batch_size, size, keeper.about["scale"])
+    while not keeper.finished:
+        # The rest of an epoch that was cut off is a fit of its own: fit() knows no other way to begin in the middle.
+        last = keeper.epoch + 1 if keeper.step else recipe.epochs
+        left = steps - keeper.step
+        start = (keeper.epoch * steps + keeper.step) * (recipe.batch_size // recipe.accumulate)
+        model.fit(
+            training_batches(train_split, recipe, size, scale, data.mirrors, basis, start, rescaled),
+            validation_data=validation_data,
+            initial_epoch=keeper.epoch,
+            epochs=last,
+            steps_per_epoch=left,
+            shuffle=False,  # tf.data has shuffled
+            verbose=0,
+            callbacks=[keeper, keras.callbacks.TensorBoard(keeper.out / "tensorboard", write_graph=False)],
+        )
+
+
+def _network(recipe: Recipe, size: int, data: Data, mean_rgb: list[float], precision: str) -> keras.Model:
+    return models.build(
         recipe.arch,
         (size, size, 3),
         len(data.class_names),
@@ -78,119 +194,168 @@ def train(recipe: Recipe, console: Console | None = None) -> Run:
         width=recipe.width,
         fc_units=recipe.fc_units,
         dropout=recipe.dropout,
-        mean_rgb=mean,
+        mean_rgb=mean_rgb,
         init=recipe.init,
         weight_decay=recipe.weight_decay,
+        precision=precision,
         seed=recipe.seed,
     )
-    compile_model(model, recipe)
-    about = {
-        "arch": recipe.arch,
-        "recipe": {**dataclasses.asdict(recipe), "out": str(out)},
-        "data": data.spec,
-        "class_names": data.class_names,
-        "mean_rgb": list(mean),
-        "image_size": size,
-        "scale": scale,
-        "seed": recipe.seed,
-        "skipped": list(data.skipped),
-        "versions": versions(),
-        "images": {name: split.count for name, split in data.splits.items()},
-    }
-    steps = train_split.count // recipe.batch_size
-    console.print(
-        f"{recipe.arch} at {size} px, {model.count_params():,} parameters, {train_split.count:,} training and "
-        f"{validation.count:,} validation images of {len(data.class_names)} classes, "
-        f"{steps} steps an epoch, on {keras.backend.backend()}: {out}"
-    )
-    new = not out.exists()
-    files.write_json(out / "run.json", {**about, "status": "training", "best_epoch": None, "metrics": {}})
-    keeper = _Keeper(out, about, recipe, steps, console)
-    try:
-        model.fit(
-            training_batches(train_split, recipe, size, scale, data.mirrors),
-            validation_data=validation_batches(validation, recipe.batch_size, size, scale),
-            epochs=recipe.epochs,
-            steps_per_epoch=steps,
-            shuffle=False,  # tf.data has shuffled
-            verbose=0,
-            callbacks=[
-                keras.callbacks.ReduceLROnPlateau(
-                    monitor="val_accuracy",
-                    mode="max",
-                    factor=0.1,
-                    patience=recipe.patience,
-                    min_delta=0,
-                    # Three drops, section 3.1; a hair above, so that float32 cannot find room for a fourth.
-                    min_lr=recipe.learning_rate * 1e-3 * (1 + 1e-6),
-                ),
-                keeper,
-                keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False),
-            ],
-        )
-    except BaseException as error:
-        if keeper.best is None:  # nothing to keep: leave no half of a run behind
-            files.remove(out if new else out / "run.json")
-        _explain(error, train_split, validation, scale, out)
-        raise
-    finally:
-        keeper.progress.stop()
-    metadata = keeper.write("done")
-    console.print(
-        f"best validation accuracy {metadata['metrics']['val_accuracy']:.4f} at epoch {metadata['best_epoch']}, "
-        f"{keeper.seconds():.0f} s: {out / 'model.keras'}"
-    )
-    return Run(out, metadata)
 
 
 def compile_model(model: keras.Model, recipe: Recipe) -> None:
     """Compile with the paper's optimizer and loss: SGD with momentum on multinomial logistic regression.
 
     The L2 penalty is in the model (`build(weight_decay=...)`). XLA is used where it helps: always by JAX, by
-    TensorFlow on a GPU; on a CPU it halves TensorFlow's speed.
+    TensorFlow on a GPU; on a CPU it halves TensorFlow's speed. float16's gradients are scaled, and steps in which they
+    overflow are left out.
     """
+    optimizer = keras.optimizers.SGD(
+        recipe.first_rate,
+        momentum=recipe.momentum,
+        gradient_accumulation_steps=recipe.accumulate if recipe.accumulate > 1 else None,
+    )
+    if recipe.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        optimizer=keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum),
+        optimizer=optimizer,
         loss=keras.losses.SparseCategoricalCrossentropy(),
         metrics=[
             keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
             keras.metrics.SparseCategoricalCrossentropy(name="cross_entropy"),
         ],
-        jit_compile=keras.backend.backend() == "jax" or _has_gpu(),
+        jit_compile=keras.backend.backend() == "jax" or bool(_gpus()),
+        auto_scale_loss=False,
     )
 
 
-def _has_gpu() -> bool:
+def _gpus() -> list:
     if keras.backend.backend() != "tensorflow":
-        return False
+        return []
     import tensorflow as tf
 
-    return bool(tf.config.list_physical_devices("GPU"))
+    return tf.config.list_logical_devices("GPU")
 
 
-def training_batches(split: Split, recipe: Recipe, size: int, scale: int, mirrors: bool = True):
-    """tf.data.Dataset without end of (images uint8 `[B, size, size, 3]`, labels int64 `[B]`), a new order every pass.
+def _strategy(recipe: Recipe):
+    """MirroredStrategy where TensorFlow has several devices: all GPUs, or CPUs that someone has divided; else None.
 
-    Each image is rescaled to smallest side `scale`; a random crop of it is taken, mirrored half of the time. Order and
-    crops are a pure function of the recipe's seed.
+    Raises InputError where a step's images cannot be shared out evenly: the gradient would weigh them unequally.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    devices = _gpus() or tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        return None
+    images = recipe.batch_size // recipe.accumulate
+    if images % len(devices):
+        raise InputError(
+            f"A step's {images} images cannot be shared out evenly to {len(devices)} devices: give a --batch-size that is a "
+            f"multiple of {len(devices) * recipe.accumulate}."
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _where(strategy) -> str:
+    return keras.backend.backend() + (f" with {strategy.num_replicas_in_sync} devices" if strategy else "")
+
+
+def training_batches(
+    split: Split,
+    recipe: Recipe,
+    size: int,
+    scale: tuple[int, int],
+    mirrors: bool = True,
+    basis: np.ndarray | None = None,
+    start: int = 0,
+    rescaled: Rescaled | None = None,
+):
+    """tf.data.Dataset without end of (images `[B, size, size, 3]`, labels int64 `[B]`), a new order every epoch.
+
+    A batch is what one step sees. Which image comes when, its scale, crop, mirroring and colour are pure functions of
+    (seed, epoch, index of the image). Batches straddle the epochs, so that all are full and every image is seen equally
+    often. What waits is bounded: as many images as there are cores, and two batches.
+
+    Args:
+        split: the training images.
+        recipe: its seed, batch and whether to flip.
+        size: side of the crop, px.
+        scale: (lowest, highest) training scale S, px.
+        mirrors: whether a mirrored image is still one of its class.
+        basis: of `augment.color_basis`; images are then float32, with their colours shifted, otherwise uint8.
+        start: how many images to pass over from the very first one on.
+        rescaled: the images in memory, from `rescaled_images`, where they fit.
     """
     import tensorflow as tf
 
-    def decoded(encoded, label):
-        return augment.decode_and_rescale(encoded, scale), label
+    flip = recipe.flip and mirrors
 
-    if split.count * scale * scale * 3 * 4 / 3 < CACHE_BYTES:  # photographs are about 4:3
-        data = split.encoded().map(decoded, tf.data.AUTOTUNE).cache().shuffle(split.count, recipe.seed)
+    def example(epoch, index, crop, label):
+        uniform, normal = augment.draws(recipe.seed, epoch, index)
+        image = crop(uniform)
+        return (image if basis is None else augment.color_shift(image, basis, normal)), label
+
+    if rescaled is not None:
+
+        def of_rescaled(epoch, index):
+            image = rescaled.image(index)
+            return example(
+                epoch, index, lambda u: augment.crop_of_rescaled(image, size, u, flip), rescaled.labels[index]
+            )
+
+        data = datasets.shuffled_indices(split.count, recipe.seed, start).map(of_rescaled, tf.data.AUTOTUNE)
     else:
-        data = split.encoded(recipe.seed).map(decoded, tf.data.AUTOTUNE)
 
-    def crop(number, example):
-        image, label = example
-        seed = tf.stack([tf.constant(recipe.seed, tf.int64), number])
-        return augment.random_crop(image, size, seed, recipe.flip and mirrors), label
+        def of_encoded(epoch, index, encoded, label):
+            return example(epoch, index, lambda u: augment.random_crop(encoded, size, scale, u, flip), label)
 
-    # Batches straddle the passes, so that all are full and every image is seen equally often.
-    return data.repeat().enumerate().map(crop, tf.data.AUTOTUNE).batch(recipe.batch_size).prefetch(tf.data.AUTOTUNE)
+        data = split.shuffled(recipe.seed, start).map(of_encoded, tf.data.AUTOTUNE)
+    return data.batch(recipe.batch_size // recipe.accumulate, drop_remainder=True).prefetch(2)
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """A split's images, rescaled to one scale, in memory: end to end in one tensor, for they differ in size."""
+
+    pixels: Any  # uint8 [all bytes]
+    starts: Any  # int64 [count]
+    sizes: Any  # int64 [count, 2], height and width
+    labels: Any  # int64 [count]
+
+    def image(self, index):
+        """Image `index` as TensorFlow ops, uint8 `[h, w, 3]`."""
+        import tensorflow as tf
+
+        h, w = self.sizes[index][0], self.sizes[index][1]
+        return tf.reshape(self.pixels[self.starts[index] : self.starts[index] + h * w * 3], [h, w, 3])
+
+
+def rescaled_images(split: Split, scale: tuple[int, int], console: Console) -> Rescaled | None:
+    """The images rescaled once for all, where there is one scale and all of them take less than `CACHE_BYTES`."""
+    import tensorflow as tf
+
+    if scale[0] != scale[1] or split.count * scale[0] ** 2 * 3 * 4 / 3 > CACHE_BYTES:  # photographs are about 4:3
+        return None
+
+    def one(index: int, encoded: bytes, label: int) -> tuple[np.ndarray, int]:
+        return augment.rescale(datasets.decode(encoded, split.image_name(index)), scale[0]), label
+
+    with progress_bar(console) as bar:
+        read = list(
+            bar.track(
+                datasets.in_threads(one, split.examples()), total=split.count, description=f"rescaling {split.name}"
+            )
+        )
+    sizes = np.array([image.shape[:2] for image, _ in read], np.int64)
+    lengths = sizes.prod(axis=1) * 3
+    with tf.device("CPU"):
+        return Rescaled(
+            tf.constant(np.concatenate([image.reshape(-1) for image, _ in read])),
+            tf.constant(np.cumsum(lengths) - lengths),
+            tf.constant(sizes),
+            tf.constant([label for _, label in read], tf.int64),
+        )
 
 
 def validation_batches(split: Split, batch_size: int, size: int, scale: int):
@@ -205,12 +370,17 @@ def validation_batches(split: Split, batch_size: int, size: int, scale: int):
     data = data.apply(tf.data.experimental.assert_cardinality(split.count)).batch(batch_size)
     if split.count * size * size * 3 < CACHE_BYTES:
         data = data.cache()
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(2)
 
 
-def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, tuple[float, float, float]]:
-    """Read every training and validation image once: the mean RGB, and with `skip` the data less what is unreadable."""
-    splits, skipped, means = dict(data.splits), list(data.skipped), []
+def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, dict[str, Any]]:
+    """Read every training and validation image once.
+
+    Returns the data, with `skip` less what is unreadable, and what run.json keeps: mean and covariance of RGB, indices
+    of unreadable images, and the training images' smallest sides (how many of which).
+    """
+    splits, skipped, unreadable = dict(data.splits), list(data.skipped), {}
+    pixels: list[Pixels] = []
     for name, split in data.splits.items():
         if name == "test" and not skip:
             continue
@@ -220,7 +390,7 @@ def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, tuple
                 datasets.read_all(split), total=split.count, description=f"reading {split.name}"
             ):
                 if not isinstance(result, InputError):
-                    means += [result] if name == "train" else []
+                    pixels += [result] if name == "train" else []
                 elif skip:
                     bad[index] = split.image_name(index)
                 else:
@@ -229,86 +399,288 @@ def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, tuple
             raise InputError(f"{data.spec}: split {name} has no readable image.")
         splits[name] = split.without(bad)
         skipped += bad.values()
+        unreadable[name] = sorted(bad)
     if skipped:
         console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
-    return dataclasses.replace(data, splits=splits, skipped=tuple(skipped)), datasets.mean_rgb(means)
+    mean, covariance = datasets.rgb_statistics(pixels)
+    sides, counts = np.unique([image.smallest_side for image in pixels], return_counts=True)
+    seen = {
+        "mean_rgb": list(mean),
+        "rgb_covariance": covariance.tolist(),
+        "unreadable": unreadable,
+        "smallest_sides": {str(side): int(count) for side, count in zip(sides, counts, strict=True)},
+    }
+    return dataclasses.replace(data, splits=splits, skipped=tuple(skipped)), seen
 
 
-def _explain(error: BaseException, train_split: Split, validation: Split, scale: int, out: Path) -> None:
-    """Name the image that stopped tf.data, whose own message cannot."""
+def _as_begun(data: Data, begun: dict[str, Any], out: Path) -> tuple[Data, dict[str, Any]]:
+    """The data as the run in `out` began with them, and what it saw in them. Raises InputError where they are others."""
+    splits = {name: split.without(begun["unreadable"].get(name, ())) for name, split in data.splits.items()}
+    for name, split in splits.items():
+        if split.count != begun["images"].get(name):
+            raise InputError(
+                f"{out} was begun with {begun['images'].get(name, 0)} images in split {name} of {begun['data']}; "
+                f"{data.spec} has {split.count} now: bring the data back as they were, or start another run."
+            )
+    if begun["class_names"] != data.class_names:
+        raise InputError(f"{out} was begun with other classes than {data.spec} has now: start another run.")
+    seen = {key: begun[key] for key in ("mean_rgb", "rgb_covariance", "unreadable", "smallest_sides")}
+    return dataclasses.replace(data, splits=splits, skipped=tuple(begun["skipped"])), seen
+
+
+def _check_unchanged(recipe: Recipe, begun: dict[str, Any], out: Path, console: Console) -> None:
+    """Raises InputError naming the fields of a recipe that are not those of the run it should go on with."""
+    now, then = dataclasses.asdict(recipe) | {"init_from": _text(recipe.init_from)}, begun["recipe"]
+    changed = [
+        f"{field} was {then.get(field)!r} and is {value!r}"
+        for field, value in now.items()
+        if field not in ("out", "data") and value != then.get(field)  # what the data are, was compared before
+    ]
+    if changed:
+        raise InputError(
+            f"--resume goes on with the run of {out} as it was begun, but {'; '.join(changed)}: give what it was begun with, "
+            "or start another run with --out (and --init-from, to go on from its weights)."
+        )
+    if begun["versions"] != versions():
+        console.print(
+            f"[yellow]{out} was begun with {begun['versions']}, and goes on with {versions()}: "
+            "the last bits may differ from those of a run that was not cut off[/]",
+            soft_wrap=True,
+        )
+
+
+def _tell_recipe(recipe: Recipe, scale: tuple[int, int], seen: dict[str, Any], split: Split, console: Console) -> None:
+    parts = [f"rate {recipe.learning_rate:g}"]
+    if recipe.batch_size != configs.PAPER_BATCH:
+        parts[0] += f" x {recipe.batch_size}/{configs.PAPER_BATCH} = {recipe.first_rate:g}"
+    batch = f"batch {recipe.batch_size}"
+    if recipe.accumulate > 1:
+        batch += f" = {recipe.accumulate} x {recipe.batch_size // recipe.accumulate}"
+    parts += [batch, f"scale {scale[0]}" if scale[0] == scale[1] else f"scale {scale[0]} to {scale[1]}"]
+    parts += [recipe.precision, f"seed {recipe.seed}"]
+    console.print(", ".join(parts), highlight=False, soft_wrap=True)
+    small = sum(count for side, count in seen["smallest_sides"].items() if int(side) < scale[0])
+    if small:
+        console.print(
+            f"{small:,} of {split.count:,} training images are smaller than the scale, {scale[0]} px, and are enlarged"
+        )
+
+
+def _initialise(model: keras.Model, recipe: Recipe, data: Data, console: Console) -> dict[str, str | None]:
+    """Copy weights from the run that the recipe names, and print which layer came from where."""
+    assert recipe.init_from is not None
+    copied = weights.init_from(model, recipe.init_from, data.class_names)
+    table = Table(title=f"weights from {recipe.init_from}")
+    table.add_column("layer")
+    table.add_column("from")
+    for layer, source in copied.items():
+        table.add_row(layer, source or f"[dim]{recipe.init}, seed {recipe.seed}[/]")
+    print_table(table, console)
+    return copied
+
+
+def _explain(
+    error: BaseException, train_split: Split, validation: Split, size: int, scale: tuple[int, int], out: Path
+) -> None:
+    """Say what a user can do about it where tf.data stopped at an image, whose name it does not know, or memory was short."""
     import tensorflow as tf
 
-    if not isinstance(error, tf.errors.OpError):
+    if not isinstance(error, Exception) or isinstance(error, InputError):
         return
     kept = f"the best model so far is kept in {out}" if (out / "model.keras").exists() else "no epoch was finished"
+    if isinstance(error, tf.errors.ResourceExhaustedError) or "RESOURCE_EXHAUSTED" in str(error):
+        raise InputError(
+            f"A step does not fit in memory: give --accumulate 2 (or 4, 8 …), which divides the batch and trains the same, "
+            f"a smaller --batch-size, --width or --image-size; {kept}."
+        ) from error
+    if not isinstance(error, tf.errors.OpError):
+        return
+    uniform = tf.zeros(4)
     for split in (train_split, validation):
         for index, encoded, _ in split.examples():
             try:
-                augment.decode_and_rescale(tf.constant(encoded), scale)
-            except tf.errors.OpError as found:
+                datasets.decode(encoded, split.image_name(index))
+                augment.random_crop(tf.constant(encoded), size, scale, uniform, False)
+            except (InputError, tf.errors.OpError) as found:
+                reason = " ".join(str(found).split())[:200]
                 raise InputError(
-                    f"{split.image_name(index)} cannot be read ({str(found)[:200]}): replace or remove it; {kept}."
+                    f"{split.image_name(index)} cannot be read any more ({reason}): replace it and --resume; {kept}."
                 ) from error
 
 
 class _Keeper(keras.callbacks.Callback):
-    """Keeps the best model, history.csv and run.json as training goes, and shows where it is."""
+    """Follows a run: the schedule, the best model, history.csv, run.json and checkpoints; shows where it is."""
 
-    def __init__(self, out: Path, about: dict[str, Any], recipe: Recipe, steps: int, console: Console) -> None:
+    def __init__(
+        self,
+        network: keras.Model,
+        kept: keras.Model,
+        out: Path,
+        about: dict[str, Any],
+        recipe: Recipe,
+        steps: int,
+        console: Console,
+    ) -> None:
         super().__init__()
-        self.out, self.about, self.recipe, self.steps = out, about, recipe, steps
+        self.network, self.kept, self.out, self.about, self.recipe = network, kept, out, about, recipe
+        self.steps, self.console = steps, console
+        self.epoch = 0  # finished ones
+        self.step = 0  # finished ones of the epoch under way
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
+        self.waited = 0  # epochs since the best one or the last drop
+        self.drops = 0
+        self.finished = False
+        self.metrics: list[np.ndarray] = []  # of the epoch under way, to go on with
         self.progress = progress_bar(console)
-        self.start = time.monotonic()
+        self.all = self.progress.add_task("all epochs", total=recipe.epochs * steps)
+        self.seconds_before = 0.0
+        self.start = self.saved = time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of this moment."""
+        return self.recipe.first_rate / 10**self.drops
 
     def seconds(self) -> float:
-        return time.monotonic() - self.start
+        """Spent on the run, before it was cut off and since."""
+        return self.seconds_before + time.monotonic() - self.start
 
-    def on_train_begin(self, logs=None):
-        self.progress.start()
-        self.all = self.progress.add_task("all epochs", total=self.recipe.epochs * self.steps)
-        self.rate = float(self.model.optimizer.learning_rate)
+    def go_on(self) -> bool:
+        """Take up the run's last whole checkpoint; False where there is none, and the run begins anew."""
+        arrays, state, damaged = checkpoints.load(self.out / "resume")
+        instead = "the run begins anew" if state is None else "the one before is used"
+        for reason in damaged:
+            self.console.print(f"[yellow]{reason}: {instead}[/]", soft_wrap=True)
+        if state is None:
+            if not damaged:
+                self.console.print(f"{self.out} has no checkpoint yet: {instead}")
+            return False
+        variables = self._variables()
+        for variable, array in zip(variables, arrays, strict=False):
+            variable.assign(array)
+        self.metrics = arrays[len(variables) :]
+        for field in ("epoch", "step", "rows", "best", "waited", "drops", "finished"):
+            setattr(self, field, state[field])
+        self.seconds_before = state["seconds"]
+        self.progress.update(self.all, completed=self.epoch * self.steps + self.step)
+        self.console.print(f"goes on after step {self.step} of epoch {self.epoch + 1}")
+        return True
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch_start = time.monotonic()
+        if self.metrics:  # fit() has just reset those there are; a first batch makes the rest
+            batch = self.recipe.batch_size // self.recipe.accumulate
+            images = np.zeros((batch, *self.network.input_shape[1:]), np.uint8)
+            self.network.test_on_batch(images, np.zeros(batch, np.int64))
+            for variable, array in zip(self.model.metrics_variables, self.metrics, strict=True):
+                variable.assign(array)
+            self.metrics = []
+        self.epoch_start, self.epoch_step = time.monotonic(), self.step
         self.progress.update(self.all, description=f"epoch {epoch + 1} of {self.recipe.epochs}")
 
     def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
         self.progress.advance(self.all)
+        if not math.isfinite(float(logs["loss"])):  # a mean over the epoch: no number from the first such step on
+            self._diverged("the loss is")
+        if time.monotonic() - self.saved > CHECKPOINT_SECONDS and self.step < self.steps:
+            self._checkpoint()
 
     def on_epoch_end(self, epoch, logs=None):
-        row = {"epoch": epoch + 1} | {k: round(float(v), 6) for k, v in (logs or {}).items() if k != "learning_rate"}
-        row |= {"learning_rate": self.rate, "seconds": round(time.monotonic() - self.epoch_start, 3)}
+        row: dict[str, Any] = {"epoch": epoch + 1}
+        row |= {k: round(float(v), 6) for k, v in (logs or {}).items() if k != "learning_rate"}
+        row["learning_rate"] = self.rate
+        if not math.isfinite(row["val_loss"]):
+            self._diverged("the validation loss is")
         self.rows.append(row)
         better = self.best is None or row["val_accuracy"] > self.best["val_accuracy"]
         if better:
-            models.save_model(self.model, self.out / "model.keras", {**self.about, "epoch": epoch + 1})
+            if self.kept is not self.network:
+                self.kept.set_weights(self.network.get_weights())
+            models.save_model(self.kept, self.out / "model.keras", {**self.about, "epoch": epoch + 1})
             if self.best is None:
                 _point_latest(self.out)
             self.best = row
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(row))
-        writer.writeheader()
-        writer.writerows(self.rows)
-        files.write_text(self.out / "history.csv", table.getvalue())
+        self.epoch, self.step = epoch + 1, 0
+        told = self._schedule(better)
+        self._write_history()
         self.write("training")
-        rate = float(self.model.optimizer.learning_rate)  # after ReduceLROnPlateau, which stands before this callback
-        drop = f"; no better for {self.recipe.patience} epochs, rate drops to {rate:.1e}" if rate < self.rate else ""
-        self.progress.console.print(
+        self._checkpoint()
+        spent = time.monotonic() - self.epoch_start
+        images = (self.steps - self.epoch_step) * self.recipe.batch_size // self.recipe.accumulate
+        self.console.print(
             f"epoch {epoch + 1:3d}/{self.recipe.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
-            f"validation {row['val_accuracy']:.4f}{' best' if better else '     '}  rate {self.rate:.1e}  "
-            f"{row['seconds']:.0f} s{drop}",
+            f"validation {row['val_accuracy']:.4f}{' best' if better else '     '}  rate {row['learning_rate']:.1e}  "
+            f"{spent:.0f} s, {images / spent:.0f} images/s{told}",
             highlight=False,
             soft_wrap=True,
         )
-        self.rate = rate
+
+    def _schedule(self, better: bool) -> str:
+        """Section 3.1: divide the rate by 10 when validation accuracy stops improving, three times, then stop.
+
+        Returns what the epoch's line says about it.
+        """
+        assert self.best is not None
+        self.waited = 0 if better else self.waited + 1
+        if self.epoch == self.recipe.epochs:
+            self.finished = True
+            return ""
+        if self.waited < self.recipe.patience:
+            return ""
+        best = f"{self.best['val_accuracy']:.4f} of epoch {self.best['epoch']} not bettered for {self.waited} epochs"
+        if self.drops == DROPS:
+            self.finished = self.model.stop_training = True
+            return f"; {best} after {DROPS} drops of the rate: training stops, that epoch's model is kept"
+        self.waited = 0
+        self.drops += 1
+        self.model.optimizer.learning_rate = self.rate
+        return f"; {best}: rate drops to {self.rate:.1e}, {self.drops} of {DROPS}"
+
+    def _diverged(self, what: str) -> None:
+        kept = [f"{self.out / 'model.keras'} of epoch {self.best['epoch']}"] if self.best else []
+        kept += [str(path) for path in checkpoints.newest_first(self.out / "resume")[:1]]
+        raise InputError(
+            f"{what} no finite number any more at step {self.step} of epoch {self.epoch + 1}, learning rate {self.rate:g}: "
+            f"start another run with a lower --learning-rate"
+            + (f", perhaps with --init-from {self.out}" if self.best else "")
+            + f"; kept as last good: {' and '.join(kept) or 'nothing yet'}."
+        )
+
+    def _variables(self) -> list[keras.Variable]:
+        return [*self.network.variables, *self.network.optimizer.variables]
+
+    def _checkpoint(self) -> None:
+        if keras.backend.backend() == "jax":
+            self.network.jax_state_sync()
+        arrays = [ops.convert_to_numpy(v) for v in self._variables()]
+        if not all(np.isfinite(array).all() for array in arrays):
+            self._diverged("a weight is")
+        metrics = [ops.convert_to_numpy(v) for v in self.network.metrics_variables] if self.step else []
+        fields = ("epoch", "step", "rows", "best", "waited", "drops", "finished")
+        state = {field: getattr(self, field) for field in fields} | {"seconds": self.seconds()}
+        checkpoints.save(self.out / "resume", self.epoch * self.steps + self.step, arrays + metrics, state)
+        self.saved = time.monotonic()
+
+    def _write_history(self) -> None:
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(self.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        files.write_text(self.out / "history.csv", table.getvalue())
 
     def write(self, status: str) -> dict[str, Any]:
         """Write run.json, and return it."""
         best = self.best or {}
-        metrics = {k: v for k, v in best.items() if k != "epoch"} | {"train_seconds": round(self.seconds(), 1)}
-        metadata = {**self.about, "status": status, "best_epoch": best.get("epoch"), "metrics": metrics}
+        metrics = {k: v for k, v in best.items() if k != "epoch"}
+        metadata = {
+            **self.about,
+            "status": status,
+            "best_epoch": best.get("epoch"),
+            "epochs_trained": self.epoch,
+            "metrics": metrics,
+            "seconds": round(self.seconds(), 1),
+        }
         files.write_json(self.out / "run.json", metadata)
         return metadata
 
@@ -317,6 +689,10 @@ def versions() -> dict[str, str]:
     """Of what decides a run's numbers."""
     names = ("keras", keras.backend.backend(), "numpy", "pillow")
     return {"vggkeras": vggkeras.__version__, "python": platform.python_version()} | {n: version(n) for n in names}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _slug(spec: str) -> str:

@@ -1,0 +1,236 @@
+"""Runs that were cut off, by kill -9 or otherwise, end with the bits they would have ended with."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_photos
+from test_train import history, tiny
+
+from vggkeras import checkpoints
+from vggkeras.errors import InputError
+from vggkeras.train import train
+
+training = importlib.import_module("vggkeras.train")  # vggkeras.train is the function
+TESTS = Path(__file__).parent
+
+
+def start_trials(photos: Path, out: Path, trials: list[str]) -> subprocess.Popen:
+    command = [sys.executable, str(TESTS / "kill_trials.py"), str(photos), str(out), *trials]
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(TESTS.parent)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def results(process: subprocess.Popen) -> list[dict]:
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def check_kills(photos: Path, out: Path, trials: list[str]) -> list[dict]:
+    """Two processes side by side, half of the trials each."""
+    halves = [start_trials(photos, out / str(i), trials[i::2]) for i in range(2)]
+    found = [result for half in halves for result in results(half)]
+    for result in found:
+        assert result["wrong"] == [], result
+        assert result["left"] == [], result
+    assert len(found) == len(trials)
+    return found
+
+
+def test_a_run_killed_while_it_trains_or_saves_ends_as_if_it_had_not_been(tmp_path, photos):
+    trials = ["step:7", "before:9", "after:20", "0.8"]
+    found = check_kills(photos, tmp_path, trials)
+    assert all(result["resumed"] for result in found if ":" in result["trial"])
+    with open(tmp_path / "0" / "whole" / "history.csv") as file:  # there was something to remember
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert len(set(rates)) > 1
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_had_not_been(tmp_path, photos):
+    moments = random.Random(20)
+    found = check_kills(photos, tmp_path, [f"{moments.random():.4f}" for _ in range(20)])
+    assert sum(result["resumed"] for result in found) >= 12  # the others came after the end: forks take turns
+
+
+class Cut(Exception):
+    """What stands for an end without warning."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A recipe and its run; checkpoints come after every step."""
+    folder = tmp_path_factory.mktemp("whole")
+    for split, count in (("train", 8), ("val", 4)):
+        for c, name in enumerate(("cat", "dog")):
+            write_photos(folder / "photos" / split / name, count, 100 * c)
+    recipe = tiny(folder / "whole", data=str(folder / "photos"), epochs=3, dropout=0.3, batch_size=4)
+    return recipe, train(recipe)
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints_after_every_step(monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, recipe, steps: int) -> None:
+    """Train, and be cut off after that many steps."""
+    left = [steps]
+    end_of_step = training._Keeper.on_train_batch_end
+
+    def step(self, batch, logs=None):
+        end_of_step(self, batch, logs)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Keeper, "on_train_batch_end", step)
+        with pytest.raises(Cut):
+            train(recipe)
+
+
+def assert_same_end(run, other) -> None:
+    assert history(run.path) == history(other.path)
+    assert all(run.metadata[key] == other.metadata[key] for key in ("metrics", "best_epoch", "epochs_trained"))
+    for a, b in zip(run.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (a, _, _), (b, _, _) = (checkpoints.load(path / "resume") for path in (run.path, other.path))
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path, whole, monkeypatch, capsys):
+    recipe, run = whole
+    cut = dataclasses.replace(recipe, out=tmp_path / "cut")
+    cut_at(monkeypatch, cut, 7)
+    newest, before = checkpoints.newest_first(cut.out / "resume")
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    resumed = train(cut, resume=True)
+    told = capsys.readouterr().out
+    assert f"{newest} is damaged" in told
+    assert "the one before is used" in told
+    assert "goes on after step 2 of epoch 2" in told
+    assert_same_end(run, resumed)
+    assert not before.exists()
+
+
+def test_one_changed_byte_is_noticed_and_without_a_whole_checkpoint_the_run_begins_anew(
+    tmp_path, whole, monkeypatch, capsys
+):
+    recipe, run = whole
+    cut = dataclasses.replace(recipe, out=tmp_path / "cut")
+    cut_at(monkeypatch, cut, 6)
+    for path in checkpoints.newest_first(cut.out / "resume"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    resumed = train(cut, resume=True)
+    assert capsys.readouterr().out.count("is damaged") == 2
+    assert_same_end(run, resumed)
+
+
+def test_resume_refuses_what_is_not_the_same_run(tmp_path, whole, monkeypatch):
+    recipe, _ = whole
+    cut = dataclasses.replace(recipe, out=tmp_path / "cut")
+    cut_at(monkeypatch, cut, 5)
+    with pytest.raises(InputError, match="holds a run already: go on with it with --resume"):
+        train(cut)
+    with pytest.raises(InputError, match=r"learning_rate was 0\.01 and is 0\.02; seed was 0 and is 1: give what"):
+        train(dataclasses.replace(cut, learning_rate=0.02, seed=1), resume=True)
+    lost = Path(recipe.data) / "train" / "cat" / "000.jpg"
+    content = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(InputError, match=r"begun with 16 images in split train of .* has 15 now"):
+        train(cut, resume=True)
+    lost.write_bytes(content)
+
+
+def test_resume_of_a_finished_run_does_nothing_and_of_none_starts_one(tmp_path, whole, capsys):
+    recipe, run = whole
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    again = train(recipe, resume=True)
+    assert again.metadata == run.metadata
+    assert "is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    fresh = train(dataclasses.replace(recipe, out=tmp_path / "fresh"), resume=True)
+    assert_same_end(run, fresh)
+
+
+def test_unreadable_images_stay_left_out_after_a_resume(tmp_path, photos, monkeypatch):
+    for name in ("train/dog/002.jpg", "val/cat/001.jpg"):
+        (photos / name).write_bytes((photos / name).read_bytes()[:-200])
+    (photos / "train" / "cat" / "001.jpg").write_text("text")
+    recipe = tiny(tmp_path / "whole", data=str(photos), epochs=2, skip_unreadable=True)
+    run = train(recipe)
+    cut = dataclasses.replace(recipe, out=tmp_path / "cut")
+    cut_at(monkeypatch, cut, 2)
+    resumed = train(cut, resume=True)
+    assert_same_end(run, resumed)
+    assert resumed.metadata["images"] == {"train": 14, "validation": 7}
+    assert len(resumed.metadata["skipped"]) == 3
+
+
+ON_JAX = """
+import dataclasses, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import pytest
+from test_resume import assert_same_end, cut_at, tiny, train, training
+training.CHECKPOINT_SECONDS = 0.0
+out = Path(sys.argv[2])
+recipe = tiny(out / "whole", data=sys.argv[1], epochs=2, dropout=0.3, batch_size=8, accumulate=2)
+run = train(recipe)
+cut = dataclasses.replace(recipe, out=out / "cut")
+cut_at(pytest.MonkeyPatch(), cut, 5)
+assert_same_end(run, train(cut, resume=True))
+assert "jax" in run.metadata["versions"]
+"""
+
+
+def test_a_run_on_jax_is_resumed_as_exactly(tmp_path, photos):
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(TESTS.parent)}
+    subprocess.run([sys.executable, "-c", ON_JAX, photos, tmp_path, TESTS], check=True, env=environment)
+
+
+ON_TWO_DEVICES = """
+import sys
+import tensorflow as tf
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_resume import tiny, train
+from test_resume import on_devices
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+on_devices(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+def on_devices(photos: str, out: Path):
+    """Twenty steps without what is drawn a device: dropout; and without batch norm, whose batch is a device's."""
+    changes = {"epochs": 5, "dropout": 0.0, "batch_norm": False, "learning_rate": 0.5, "patience": 9}
+    return train(tiny(out, data=photos, **changes))
+
+
+def test_two_devices_train_as_one(tmp_path, photos, capsys):
+    (photos / "val" / "cat" / "000.jpg").unlink()  # seven: a last batch that cannot be shared out evenly
+    one = on_devices(str(photos), tmp_path / "one")
+    command = [sys.executable, "-c", ON_TWO_DEVICES, photos, tmp_path / "two", TESTS]
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(TESTS.parent)}
+    told = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    assert "with 2 devices" in told
+    (a, state, _), (b, _, _) = (checkpoints.load(path / "resume") for path in (one.path, tmp_path / "two"))
+    assert state["epoch"] * 4 == 20
+    assert max(np.abs(x.astype(float) - y).max() for x, y in zip(a, b, strict=True)) < 1e-5
+    for row, other in zip(history(one.path), history(tmp_path / "two"), strict=True):
+        assert {k: float(v) for k, v in row.items()} == pytest.approx({k: float(v) for k, v in other.items()}, abs=1e-4)
