@@ -1,4 +1,4 @@
-"""python -m vggkeras info | train | evaluate | predict | doctor | demo"""
+"""python -m vggkeras info | train | benchmark | evaluate | predict | doctor | demo"""
 
 from __future__ import annotations
 
@@ -121,6 +121,80 @@ def train(flags: tyro.conf.OmitArgPrefixes[_Flags], resume: bool = False) -> int
     from vggkeras.train import train as run
 
     run(recipe, console, resume=resume)
+    return 0
+
+
+def benchmark(
+    arch: str = "D",
+    data: str = "generated",
+    image_size: int = 224,
+    scale: str = "256:512",
+    width: float = 1.0,
+    fc_units: int = 4096,
+    batch_norm: bool = False,
+    batch_size: int = 16,
+    precision: str = "float32",
+    images: int = 480,
+    steps: int = 4,
+    rounds: int = 3,
+    json: Path | None = None,
+) -> int:
+    """Measure how fast this machine trains: the step alone, the pipeline alone, both together.
+
+    Args:
+        arch: A, A-LRN, B, C, D, E or an alias.
+        data: generated (JPEGs like photographs, 500 x 375 px), or a data string, whose training images are used.
+        image_size: side of the crop, px.
+        scale: training scale S, px, fixed (256) or jittered (256:512).
+        width: multiplies the number of filters.
+        fc_units: units of fc1 and fc2.
+        batch_norm: batch normalisation after every convolution.
+        batch_size: images a step.
+        precision: float32, mixed_bfloat16 or mixed_float16.
+        images: read through each pipeline a round.
+        steps: trained a round, on a batch in memory and again from the pipeline.
+        rounds: how often all is measured, in turn.
+        json: write the figures to this file too.
+    """
+    recipe = Recipe(
+        arch,
+        data,
+        image_size=image_size,
+        scale=scale,
+        width=width,
+        fc_units=fc_units,
+        batch_norm=batch_norm,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    load_tensorflow(console)
+    from vggkeras import files
+    from vggkeras.benchmark import CROPS, PLAIN, STEP, TRAINING
+    from vggkeras.benchmark import benchmark as run
+
+    found = run(recipe, images, steps, rounds, console)
+    table = Table(
+        title=f"{recipe.arch} at {image_size} px, width {width:g}, {batch_size} images a step, {precision}, scale {scale}, "
+        f"{found['cores']} cores"
+    )
+    table.add_column("part")
+    for column in ("images/s", "ms a step", "GFLOP/s", f"of {STEP}", f"of {PLAIN}"):
+        table.add_column(column, justify="right")
+    parts = found["parts"]
+    for name, row in parts.items():
+        rate = row["images_per_second"]
+        trains = "gflops" in row
+        table.add_row(
+            name,
+            f"{rate:.1f}" if rate < 100 else f"{rate:.0f}",
+            f"{row['milliseconds_per_step']:.1f}" if trains else "",
+            f"{row['gflops']:.0f}" if trains else "",
+            f"{rate / parts[STEP]['images_per_second']:.3f}" if name == TRAINING else "",
+            f"{rate / parts[PLAIN]['images_per_second']:.2f}" if name == CROPS else "",
+        )
+    print_table(table, console)
+    if json:
+        files.write_json(json, found)
     return 0
 
 
@@ -326,7 +400,7 @@ def demo(out: Path = Path("runs/demo")) -> int:
 
 def main() -> int:
     """Parse, and call one function."""
-    commands = {f.__name__: _later(f) for f in (info, train, evaluate, predict, doctor, demo)}
+    commands = {f.__name__: _later(f) for f in (info, train, benchmark, evaluate, predict, doctor, demo)}
     command = parsed(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."

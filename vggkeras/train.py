@@ -79,6 +79,8 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
             f"{out} holds a run already: go on with it with --resume, give another --out, or remove it first."
         )
     files.check_writable(out)
+    if recipe.init_from and not begun:
+        weights.trained_file(recipe.init_from)
     if begun:
         data, seen = _as_begun(data, begun, out)
     else:
@@ -142,6 +144,7 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
             files.remove(out if new else out / "run.json")  # nothing to keep: leave no half of a run behind
         else:
             keeper.write("stopped")
+            console.print(f"stopped: the same command with --resume goes on with {out}", soft_wrap=True)
         _explain(error, train_split, validation, size, scale, out)
         raise
     finally:

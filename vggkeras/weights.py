@@ -13,7 +13,17 @@ from vggkeras.errors import InputError
 FIRST_CONVOLUTIONS = 4  # of a shallower network are taken over, and its FC layers
 
 
-def init_from(model: keras.Model, path: Path, class_names: Sequence[str]) -> dict[str, str | None]:
+def trained_file(path: Path | str) -> Path:
+    """The .keras file of a run's folder, or the file itself. Raises InputError where there is none."""
+    file = Path(path) / "model.keras" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise InputError(
+            f"--init-from {path}: expected a run's folder with model.keras in it, or a .keras file; there is none."
+        )
+    return file
+
+
+def init_from(model: keras.Model, path: Path | str, class_names: Sequence[str]) -> dict[str, str | None]:
     """Copy a trained network's weights into a new one, layer by layer of the same name.
 
     - The same configuration: every layer.
@@ -32,12 +42,7 @@ def init_from(model: keras.Model, path: Path, class_names: Sequence[str]) -> dic
     Raises:
         InputError (a ValueError): no such file; a deeper or another kind of network; a layer whose shapes differ.
     """
-    file = path / "model.keras" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(
-            f"--init-from {path}: expected a run's folder with model.keras in it, or a .keras file; there is none."
-        )
-    source, about = models.load_model(file)
+    source, about = models.load_model(trained_file(path))
     theirs = {layer.name: layer for layer in source.layers if layer.weights}
     ours = {layer.name: layer for layer in model.layers if layer.weights}
     surplus = [name for name in theirs if name not in ours]

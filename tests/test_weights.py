@@ -1,0 +1,151 @@
+"""Pre-initialisation: which layers come from where, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_photos
+from test_train import history, tiny
+
+import vggkeras
+from vggkeras import models, weights
+from vggkeras.errors import InputError
+from vggkeras.train import train
+
+CLASSES = ["cat", "dog"]
+
+
+def build(arch: str = "A", seed: int = 0, classes: int = 2, side: int = 32, **options):
+    return vggkeras.build(arch, (side, side, 3), classes, **{"width": 0.05, "fc_units": 8, "seed": seed, **options})
+
+
+def saved(path: Path, model, class_names=CLASSES) -> Path:
+    models.save_model(model, path, {"class_names": class_names})
+    return path
+
+
+def equal_layers(model, other) -> set[str]:
+    """Names of the layers whose weights are the same in both."""
+    theirs = {layer.name: layer.get_weights() for layer in other.layers if layer.weights}
+    return {
+        layer.name
+        for layer in model.layers
+        if layer.weights
+        and layer.name in theirs
+        and all(np.array_equal(a, b) for a, b in zip(layer.get_weights(), theirs[layer.name], strict=True))
+    }
+
+
+def shaken(model):
+    """Every weight another number, biases and moving averages too, so that equal means copied."""
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        layer.set_weights([rng.uniform(0.1, 1, w.shape) for w in layer.get_weights()])
+    return model
+
+
+FC = {"fc1", "fc2", "predictions"}
+FIRST_FOUR = {
+    "A": {"block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2"},
+    "A-LRN": {"block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2"},
+    "B": {"block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2"},
+}
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(
+    ("shallow", "deep"), [("A", "B"), ("A", "C"), ("A", "D"), ("A", "E"), ("A-LRN", "D"), ("B", "E"), ("B", "C")]
+)
+def test_a_deeper_network_takes_the_first_four_convolutions_and_the_fc_layers(tmp_path, shallow, deep, batch_norm):
+    source = shaken(build(shallow, batch_norm=batch_norm))
+    model, before = build(deep, 1, batch_norm=batch_norm), build(deep, 1, batch_norm=batch_norm)
+    copied = weights.init_from(model, saved(tmp_path / "a.keras", source), CLASSES)
+    expected = FC | FIRST_FOUR[shallow]
+    if batch_norm:
+        expected |= {name.replace("conv", "bn") for name in FIRST_FOUR[shallow]}
+    assert equal_layers(model, source) == expected
+    assert {name for name, origin in copied.items() if origin} == expected
+    assert list(copied) == [layer.name for layer in model.layers if layer.weights]
+    assert equal_layers(model, before) == set(copied) - expected
+
+
+@pytest.mark.parametrize(("one", "other"), [("D", "D"), ("A", "A-LRN"), ("A-LRN", "A")])
+def test_the_same_configuration_takes_all(tmp_path, one, other):
+    source, model = shaken(build(one, batch_norm=True)), build(other, 1, batch_norm=True)
+    weights.init_from(model, saved(tmp_path / "a.keras", source), CLASSES)
+    assert equal_layers(model, source) == {layer.name for layer in model.layers if layer.weights}
+
+
+@pytest.mark.parametrize("names", [["cat", "cow"], ["a", "b", "c"]])
+def test_other_classes_take_all_but_the_last_layer(tmp_path, names):
+    source, model = shaken(build(classes=len(names))), build(seed=1)
+    copied = weights.init_from(model, saved(tmp_path / "a.keras", source, names), CLASSES)
+    assert equal_layers(model, source) == set(copied) - {"predictions"}
+    assert copied["predictions"] is None
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ({"arch": "D"}, {"arch": "A"}, r"vgg_d with a layer 'block1_conv2' that vgg_a has not"),
+        (
+            {"width": 0.1},
+            {},
+            r"layer block1_conv1 has shapes \[\(3, 3, 3, 6\), \(6,\)\] there and \[\(3, 3, 3, 3\), \(3,\)\]",
+        ),
+        ({"fc_units": 9}, {}, r"layer fc1 has shapes .* --fc-units differ"),
+        ({"side": 64}, {}, r"layer fc1 has shapes .*the image size"),
+        (
+            {"arch": "C"},
+            {"arch": "D"},
+            r"layer block3_conv3 has shapes \[\(1, 1, 13, 13\).* there and \[\(3, 3, 13, 13\)",
+        ),
+        ({"batch_norm": True}, {}, "a layer 'block1_bn1' that vgg_a has not"),
+        ({}, {"batch_norm": True}, "without batch normalisation, which vgg_a has"),
+        ({}, {"arch": "D", "batch_norm": True}, "without batch normalisation, which vgg_d has"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_copied(tmp_path, source, target, message):
+    path = saved(tmp_path / "a.keras", shaken(build(**source)))
+    model, before = build(seed=1, **target), build(seed=1, **target)
+    with pytest.raises(InputError, match=message):
+        weights.init_from(model, path, CLASSES)
+    assert equal_layers(model, before) == {layer.name for layer in model.layers if layer.weights}
+
+
+def test_no_run_there_is_said(tmp_path):
+    with pytest.raises(InputError, match="expected a run's folder with model"):
+        weights.init_from(build(), tmp_path, CLASSES)
+
+
+def test_staged_training_says_where_layers_came_from(tmp_path, photos, capsys):
+    """A, then D from A, then D from D at a larger scale; the third begins where the second ended."""
+    fields = {"data": str(photos), "batch_norm": False, "dropout": 0.0, "epochs": 1}
+    train(tiny(tmp_path / "a", **fields))
+    capsys.readouterr()
+    run = train(dataclasses.replace(tiny(tmp_path / "d", **fields), arch="D", init_from=tmp_path / "a"))
+    told = capsys.readouterr().out
+    assert "vgg_a block3_conv2" in told
+    assert "glorot, seed 0" in told
+    noted = json.loads((run.path / "run.json").read_text())["initialised"]
+    assert noted["block3_conv2"] == "vgg_a block3_conv2"
+    assert noted["block3_conv3"] is None
+    same = {"arch": "D", "init_from": run.path, "learning_rate": 1e-12, "scale": "40:48"}
+    later = train(dataclasses.replace(tiny(tmp_path / "later", **fields), **same))
+    for a, b in zip(run.model.get_weights(), later.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert float(history(later.path)[0]["learning_rate"]) == 1e-12 * 4 / 256
+
+
+def test_other_data_with_other_classes(tmp_path, photos):
+    source = train(tiny(tmp_path / "a", data=str(photos), epochs=1))
+    for c, name in enumerate(("hen", "owl", "emu")):
+        write_photos(tmp_path / "birds" / "train" / name, 4, 10 * c)
+        write_photos(tmp_path / "birds" / "val" / name, 2, 10 * c + 5)
+    run = train(tiny(tmp_path / "b", data=str(tmp_path / "birds"), epochs=1, init_from=source.path))
+    assert run.metadata["initialised"]["predictions"] is None
+    assert run.model.output_shape == (None, 3)
