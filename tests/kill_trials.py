@@ -3,9 +3,8 @@
 python tests/kill_trials.py DATA OUT TRIAL...
 
 A trial is a share of the run's time, such as 0.37, or PLACE:N: the N-th time that a step ends (step:N), or that a file is
-about to be renamed into place (before:N) or has just been (after:N). One that was killed is resumed until it is done, and
-killed once more at such a place where there is one. Prints a JSON line a trial. Every training runs in a fork
-of this process, which has imported TensorFlow but started nothing in it.
+about to be renamed into place (before:N) or has just been (after:N). Prints a JSON line a trial. Every training runs in a
+fork of this process, which has imported TensorFlow but started nothing in it.
 """
 
 from __future__ import annotations
@@ -134,10 +133,8 @@ def main(data: str, out: str, *trials: str) -> None:
     for number, trial in enumerate(trials):
         folder = root / f"{number}"
         killed, spent = run(data, folder, trial, seconds)
-        resumed = 0
-        while killed:  # once more at such a place, then it is let go
-            resumed += 1
-            killed, _ = run(data, folder, trial if ":" in trial and resumed == 1 else "", 0)
+        if killed:
+            run(data, folder, "", 0)
         found = end(folder)
         wrong = [name for name, digest in expected.items() if found[name] != digest]
         left = [path.name for path in folder.rglob(".partial-*")]
@@ -146,7 +143,7 @@ def main(data: str, out: str, *trials: str) -> None:
                 {
                     "trial": trial,
                     "after": round(spent, 2),
-                    "resumed": resumed,
+                    "killed": killed,
                     "wrong": wrong,
                     "left": left,
                     "rates": rates,

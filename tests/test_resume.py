@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def check_kills(photos: Path, out: Path, trials: list[str]) -> list[dict]:
 def test_a_run_killed_while_it_trains_or_saves_ends_as_if_it_had_not_been(tmp_path, photos):
     trials = ["step:7", "before:9", "after:20", "0.8"]
     found = check_kills(photos, tmp_path, trials)
-    assert all(result["resumed"] for result in found if ":" in result["trial"])
+    assert all(result["killed"] for result in found if ":" in result["trial"])
     with open(tmp_path / "0" / "whole" / "history.csv") as file:  # there was something to remember
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
     assert len(set(rates)) > 1
@@ -61,7 +62,7 @@ def test_a_run_killed_while_it_trains_or_saves_ends_as_if_it_had_not_been(tmp_pa
 def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_had_not_been(tmp_path, photos):
     moments = random.Random(20)
     found = check_kills(photos, tmp_path, [f"{moments.random():.4f}" for _ in range(20)])
-    assert sum(result["resumed"] for result in found) >= 12  # the others came after the end: forks take turns
+    assert sum(result["killed"] for result in found) >= 12  # the others came after the end: forks take turns
 
 
 class Cut(Exception):
@@ -108,6 +109,34 @@ def assert_same_end(run, other) -> None:
         np.testing.assert_array_equal(a, b)
     (a, _, _), (b, _, _) = (checkpoints.load(path / "resume") for path in (run.path, other.path))
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("at", ["batch", "epoch"])
+def test_ctrl_c_and_sigterm_stop_after_the_step_with_a_checkpoint(tmp_path, whole, monkeypatch, capsys, at):
+    recipe, run = whole
+    cut = dataclasses.replace(recipe, out=tmp_path / "cut")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 1e9)
+    name = f"on_{'train_batch' if at == 'batch' else 'epoch'}_end"
+    end = getattr(training._Keeper, name)
+    calls = []
+
+    def interrupted(self, number, logs=None):
+        calls.append(number)
+        if len(calls) == (6 if at == "batch" else 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        end(self, number, logs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Keeper, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert json.loads((cut.out / "run.json").read_text())["status"] == "stopped"
+    assert "the same command with --resume goes on" in capsys.readouterr().out
+    resumed = train(cut, resume=True)
+    assert f"goes on after step {2 if at == 'batch' else 0} of epoch 2" in capsys.readouterr().out
+    assert_same_end(run, resumed)
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path, whole, monkeypatch, capsys):
@@ -189,10 +218,10 @@ import pytest
 from test_resume import assert_same_end, cut_at, tiny, train, training
 training.CHECKPOINT_SECONDS = 0.0
 out = Path(sys.argv[2])
-recipe = tiny(out / "whole", data=sys.argv[1], epochs=2, dropout=0.3, batch_size=8, accumulate=2)
+recipe = tiny(out / "whole", data=sys.argv[1], epochs=2, dropout=0.3, batch_size=8, batch_norm=False)
 run = train(recipe)
 cut = dataclasses.replace(recipe, out=out / "cut")
-cut_at(pytest.MonkeyPatch(), cut, 5)
+cut_at(pytest.MonkeyPatch(), cut, 3)
 assert_same_end(run, train(cut, resume=True))
 assert "jax" in run.metadata["versions"]
 """

@@ -179,10 +179,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, photos):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_keeps_a_float32_model(tmp_path, precision):
-    fields = {"width": 0.125, "fc_units": 64, "dropout": 0.2, "batch_size": 32, "learning_rate": 0.16, "epochs": 3}
+    fields = {"width": 0.125, "fc_units": 64, "dropout": 0.2, "batch_size": 32, "learning_rate": 0.16, "epochs": 2}
     recipe = Recipe("A-LRN", "digits", tmp_path / "r", batch_norm=True, precision=precision, **fields)
     run = train(recipe)
-    assert run.metadata["metrics"]["val_accuracy"] > 0.3  # chance is 0.1
+    assert run.metadata["metrics"]["val_accuracy"] > 0.2  # chance is 0.1
     assert {layer.compute_dtype for layer in run.model.layers} == {"float32"}
     data = vggkeras.load_data("digits")
     result = evaluate.evaluate(vggkeras.load(run.path), data.split("validation"), data.class_names)

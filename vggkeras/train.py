@@ -12,9 +12,12 @@ import json
 import math
 import os
 import platform
+import signal
+import threading
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -85,20 +88,36 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
         data, seen = _as_begun(data, begun, out)
     else:
         data, seen = _read_through(data, recipe.skip_unreadable, console)
-    train_split, validation = data.split("train"), data.split("validation")
-    if recipe.batch_size > train_split.count:  # an epoch is a pass over the images, not several
+    count = data.split("train").count
+    if recipe.batch_size > count:  # an epoch is a pass over the images, not several
         if recipe.accumulate > 1:
             raise InputError(
-                f"batch_size {recipe.batch_size} is more than the {train_split.count} training images: give a smaller one."
+                f"batch_size {recipe.batch_size} is more than the {count} training images: give a smaller one."
             )
-        recipe = dataclasses.replace(recipe, batch_size=train_split.count)
+        recipe = dataclasses.replace(recipe, batch_size=count)
         console.print(f"batch size {recipe.batch_size}: there are no more training images")
     if begun:
         _check_unchanged(recipe, begun, out, console)
         if begun["status"] == "done":
             console.print(f"{out} is finished: best validation accuracy {begun['metrics']['val_accuracy']:.4f}")
             return Run(out, begun)
+    with _asked_to_stop() as asked:
+        return _run(recipe, data, seen, begun, out, size, scale, asked, console)
 
+
+def _run(
+    recipe: Recipe,
+    data: Data,
+    seen: dict[str, Any],
+    begun: dict[str, Any] | None,
+    out: Path,
+    size: int,
+    scale: tuple[int, int],
+    asked: threading.Event,
+    console: Console,
+) -> Run:
+    """Build, train from the start or from a checkpoint, and leave the run's folder as `train` says."""
+    train_split, validation = data.split("train"), data.split("validation")
     keras.utils.set_random_seed(recipe.seed)
     strategy = _strategy(recipe)
     with strategy.scope() if strategy else nullcontext():
@@ -127,7 +146,7 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
         f"{steps} steps an epoch, on {_where(strategy)}: {out}"
     )
     _tell_recipe(recipe, scale, seen, train_split, console)
-    keeper = _Keeper(model, kept, out, about, recipe, steps, console)
+    keeper = _Keeper(model, kept, out, about, recipe, steps, asked, console)
     new = not out.exists()
     if not (begun and keeper.go_on()):
         if recipe.init_from:
@@ -144,7 +163,8 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
             files.remove(out if new else out / "run.json")  # nothing to keep: leave no half of a run behind
         else:
             keeper.write("stopped")
-            console.print(f"stopped: the same command with --resume goes on with {out}", soft_wrap=True)
+            if not isinstance(error, InputError):  # a loss that is no number would be none again
+                console.print(f"stopped: the same command with --resume goes on with {out}", soft_wrap=True)
         _explain(error, train_split, validation, size, scale, out)
         raise
     finally:
@@ -155,6 +175,31 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
         f"{metadata['seconds']:.0f} s: {out / 'model.keras'}"
     )
     return Run(out, metadata)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Within it Ctrl-C and SIGTERM set an event, to be heard after the step under way; a second one is KeyboardInterrupt.
+
+    Raised wherever Python happens to be, a first KeyboardInterrupt is lost where that is a destructor, and TensorFlow has
+    many.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # no other gets signals
+        yield asked
+        return
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fit(
@@ -176,16 +221,21 @@ def _fit(
         last = keeper.epoch + 1 if keeper.step else recipe.epochs
         left = steps - keeper.step
         start = (keeper.epoch * steps + keeper.step) * (recipe.batch_size // recipe.accumulate)
-        model.fit(
-            training_batches(train_split, recipe, size, scale, data.mirrors, basis, start, rescaled),
-            validation_data=validation_data,
-            initial_epoch=keeper.epoch,
-            epochs=last,
-            steps_per_epoch=left,
-            shuffle=False,  # tf.data has shuffled
-            verbose=0,
-            callbacks=[keeper, keras.callbacks.TensorBoard(keeper.out / "tensorboard", write_graph=False)],
-        )
+        try:
+            model.fit(
+                training_batches(train_split, recipe, size, scale, data.mirrors, basis, start, rescaled),
+                validation_data=validation_data,
+                initial_epoch=keeper.epoch,
+                epochs=last,
+                steps_per_epoch=left,
+                shuffle=False,  # tf.data has shuffled
+                verbose=0,
+                callbacks=[keeper, keras.callbacks.TensorBoard(keeper.out / "tensorboard", write_graph=False)],
+            )
+        except BaseException as error:
+            # Lets go of fit()'s iterators now: their threads call Python, and would wait for ever on one that is ending.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 def _network(recipe: Recipe, size: int, data: Data, mean_rgb: list[float], precision: str) -> keras.Model:
@@ -418,6 +468,8 @@ def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, dict[
 
 def _as_begun(data: Data, begun: dict[str, Any], out: Path) -> tuple[Data, dict[str, Any]]:
     """The data as the run in `out` began with them, and what it saw in them. Raises InputError where they are others."""
+    if "rgb_covariance" not in begun:
+        raise InputError(f"{out} is of an earlier version of vggkeras, which could not resume: start another run.")
     splits = {name: split.without(begun["unreadable"].get(name, ())) for name, split in data.splits.items()}
     for name, split in splits.items():
         if split.count != begun["images"].get(name):
@@ -522,11 +574,12 @@ class _Keeper(keras.callbacks.Callback):
         about: dict[str, Any],
         recipe: Recipe,
         steps: int,
+        asked: threading.Event,
         console: Console,
     ) -> None:
         super().__init__()
         self.network, self.kept, self.out, self.about, self.recipe = network, kept, out, about, recipe
-        self.steps, self.console = steps, console
+        self.steps, self.asked, self.console = steps, asked, console
         self.epoch = 0  # finished ones
         self.step = 0  # finished ones of the epoch under way
         self.rows: list[dict[str, float]] = []
@@ -586,8 +639,11 @@ class _Keeper(keras.callbacks.Callback):
         self.progress.advance(self.all)
         if not math.isfinite(float(logs["loss"])):  # a mean over the epoch: no number from the first such step on
             self._diverged("the loss is")
-        if time.monotonic() - self.saved > CHECKPOINT_SECONDS and self.step < self.steps:
+        due = time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        if (due or self.asked.is_set()) and self.step < self.steps:
             self._checkpoint()
+        if self.asked.is_set() and self.step < self.steps:
+            raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
         row: dict[str, Any] = {"epoch": epoch + 1}
@@ -618,6 +674,8 @@ class _Keeper(keras.callbacks.Callback):
             highlight=False,
             soft_wrap=True,
         )
+        if self.asked.is_set() and not self.finished:
+            raise KeyboardInterrupt
 
     def _schedule(self, better: bool) -> str:
         """Section 3.1: divide the rate by 10 when validation accuracy stops improving, three times, then stop.
