@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,41 @@ def test_resume_refuses_what_is_not_the_same_run(tmp_path, whole, monkeypatch):
     with pytest.raises(InputError, match=r"begun with 16 images in split train of .* has 15 now"):
         train(cut, resume=True)
     lost.write_bytes(content)
+
+
+def test_what_is_left_of_a_run_is_neither_overwritten_nor_taken_up(tmp_path, whole, monkeypatch):
+    recipe, run = whole
+    copy = dataclasses.replace(recipe, out=tmp_path / "copy", seed=3)
+    shutil.copytree(run.path, copy.out)
+    files = {path: path.read_bytes() for path in copy.out.rglob("*") if path.is_file()}
+    (copy.out / "model.keras").unlink()
+    with pytest.raises(InputError, match=r"is finished, but its model\.keras is gone"):
+        train(dataclasses.replace(copy, seed=recipe.seed), resume=True)
+    for damage in ("garbage", "{}"):
+        (copy.out / "run.json").write_text(damage)
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"run\.json is damaged"):
+                train(copy, resume=resume)
+    (copy.out / "run.json").unlink()
+    with pytest.raises(InputError, match="holds a run already"):
+        train(copy)
+    with pytest.raises(InputError, match="holds history"):
+        train(copy, resume=True)
+    left = {path: path.read_bytes() for path in copy.out.rglob("*") if path.is_file()}
+    assert left == {p: b for p, b in files.items() if p.name not in ("model.keras", "run.json")}
+
+
+def test_a_run_another_process_trains_is_left_alone(tmp_path, whole, monkeypatch):
+    recipe, run = whole
+    cut = dataclasses.replace(recipe, out=tmp_path / "cut")
+    cut_at(monkeypatch, cut, 5)
+    metadata = json.loads((cut.out / "run.json").read_text())
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (cut.out / "run.json").write_text(json.dumps(metadata | {"status": "training", "process": other.pid}))
+    with pytest.raises(InputError, match=f"is being trained by process {other.pid}"):
+        train(cut, resume=True)
+    other.communicate()
+    assert_same_end(run, train(cut, resume=True))
 
 
 def test_resume_of_a_finished_run_does_nothing_and_of_none_starts_one(tmp_path, whole, capsys):

@@ -46,8 +46,11 @@ def run_command(command: Callable[[], int]) -> int:
         return 2
     except OSError as error:
         reason = " ".join(str(error).split())
-        print(f"error: {reason}: check the path, its permissions and the free space, or give another", file=sys.stderr)
+        print(
+            f"error: {reason}: check the path, its permissions and the free space, or give another path",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
-        print("interrupted; finished epochs and files are kept", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130

@@ -25,6 +25,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import psutil
 from keras import ops
 from rich.console import Console
 from rich.table import Table
@@ -77,11 +78,18 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
     scale = configs.scale_range(recipe.scale, size)
     out = Path(recipe.out or Path("runs") / f"{recipe.arch}-{_slug(recipe.data)}")
     begun = read_run(out) if (out / "run.json").exists() else None
-    if begun and not resume:
+    left = [name for name in ("model.keras", "history.csv", "resume") if (out / name).exists()]
+    if (begun or left) and not resume:
         raise InputError(
             f"{out} holds a run already: go on with it with --resume, give another --out, or remove it first."
         )
+    if left and not begun:
+        raise InputError(
+            f"{out} holds {left[0]} of a run, but no run.json to go on by: give another --out, or remove it."
+        )
     files.check_writable(out)
+    if begun:
+        _check_alone(begun, out)
     if recipe.init_from and not begun:
         weights.trained_file(recipe.init_from)
     if begun:
@@ -99,6 +107,8 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
     if begun:
         _check_unchanged(recipe, begun, out, console)
         if begun["status"] == "done":
+            if not (out / "model.keras").exists():
+                raise InputError(f"{out} is finished, but its model.keras is gone: start another run.")
             console.print(f"{out} is finished: best validation accuracy {begun['metrics']['val_accuracy']:.4f}")
             return Run(out, begun)
     with _asked_to_stop() as asked:
@@ -149,6 +159,7 @@ def _run(
     keeper = _Keeper(model, kept, out, about, recipe, steps, asked, console)
     new = not out.exists()
     if not (begun and keeper.go_on()):
+        files.remove(out / "resume")  # none that can be gone on from
         if recipe.init_from:
             about["initialised"] = _initialise(model, recipe, data, console)
         keeper.write("training")
@@ -294,10 +305,12 @@ def _strategy(recipe: Recipe):
 
     Raises InputError where a step's images cannot be shared out evenly: the gradient would weigh them unequally.
     """
-    if keras.backend.backend() != "tensorflow":
-        return None
     import tensorflow as tf
 
+    if keras.backend.backend() != "tensorflow":
+        if tf.config.list_physical_devices("GPU"):
+            tf.config.set_visible_devices([], "GPU")  # tf.data needs none, and TensorFlow would take its memory
+        return None
     devices = _gpus() or tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         return None
@@ -483,6 +496,19 @@ def _as_begun(data: Data, begun: dict[str, Any], out: Path) -> tuple[Data, dict[
     return dataclasses.replace(data, splits=splits, skipped=tuple(begun["skipped"])), seen
 
 
+def _check_alone(begun: dict[str, Any], out: Path) -> None:
+    """Raises InputError where another process is at work on the run."""
+    if begun["status"] != "training" or begun.get("host") != platform.node():
+        return
+    try:
+        started = psutil.Process(begun["process"]).create_time()
+    except psutil.NoSuchProcess:
+        return
+    # A later process of the same number is another one.
+    if begun["process"] != os.getpid() and started < (out / "run.json").stat().st_mtime:
+        raise InputError(f"{out} is being trained by process {begun['process']}: wait for it, or end it first.")
+
+
 def _check_unchanged(recipe: Recipe, begun: dict[str, Any], out: Path, console: Console) -> None:
     """Raises InputError naming the fields of a recipe that are not those of the run it should go on with."""
     now, then = dataclasses.asdict(recipe) | {"init_from": _text(recipe.init_from)}, begun["recipe"]
@@ -611,6 +637,9 @@ class _Keeper(keras.callbacks.Callback):
         if state is None:
             if not damaged:
                 self.console.print(f"{self.out} has no checkpoint yet: {instead}")
+            return False
+        if state["best"] and not (self.out / "model.keras").exists():
+            self.console.print(f"[yellow]{self.out / 'model.keras'} is gone: the run begins anew[/]", soft_wrap=True)
             return False
         variables = self._variables()
         for variable, array in zip(variables, arrays, strict=False):
@@ -741,6 +770,8 @@ class _Keeper(keras.callbacks.Callback):
             "epochs_trained": self.epoch,
             "metrics": metrics,
             "seconds": round(self.seconds(), 1),
+            "host": platform.node(),
+            "process": os.getpid(),
         }
         files.write_json(self.out / "run.json", metadata)
         return metadata
@@ -770,5 +801,11 @@ def _point_latest(out: Path) -> None:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """A run's run.json."""
-    return json.loads((path / "run.json").read_text(encoding="utf-8"))
+    """A run's run.json. Raises InputError where that is damaged."""
+    try:
+        metadata = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        metadata = error
+    if not isinstance(metadata, dict) or not {"recipe", "status", "images"} <= set(metadata):
+        raise InputError(f"{path / 'run.json'} is damaged: give another --out, or remove the run.")
+    return metadata
