@@ -59,16 +59,8 @@ def benchmark(
         data = datasets.load_data(recipe.data)
         split, classes = data.split("train"), len(data.class_names)
     basis = augment.color_basis(np.full((3, 3), 3500.0) + np.eye(3) * 500)
-    model = models.build(
-        recipe.arch,
-        (size, size, 3),
-        classes,
-        batch_norm=recipe.batch_norm,
-        width=recipe.width,
-        fc_units=recipe.fc_units,
-        precision=recipe.precision,
-        seed=recipe.seed,
-    )
+    sizes: dict[str, Any] = {"batch_norm": recipe.batch_norm, "width": recipe.width, "fc_units": recipe.fc_units}
+    model = models.build(recipe.arch, (size, size, 3), classes, **sizes, precision=recipe.precision, seed=recipe.seed)
     compile_model(model, recipe)
     batch = recipe.batch_size // recipe.accumulate
     resident = _resident(training_batches(split, recipe, size, scale, basis=basis))
@@ -88,14 +80,7 @@ def benchmark(
                 for i, value in enumerate(measure()):
                     totals[name][i] += value
                 bar.advance(task)
-    plan = configs.plan(
-        recipe.arch,
-        (size, size, 3),
-        classes,
-        batch_norm=recipe.batch_norm,
-        width=recipe.width,
-        fc_units=recipe.fc_units,
-    )
+    plan = configs.plan(recipe.arch, (size, size, 3), classes, **sizes)
     operations = 3 * 2 * sum(layer.multiply_adds for layer in plan)  # of one image, forward and backward
     rows: dict[str, dict[str, float]] = {}
     for name, (count, seconds) in totals.items():
@@ -109,9 +94,7 @@ def benchmark(
         "arch": recipe.arch,
         "image_size": size,
         "scale": list(scale),
-        "width": recipe.width,
-        "fc_units": recipe.fc_units,
-        "batch_norm": recipe.batch_norm,
+        **sizes,
         "images_per_step": batch,
         "precision": recipe.precision,
         "data": recipe.data,
@@ -154,8 +137,8 @@ def _plain_batches(split: Split, recipe: Recipe, size: int, scale: tuple[int, in
         sides = tf.cast(tf.shape(image)[:2], tf.float32)
         side = scale[0] + tf.floor(uniform[0] * (scale[1] - scale[0] + 1))
         rescaled = tf.cast(tf.round(sides * side / tf.reduce_min(sides)), tf.int32)
-        image = tf.cast(tf.round(tf.image.resize(image, rescaled, antialias=True)), tf.uint8)
-        return augment.crop_of_rescaled(image, size, uniform, recipe.flip), label
+        image = augment.crop_of_rescaled(tf.image.resize(image, rescaled, antialias=True), size, uniform, recipe.flip)
+        return tf.cast(tf.round(image), tf.uint8), label
 
     data = split.shuffled(recipe.seed).map(example, tf.data.AUTOTUNE)
     return data.batch(recipe.batch_size // recipe.accumulate, drop_remainder=True).prefetch(2)
