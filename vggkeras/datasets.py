@@ -64,18 +64,10 @@ class Split:
         for index, (source, label) in enumerate(zip(self.sources, self.labels, strict=True)):
             yield index, Path(source).read_bytes() if isinstance(source, str) else source, int(label)
 
-    def encoded(self):
-        """tf.data.Dataset of (index: int64, encoded image: string, label: int64) of every image, in order."""
-        import tensorflow as tf
-
-        if self.sources is None:
-            return self._enumerated_records()
-        return tf.data.Dataset.range(self.count).map(self._lookup(), tf.data.AUTOTUNE)
-
     def shuffled(self, seed: int, start: int = 0):
         """tf.data.Dataset without end of (epoch, index, encoded image, label), in a new order every epoch.
 
-        It begins at the `start`-th example of the endless row, without reading the images before. The order of an epoch
+        It begins at the `start`-th example of the endless row, without decoding those before. The order of an epoch
         is a pure function of (seed, epoch). TFDS records are read in turn and drawn from 10,000 that wait, encoded.
         """
         import tensorflow as tf

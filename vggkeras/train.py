@@ -183,7 +183,8 @@ def _run(
     metadata = keeper.write("done")
     console.print(
         f"best validation accuracy {metadata['metrics']['val_accuracy']:.4f} at epoch {metadata['best_epoch']}, "
-        f"{metadata['seconds']:.0f} s: {out / 'model.keras'}"
+        f"{metadata['seconds']:.0f} s: {out / 'model.keras'}. Next: python -m export --model {out}",
+        soft_wrap=True,
     )
     return Run(out, metadata)
 
