@@ -202,23 +202,29 @@ def evaluate(
     model: tuple[Path, ...],
     data: str,
     split: str = "validation",
-    protocol: str = "center",
+    protocol: tuple[str, ...] = ("center",),
     scales: tuple[int, ...] = (),
+    fuse: bool = False,
+    mirrors: bool | None = None,
     provider: str = "cpu",
     json: Path | None = None,
     skip_unreadable: bool = False,
 ) -> int:
-    """Score models, in whatever runtime, on every image of a split.
+    """Score models, in whatever runtime, on every image of a split, by the paper's protocols (section 3.2).
 
     Args:
-        model: run folders, .keras, .onnx or .tflite files, SavedModel folders.
+        model: run folders, .keras, .onnx or .tflite files, SavedModel folders. Each is a row, compared with the first.
         data: digits, tfds:NAME[/CONFIG], or a folder.
         split: train, validation or test.
-        protocol: center (the central crop).
-        scales: smallest sides Q images are rescaled to, px; their posteriors are averaged. By default the one the model
-            was trained for.
+        protocol: one or more of center (the central crop), dense (the whole image), multicrop (a 5 x 5 grid of crops,
+            with mirrors), both (their average). dense asks an exported file for its dense form beside it (`python -m
+            export --dense`).
+        scales: smallest sides Q images are rescaled to, px; each is shown alone, and their posteriors averaged. By default
+            the one the model was trained for.
+        fuse: also average the posteriors of all models.
+        mirrors: whether dense and multicrop average the mirror's answer too; by default they do, but for digits.
         provider: cpu or cuda.
-        json: write the figures to this file too.
+        json: write the figures, per-class recall, confusions and every image that flips between two rows to this file.
         skip_unreadable: go on without images that cannot be read, and say which.
     """
     from vggkeras import datasets, files, runtimes
@@ -230,59 +236,36 @@ def evaluate(
     predictors = [runtimes.load(path, provider) for path in model]
     loaded = datasets.load_data(data, skip_unreadable=skip_unreadable)
     images, skipped = loaded.split(split), list(loaded.skipped)
-    if skip_unreadable:
-        bad = {i for i, result in datasets.read_all(images) if isinstance(result, InputError)}
-        skipped += [images.image_name(i) for i in sorted(bad)]
-        images = images.without(bad)
-    for predictor in predictors:
-        evaluation.check_classes(predictor, loaded.class_names)
-        evaluation.checked_scales(predictor, protocol, scales)
-    table = Table(title=f"{data}, {split}: {images.count:,} images, {protocol} protocol")
-    for column in ("model", "runtime", "top-1 error", "top-5 error", "correct", "images", "images/s"):
-        table.add_column(column, justify="left" if column in ("model", "runtime") else "right", overflow="fold")
-    rows = []
-    for predictor in predictors:
-        with progress_bar(console) as bar:
-            result = evaluation.evaluate(
-                predictor,
-                images,
-                loaded.class_names,
-                protocol,
-                scales,
-                lambda items, total: bar.track(items, total=total, description=predictor.path.name),  # noqa: B023
-            )
-        table.add_row(
-            str(predictor.path),
-            f"{predictor.runtime} {predictor.version}",
-            f"{1 - result.accuracy:.2%}",
-            f"{1 - result.accuracy5:.2%}",
-            str(result.correct),
-            str(result.images),
-            f"{result.images / result.seconds:.0f}",
+    start = time.monotonic()
+    with progress_bar(console) as bar:
+        rows = evaluation.evaluate(
+            predictors,
+            images,
+            loaded.class_names,
+            protocol,
+            scales,
+            mirrors=loaded.mirrors if mirrors is None else mirrors,
+            fuse=fuse,
+            skipped=skipped if skip_unreadable else None,
+            track=lambda items, total: bar.track(items, total=total, description=split),
         )
-        rows.append(
-            {
-                "model": str(predictor.path),
-                "runtime": predictor.runtime,
-                "version": predictor.version,
-                "provider": predictor.provider,
-                "data": data,
-                "split": split,
-                "protocol": protocol,
-                "scales": list(scales or (predictor.scale,)),
-                "images": result.images,
-                "correct": result.correct,
-                "correct5": result.correct5,
-                "top1_error": 1 - result.accuracy,
-                "top5_error": 1 - result.accuracy5,
-                "seconds": result.seconds,
-            }
-        )
-    print_table(table, console)
+    seconds = time.monotonic() - start
+    paper = [evaluation.paper_errors(predictors, row) for row in rows]
+    title = f"{data}, {split}: {rows[0].images:,} images, {len(loaded.class_names)} classes; errors with Wilson 95% intervals"
+    print_table(evaluation.table(rows, paper, title), console)
+    console.print(
+        f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of a row's own crops and runs", soft_wrap=True
+    )
+    for line in evaluation.cost_ratios(rows):
+        console.print(line, soft_wrap=True)
+    if len(rows) > 1:
+        told = evaluation.flips(rows, images.image_name)
+        console.print("\n".join(told), soft_wrap=True, highlight=False)
     if skipped:
         console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
     if json:
-        files.write_json(json, rows)
+        about = {"data": data, "split": split, "skipped": skipped}
+        files.write_json(json, evaluation.records(rows, paper, images.image_name, about))
     return 0
 
 

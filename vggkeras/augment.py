@@ -34,14 +34,25 @@ def center_crop(image: np.ndarray, side: int, crop: tuple[int, int]) -> np.ndarr
 
     Raises InputError when the rescaled image is smaller than the crop.
     """
-    image = rescale(image, side)
-    top, left = (image.shape[0] - crop[0]) // 2, (image.shape[1] - crop[1]) // 2
+    return next(grid_crops(rescale(image, side), crop, 1))
+
+
+def grid_crops(image: np.ndarray, crop: tuple[int, int], grid: int) -> Iterator[np.ndarray]:
+    """Crops on a regular grid over a rescaled image, row by row: uint8 `[h, w, C]` -> `grid` x `grid` of `[*crop, C]`.
+
+    The outermost ones touch the image's edges; a grid of one is the central crop.
+
+    Raises InputError when the image is smaller than the crop.
+    """
+    top, left = (side - extent for side, extent in zip(image.shape[:2], crop, strict=True))  # of the last crop
     if top < 0 or left < 0:
         raise InputError(
             f"A crop of {crop[0]} x {crop[1]} px does not fit an image rescaled to {image.shape[0]} x {image.shape[1]}: "
-            f"give a scale of {max(crop)} px or more (received {side})."
+            f"give a scale of {max(crop)} px or more."
         )
-    return image[top : top + crop[0], left : left + crop[1]]
+    steps = [(i, grid - 1) for i in range(grid)] if grid > 1 else [(1, 2)]
+    for y, x in ((top * i // n, left * j // m) for i, n in steps for j, m in steps):
+        yield image[y : y + crop[0], x : x + crop[1]]
 
 
 def draws(seed: int, epoch, index):

@@ -232,6 +232,23 @@ def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
     return keras.Model(images, x, name=f"{model.name}_dense")
 
 
+def dense_classifier(model: keras.Model) -> keras.Model:
+    """`to_dense`, as the paper tests with it: images of any size from the training crop up -> posteriors `[N, classes]`.
+
+    The class scores are averaged over space first, then comes the soft-max (section 3.2). On the training size that is
+    the classifier itself.
+
+    Raises:
+        InputError (a ValueError): the model cannot be converted (see `to_dense`), or does not end in soft-max.
+    """
+    dense = to_dense(model, scores=True)
+    if keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
+        raise InputError("Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'.")
+    x = layers.GlobalAveragePooling2D(dtype="float32", name="average")(dense.output)  # [N, classes]
+    x = layers.Softmax(dtype="float32", name="probabilities")(x)
+    return keras.Model(dense.input, x, name=dense.name)
+
+
 ABOUT = "vggkeras.json"  # entry of a .keras file (a zip archive) that Keras itself passes over
 
 

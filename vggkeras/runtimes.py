@@ -30,7 +30,10 @@ PROVIDERS = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model in some runtime: uint8 RGB images `[N, H, W, C]` in, float32 class probabilities `[N, classes]` out."""
+    """A model in some runtime: uint8 RGB images `[N, H, W, C]` in, float32 class probabilities `[N, classes]` out.
+
+    A dense one takes images of any size from `input_shape` up; what it answers is `models.dense_classifier`'s.
+    """
 
     path: Path
     runtime: str  # keras, tensorflow, onnxruntime or litert
@@ -42,6 +45,19 @@ class Predictor:
     output_name: str
     about: dict[str, Any] = field(repr=False)  # what travels in the file: mean RGB, scale, provenance
     run: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    dense: bool = False  # whether it takes whole images
+    make_dense: Callable[[], Predictor] | None = field(default=None, repr=False)
+
+    def dense_form(self) -> Predictor:
+        """The same network as a dense predictor; of a file, the one that `python -m export --dense` wrote beside it.
+
+        Raises InputError when there is none, or it is of another model.
+        """
+        if self.dense:
+            return self
+        if self.make_dense is None:
+            raise InputError(f"{self.path} has no dense form.")
+        return self.make_dense()
 
     @property
     def scale(self) -> int:
@@ -54,6 +70,8 @@ class Predictor:
         Raises InputError (a ValueError) for an array of another shape or type: nothing is resized or rescaled here.
         """
         expected = f"uint8 images, 0-255, RGB, of shape [N, {', '.join(map(str, self.input_shape))}]"
+        if self.dense:
+            expected += " or larger"
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
             if isinstance(images, np.ndarray) and images.size and np.issubdtype(images.dtype, np.floating):
                 received = f"{images.dtype} in [{images.min():.4g}, {images.max():.4g}]"
@@ -62,7 +80,13 @@ class Predictor:
                 received = str(getattr(images, "dtype", type(images).__name__))
                 advice = "convert with numpy.asarray(images, dtype='uint8') if they are 0-255 already"
             raise InputError(f"Expected {expected}; received {received}: {advice}.")
-        if images.ndim != 4 or images.shape[1:] != self.input_shape:
+        fits = images.ndim == 4 and (
+            all(side >= smallest for side, smallest in zip(images.shape[1:3], self.input_shape, strict=False))
+            and images.shape[3] == self.input_shape[2]
+            if self.dense
+            else images.shape[1:] == self.input_shape
+        )
+        if not fits:
             raise InputError(
                 f"Expected {expected}; received shape {list(images.shape)}: "
                 "rescale and crop first (vggkeras.posteriors does), and add the batch axis to a single image."
@@ -123,7 +147,8 @@ def keras_predictor(
     """A `Predictor` over a Keras model in memory, on any backend."""
     import keras
 
-    shape = tuple(model.input_shape[1:])
+    dense = None in model.input_shape[1:]
+    shape = tuple(about["input"]["smallest"] if dense else model.input_shape[1:])
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -131,7 +156,7 @@ def keras_predictor(
         _check_tensorflow_gpu(provider)
         # One trace for every batch size; Keras' own predict() compiles with XLA, which is slower on a CPU.
         function = tf.function(
-            lambda images: model(images, training=False), input_signature=[tf.TensorSpec([None, *shape], tf.uint8)]
+            lambda images: model(images, training=False), input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)]
         )
 
         def run(images: np.ndarray) -> np.ndarray:
@@ -139,6 +164,12 @@ def keras_predictor(
                 return function(tf.constant(images)).numpy()
     else:
         run = model.predict_on_batch
+
+    def make_dense() -> Predictor:
+        from vggkeras import models
+
+        return keras_predictor(models.dense_classifier(model), _with_smallest(about, shape), path, provider)
+
     return Predictor(
         path,
         "keras",
@@ -150,7 +181,48 @@ def keras_predictor(
         "probabilities",
         {"mean_rgb": list(model.get_layer("mean_rgb").mean), **about} if _has_mean(model) else about,
         run,
+        dense,
+        make_dense,
     )
+
+
+def _with_smallest(about: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """What a dense form knows beside: the training size, below which its last feature map is empty."""
+    return {**about, "input": {**about.get("input", {}), "smallest": list(shape)}}
+
+
+def dense_path(path: Path) -> Path:
+    """Where a file's dense form is: model.onnx -> model.dense.onnx."""
+    return path.with_name(f"{path.stem}.dense{path.suffix}")
+
+
+def _dense_file(path: Path, provider: str, about: dict[str, Any]) -> Callable[[], Predictor]:
+    def load_dense() -> Predictor:
+        file = dense_path(path)
+        if not file.exists():
+            kind = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
+            raise InputError(
+                f"{path} takes images of one size, and there is no dense form of it at {file}: write it with "
+                f"`python -m export --dense --format {kind} --model RUN`, or use --protocol center or multicrop."
+            )
+        found = load(file, provider)
+        ours, theirs = (a.get("provenance", {}).get("model_sha256") for a in (about, found.about))
+        if not found.dense or ours != theirs:
+            raise InputError(f"{file} is not the dense form of {path}, but of another model: export both again.")
+        return found
+
+    return load_dense
+
+
+def _smallest(path: Path, about: dict[str, Any]) -> tuple[int, int, int]:
+    try:
+        h, w, c = about["input"]["smallest"]
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} takes images of any size and does not say its training size: export it with "
+            "`python -m export --dense`."
+        ) from error
+    return h, w, c
 
 
 def _has_mean(model: Any) -> bool:
@@ -186,9 +258,10 @@ def _load_saved_model(path: Path, provider: str) -> Predictor:
         with tf.device("/GPU:0" if provider == "cuda" else "/CPU:0"):
             return function(**{input_name: tf.constant(images)})[output_name].numpy()
 
-    names = _class_names(about, output.shape[-1])
-    shape = tuple(spec.shape[1:])
-    return Predictor(path, "tensorflow", tf.__version__, provider, shape, names, input_name, output_name, about, run)
+    names, dense = _class_names(about, output.shape[-1]), None in spec.shape[1:]
+    shape = _smallest(path, about) if dense else tuple(spec.shape[1:])
+    known = ("tensorflow", tf.__version__, provider, shape, names, input_name, output_name, about, run)
+    return Predictor(path, *known, dense, _dense_file(path, provider, about))
 
 
 def _load_onnx(path: Path, provider: str) -> Predictor:
@@ -196,8 +269,11 @@ def _load_onnx(path: Path, provider: str) -> Predictor:
 
     wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
     try:
+        options = ort.SessionOptions()
+        # Its plan of memory is of one shape; a dense network sees another every call.
+        options.enable_mem_pattern = not path.stem.endswith(".dense")
         with quiet_stderr() as said:
-            session = ort.InferenceSession(str(path), providers=[wanted])
+            session = ort.InferenceSession(str(path), options, providers=[wanted])
         details, (output,) = session.get_inputs()[0], session.get_outputs()
     except Exception as error:  # onnxruntime's errors have no common base
         raise InputError(f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again.") from error
@@ -213,10 +289,10 @@ def _load_onnx(path: Path, provider: str) -> Predictor:
     def run(images: np.ndarray) -> np.ndarray:
         return session.run([output.name], {details.name: np.ascontiguousarray(images)})[0]
 
-    names, shape = _class_names(about, output.shape[-1]), tuple(details.shape[1:])
-    return Predictor(
-        path, "onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run
-    )
+    names, dense = _class_names(about, output.shape[-1]), any(isinstance(side, str) for side in details.shape[1:])
+    shape = _smallest(path, about) if dense else tuple(details.shape[1:])
+    known = ("onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run)
+    return Predictor(path, *known, dense, _dense_file(path, provider, about))
 
 
 def _load_tflite(path: Path, provider: str) -> Predictor:
@@ -235,14 +311,14 @@ def _load_tflite(path: Path, provider: str) -> Predictor:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             about = json.loads(archive.read("vggkeras.json")) if "vggkeras.json" in archive.namelist() else {}
-    batch = 0
+    planned: tuple[int, ...] = ()
 
     def run(images: np.ndarray) -> np.ndarray:
-        nonlocal batch
-        if len(images) != batch:
+        nonlocal planned
+        if images.shape != planned:
             interpreter.resize_tensor_input(details["index"], images.shape)
             interpreter.allocate_tensors()
-            batch = len(images)
+            planned = images.shape
         interpreter.set_tensor(details["index"], images)
         interpreter.invoke()
         return interpreter.get_tensor(output["index"])
@@ -253,6 +329,7 @@ def _load_tflite(path: Path, provider: str) -> Predictor:
         number = version("ai-edge-litert")
     except PackageNotFoundError:
         number = "unknown"
-    return Predictor(
-        path, "litert", number, "cpu", (h, w, c), names, signature["inputs"][0], signature["outputs"][0], about, run
-    )
+    dense = -1 in details["shape_signature"][1:]
+    ends = (signature["inputs"][0], signature["outputs"][0])
+    known = ("litert", number, "cpu", (h, w, c), names, *ends, about, run)
+    return Predictor(path, *known, dense, _dense_file(path, provider, about))

@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table of numbers: one too wide for the terminal is better scrolled than folded."""
-    Console(file=console.file, width=max(console.width, 120)).print(table)
+    wide = Console(file=console.file, width=200)
+    Console(file=console.file, width=max(console.width, 120, Measurement.get(wide, wide.options, table).minimum)).print(
+        table
+    )
 
 
 def progress_bar(console: Console) -> Progress:
