@@ -338,9 +338,7 @@ def table(rows: Sequence[Evaluation], paper: Sequence[tuple[float, float] | None
     columns = ["", "model", "protocol", "Q", "top-1 error, %", "top-5 error, %", "correct", "ECE", "images/s"]
     for column in [*columns, *["the paper's"] * known, *["gained", "lost", "p"] * several]:
         text = column in ("model", "protocol", "Q")
-        found.add_column(
-            column, justify="left" if text else "right", overflow="fold" if column == "model" else "ignore"
-        )
+        found.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=column != "model")
     for number, (row, theirs) in enumerate(zip(rows, paper, strict=True), start=1):
         cells = [
             str(number),

@@ -19,7 +19,7 @@ from rich.table import Table
 def print_table(table: Table, console: Console) -> None:
     """Print a table of numbers: one too wide for the terminal is better scrolled than folded."""
     wide = Console(file=console.file, width=200)
-    Console(file=console.file, width=max(console.width, 120, Measurement.get(wide, wide.options, table).minimum)).print(
+    Console(file=console.file, width=max(console.width, 120, Measurement.get(wide, wide.options, table).maximum)).print(
         table
     )
 
