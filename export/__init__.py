@@ -6,6 +6,7 @@ python -m export --format all
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from vggkeras.datasets import Split
     from vggkeras.runtimes import Predictor
 
 PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
 GOLDEN_IMAGES = 32  # of these, that travel with the files
 OPSETS = range(14, 19)  # ONNX operator sets that tf2onnx documents
 RANDOM = "random"  # the --data that asks for random images
+# (height, width) beyond the training size, at which dense files are proven: odd, tall, wide, and large ones.
+MARGINS = ((1, 0), (0, 45), (37, 77), (96, 3), (130, 130))
+SIZE_IMAGES = 8  # shown at each
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ def export_model(
     out: str | os.PathLike | None = None,
     images: int = PARITY_IMAGES,
     opset: int | None = None,
+    dense: bool = False,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a trained model, and prove every file on real images in the runtime that will serve it.
@@ -88,6 +94,8 @@ def export_model(
             a Python package of that name, such as this one).
         images: how many images to compare; 0 for the whole validation split.
         opset: ONNX operator set, 14 to 18.
+        dense: write fully convolutional files instead (model.dense.onnx and so on), which take images of any height and
+            width from the training crop up (paper, section 3.2): the class scores averaged over space, then soft-max.
 
     Returns:
         certificate.json's entries of the files just written, by file name; each has "passed".
@@ -122,14 +130,15 @@ def export_model(
 
     with console.status(f"loading {source}"):
         network, about = models.load_model(source)
-        graph = to_saved_model.inference_model(network)
+        graph = to_saved_model.inference_model(network, dense=dense)
         about = {"mean_rgb": list(network.get_layer("mean_rgb").mean), "arch": network.name, **about}
     reference = runtimes.keras_predictor(network, about, source)
-    reference, pictures, labels, evidence = _parity_images(reference, data, images, console)
+    reference, split, pictures, labels, evidence = _parity_images(reference, data, images, console)
     with console.status(f"asking Keras about {len(pictures)} images"):
         answers = parity.in_batches(reference, pictures, (32,))
+        sizes = _sizes(reference, split) if dense else []
     sha256 = files.sha256(source)
-    description = artifact.describe(about, reference, sha256)
+    description = artifact.describe(about, reference, sha256, dense)
     # From here on the answers stand for the reference, whose weights go with the graph once that is written.
     reference = replace(reference, run=lambda _: answers)
     del network
@@ -137,23 +146,30 @@ def export_model(
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
-    artifact.read_certificate(folder)  # a damaged one is said before anything is written
-    beside = {name: files.partial(folder / FORMATS[name].file) for name in chosen}
+    certified = artifact.read_certificate(folder)  # a damaged one is said before anything is written
+    if not dense and any(entry["model_sha256"] == sha256 for entry in certified.values()):
+        sizes = artifact.golden_sizes(folder)  # of this model's dense files, which stay
+    written = {name: runtimes.dense_path(Path(f.file)).name if dense else f.file for name, f in FORMATS.items()}
+    beside = {name: files.partial(folder / written[name]) for name in chosen}
     entries: dict[str, dict[str, Any]] = {}
     rows = []
     try:
         peaks = {}
         for name, path in beside.items():
-            with console.status(f"writing {folder / FORMATS[name].file}"), _Peak() as peaks[name]:
+            with console.status(f"writing {folder / written[name]}"), _Peak() as peaks[name]:
                 FORMATS[name].write(graph, path, description, opset)
         del graph
         for name, path in beside.items():
-            file = FORMATS[name].file
+            file = written[name]
             with console.status(f"proving {folder / file}"):
                 candidate = _loaded(path, reference)
-                result = parity.compare((reference, answers), candidate, pictures, labels, FORMATS[name].tolerance)
+                parts = [parity.compare((reference, answers), candidate, pictures, labels, FORMATS[name].tolerance)]
+                if dense:
+                    known = [(shown, (reference, p)) for shown, p in sizes]
+                    parts += [parity.compare(r, candidate, i, None, FORMATS[name].tolerance) for i, r in known]
+                result = parity.merged(parts)
                 milliseconds = _milliseconds(candidate, pictures) if result.passed else None
-            entries[file] = artifact.entry(path, candidate, result, evidence, sha256)
+            entries[file] = artifact.entry(path, candidate, result, evidence, sha256, milliseconds, dense)
             del candidate
             final = folder / (file if result.passed else f"{file}.rejected")
             files.move(path, final)
@@ -162,7 +178,8 @@ def export_model(
             rows.append((final, result, peaks[name], milliseconds))
         count = min(GOLDEN_IMAGES, len(pictures))
         golden_labels = None if labels is None else labels[:count]
-        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count])
+        golden = [(shown[:2], p[:2]) for shown, p in sizes]
+        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count], golden)
         stale = artifact.update_certificate(folder, entries, sha256)
     finally:
         for path in beside.values():
@@ -225,8 +242,10 @@ def _source(model: Path) -> Path:
 
 def _parity_images(
     reference: Predictor, data: str | None, count: int, console: Console
-) -> tuple[Predictor, np.ndarray, np.ndarray | None, str]:
-    """The reference (with the data's class names, if it had none), images, labels, and what evidence they are."""
+) -> tuple[Predictor, Split | None, np.ndarray, np.ndarray | None, str]:
+    """The reference (with the data's class names, if it had none), a split (None: random images) and its central crops
+    and labels, and what evidence they are.
+    """
     import numpy as np
 
     from vggkeras import datasets, evaluate
@@ -235,7 +254,7 @@ def _parity_images(
     if spec == RANDOM:
         console.print("parity on random images: weak evidence; give --data to prove it on real ones", style="yellow")
         pictures = np.random.default_rng(0).integers(0, 256, (min(count or 64, 64), *reference.input_shape), np.uint8)
-        return reference, pictures, None, "random images: weak evidence"
+        return reference, None, pictures, None, "random images: weak evidence"
     skipped = set() if data else set(reference.about.get("skipped", ()))  # what training went on without
     try:
         found = datasets.load_data(spec, skip_unreadable=bool(skipped))
@@ -254,7 +273,29 @@ def _parity_images(
     split = split.without(set(split.indices()) - set(kept.tolist()))
     with console.status(f"reading {split.count} images of {split.name}"):
         pictures, labels = evaluate.central_crops(reference, split)
-    return reference, pictures, labels, f"{split.count} images of {split.name}"
+    return reference, split, pictures, labels, f"{split.count} images of {split.name}"
+
+
+def _sizes(reference: Predictor, split: Split | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(images, the dense network's answers) at several sizes, of a split's images or random ones."""
+    import numpy as np
+
+    from vggkeras import augment, datasets, evaluate
+
+    h, w, c = reference.input_shape
+    first = itertools.islice(split.examples(), SIZE_IMAGES) if split else ()
+    originals = [datasets.decode(encoded) for _, encoded, _ in first]
+    dense = reference.dense_form()
+    found = []
+    for down, right in MARGINS:
+        size = (h + down, w + right)
+        if originals:
+            crops = [augment.center_crop(image, max(size), size) for image in originals]
+            images = np.stack([evaluate.in_channels(reference, crop) for crop in crops])
+        else:
+            images = np.random.default_rng(0).integers(0, 256, (SIZE_IMAGES, *size, c), np.uint8)
+        found.append((images, dense(images)))
+    return found
 
 
 def _milliseconds(predictor: Predictor, pictures: np.ndarray) -> float:
@@ -313,7 +354,10 @@ def _tell(console: Console, rows: list, evidence: str) -> None:
 
     from vggkeras.terminal import print_table
 
-    table = Table(title=f"Parity with Keras on {evidence}")
+    sizes = [f"{h} x {w}" for h, w in rows[0][1].sizes]
+    table = Table(
+        title=f"Parity with Keras on {evidence}{', at ' + ', '.join(sizes) + ' px' if len(sizes) > 1 else ''}"
+    )
     for column in (
         "artifact",
         "bytes",

@@ -36,6 +36,9 @@ class Arguments:
     """Images to compare; 0 for the whole validation split."""
     opset: int | None = None
     """ONNX operator set, 14 to 18; 18 when not given."""
+    dense: bool = False
+    """Write fully convolutional files instead (model.dense.onnx and so on): images of any height and width from the
+    training crop up, as the paper's dense evaluation needs them."""
 
 
 def main() -> int:

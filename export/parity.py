@@ -6,11 +6,12 @@ Names are compared first, then shapes, then values; every failure is gathered, n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from vggkeras.evaluate import mcnemar, wilson
 from vggkeras.runtimes import Predictor
 
 BATCH_SIZES = (1, 2, 7)
@@ -30,6 +31,7 @@ class Parity:
     accuracy_reference: float | None = None  # None without labels
     accuracy_artifact: float | None = None
     mcnemar_p: float | None = None  # exact, two-sided
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of the images that were shown
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -87,23 +89,41 @@ def compare(
     if answers is None:
         answers = in_batches(known, images, (32,))
     if known.input_shape != candidate.input_shape:
-        return _incomparable(len(images), batch_sizes, tolerance, failures)
+        return _incomparable(images, batch_sizes, tolerance, failures)
     shown = np.arange(max(len(images), sum(batch_sizes))) % len(images)
     answers = answers[shown]
     try:
         output = in_batches(candidate, images[shown], batch_sizes)
     except Exception as error:  # whatever a runtime raises is a failure of the file, and is reported as one
         failures.append(f"running: {type(error).__name__}: {str(error)[:300]}")
-        return _incomparable(len(images), batch_sizes, tolerance, failures)
+        return _incomparable(images, batch_sizes, tolerance, failures)
     if output.shape != answers.shape or output.dtype != np.float32:
         failures.append(f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}")
     if output.shape != answers.shape:
-        return _incomparable(len(images), batch_sizes, tolerance, failures)
-    return _values(len(images), answers, output, labels, batch_sizes, tolerance, failures)
+        return _incomparable(images, batch_sizes, tolerance, failures)
+    return _values(images, answers, output, labels, batch_sizes, tolerance, failures)
+
+
+def merged(parts: Sequence[Parity]) -> Parity:
+    """What several comparisons of one candidate, on images of several sizes, come to; the accuracies are the first's."""
+    first, *others = parts
+    images = sum(part.images for part in parts)
+    same = round(sum(part.top1_agreement * part.images for part in parts))
+    return replace(
+        first,
+        images=images,
+        max_abs_error=max(part.max_abs_error for part in parts),
+        max_rel_error=max(part.max_rel_error for part in parts),
+        top1_agreement=same / images,
+        top1_agreement_interval=wilson(same, images),
+        sizes=tuple(size for part in parts for size in part.sizes),
+        failures=first.failures
+        + [f"at {h} x {w} px: {failure}" for part in others for h, w in part.sizes for failure in part.failures],
+    )
 
 
 def _values(
-    n: int,  # images; answers and outputs may be more
+    images: np.ndarray,  # answers and outputs may be more
     answers: np.ndarray,
     output: np.ndarray,
     labels: np.ndarray | None,
@@ -111,8 +131,7 @@ def _values(
     tolerance: float,
     failures: list[str],
 ) -> Parity:
-    from scipy.stats import binomtest
-
+    n = len(images)
     if not np.isfinite(output).all():
         failures.append(
             f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {len(output)} answers are NaN or infinite"
@@ -127,21 +146,22 @@ def _values(
         )
     ours, theirs = answers[:n].argmax(axis=1), output[:n].argmax(axis=1)
     same = int((ours == theirs).sum())
-    interval = binomtest(same, n).proportion_ci(method="wilson")
     parity = Parity(
-        n, tuple(batch_sizes), tolerance, error, relative, same / n, (float(interval.low), float(interval.high)),
+        n, tuple(batch_sizes), tolerance, error, relative, same / n, wilson(same, n), sizes=(images.shape[1:3],),
         failures=failures,
     )  # fmt: skip
     if labels is not None:
         right, kept = ours == labels, theirs == labels
         lost, gained = int((right & ~kept).sum()), int((kept & ~right).sum())
         parity.accuracy_reference, parity.accuracy_artifact = float(right.mean()), float(kept.mean())
-        parity.mcnemar_p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+        parity.mcnemar_p = mcnemar(gained, lost)
     return parity
 
 
-def _incomparable(n: int, batch_sizes: Sequence[int], tolerance: float, failures: list[str]) -> Parity:
-    return Parity(n, tuple(batch_sizes), tolerance, np.inf, np.inf, 0.0, (0.0, 1.0), failures=failures)
+def _incomparable(images: np.ndarray, batch_sizes: Sequence[int], tolerance: float, failures: list[str]) -> Parity:
+    size = (images.shape[1:3],)
+    sizes = tuple(batch_sizes)
+    return Parity(len(images), sizes, tolerance, np.inf, np.inf, 0.0, (0.0, 1.0), sizes=size, failures=failures)
 
 
 def _short(value: Any) -> str:

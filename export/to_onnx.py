@@ -41,14 +41,17 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     constants |= {f"weight{i}": weight.numpy() for i, weight in enumerate(_weights(model))}
     _fold_constants(graph, constants)
-    _drop_second_transpose(graph, constants, model.get_layer("flatten").input.shape[1:])
+    if any(layer.name == "flatten" for layer in model.layers):  # a dense network has none
+        _drop_second_transpose(graph, constants, model.get_layer("flatten").input.shape[1:])
 
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:], graph.input[1:], graph.value_info[:]
     for name in sorted(used & constants.keys()):
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(constants.pop(name)), name))
     for value in (graph.input[0], graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for dim, name in zip(value.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False):
+            if not dim.dim_value:
+                dim.dim_param = name
     graph.name = model.name
     proto.producer_name, proto.producer_version = "vggkeras", about["versions"]["vggkeras"]
     onnx.helper.set_model_props(proto, {"labels": json.dumps(about["class_names"]), "vggkeras": json.dumps(about)})

@@ -1,7 +1,7 @@
 """A model -> the graph that is exported, and that graph -> a SavedModel folder.
 
 The graph takes `images`, uint8 `[batch, H, W, C]`, RGB, and gives `probabilities`, float32 `[batch, classes]`; the
-SavedModel has it as its signature serving_default.
+SavedModel has it as its signature serving_default. A dense one takes any H and W from the training crop up.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
+from vggkeras import models
 from vggkeras.errors import InputError
 
 ABOUT = Path("assets.extra", "vggkeras.json")
@@ -31,10 +32,10 @@ class _Flatten(layers.Layer):
         return ops.reshape(x, (-1, self.units))
 
 
-def inference_model(model: keras.Model) -> keras.Model:
+def inference_model(model: keras.Model, *, dense: bool = False) -> keras.Model:
     """The model as it is exported: uint8 images in, a dict of probabilities out, no dropout, batch norm in the kernels.
 
-    Layers that need no change are shared with the model, not copied.
+    Layers that need no change are shared with the model, not copied; of a dense one (`models.dense_classifier`), a copy is.
 
     A normalised convolution is the convolution with its kernel and bias scaled and shifted; left as it is, batch norm
     stays between transposes in the exported graph.
@@ -51,6 +52,8 @@ def inference_model(model: keras.Model) -> keras.Model:
         )
     if keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
         raise InputError("Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'.")
+    if dense:
+        model = models.dense_classifier(model)
 
     images = x = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
     for layer in model.layers[1:]:

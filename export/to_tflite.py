@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def write(model: Any, path: Path, about: dict[str, Any], opset: int | None = Non
             f"A TFLite file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: reduce width or fc_units."
         )
     graph = schema.ModelT.InitFromPackedBuf(_converted_skeleton(model, about, path.parent))
-    _put_weights(graph, model)
+    shape = model.input_shape[1:]
+    _put_weights(graph, model, about["input"]["smallest"] if None in shape else shape)
     builder = _packed(graph, total)
     with open(path, "wb") as file:
         file.write(memoryview(builder.Bytes)[builder.Head() :])
@@ -80,7 +82,7 @@ def _converted_skeleton(model: Any, about: dict[str, Any], folder: Path) -> byte
         return converted.read_bytes()
 
 
-def _put_weights(graph: schema.ModelT, model: Any) -> None:
+def _put_weights(graph: schema.ModelT, model: Any, smallest: Sequence[int]) -> None:
     """Put the model's weights, in TFLite's order of axes, and its channel counts into a converted skeleton."""
     (subgraph,) = graph.subgraphs
     tensors = subgraph.tensors
@@ -115,7 +117,9 @@ def _put_weights(graph: schema.ModelT, model: Any) -> None:
                     setattr(tensors[output], field, np.array([*shape[:-1], channels], np.int32))
     if (left := next(layers, None)) is not None:
         raise RuntimeError(f"the converted skeleton has no place for layer {left.name}")
-    tensors[subgraph.inputs[0]].name, tensors[subgraph.outputs[0]].name = "images", "probabilities"
+    images = tensors[subgraph.inputs[0]]
+    images.name, tensors[subgraph.outputs[0]].name = "images", "probabilities"
+    images.shape = np.array([1, *smallest], np.int32)  # what an interpreter plans for first: a dense network's are ones
 
 
 class _AlignedBuffer(schema.BufferT):

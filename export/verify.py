@@ -31,7 +31,7 @@ def verify(path: Path) -> list[str]:
         raise InputError(f"No artifact at {path}: {expected_files}.")
     if path.suffix not in (".onnx", ".tflite") and not (path / "saved_model.pb").exists():
         raise InputError(f"{path} is not an exported artifact: {expected_files}.")
-    images, labels, probabilities = artifact.load_golden(path.parent)
+    images, labels, probabilities, sizes = artifact.load_golden(path.parent)
     certified = artifact.read_certificate(path.parent).get(path.name)
     if certified is None:
         raise InputError(f"There is no entry {path.name!r} in {path.parent / artifact.CERTIFICATE}: export it again.")
@@ -55,8 +55,10 @@ def verify(path: Path) -> list[str]:
         {},
         lambda _: probabilities,
     )
-    result = parity.compare((expected, probabilities), candidate, images, labels, certified["tolerance"])
-    return problems + result.failures
+    results = [parity.compare((expected, probabilities), candidate, images, labels, certified["tolerance"])]
+    if candidate.dense:
+        results += [parity.compare((expected, p), candidate, shown, None, certified["tolerance"]) for shown, p in sizes]
+    return problems + parity.merged(results).failures
 
 
 @dataclass

@@ -85,6 +85,16 @@ def exports(run) -> Path:
     return run.path / "export"
 
 
+@pytest.fixture(scope="session")
+def dense_exports(run, exports) -> Path:
+    """Its fully convolutional forms, beside them."""
+    from export import export_model
+
+    entries = export_model(run.path, dense=True)
+    assert all(entry["passed"] for entry in entries.values()), entries
+    return exports
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """Run a console script in this process: command(cli, *arguments) -> (exit code, stdout, stderr)."""

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -50,14 +51,17 @@ def trained_looking(arch: str, shape, batch_norm: bool, **options):
     return model
 
 
-def write_and_compare(model, folder, images) -> dict[str, parity.Parity]:
-    graph = to_saved_model.inference_model(model)
+def write_and_compare(model, folder, *images, dense=False) -> dict[str, parity.Parity]:
+    graph = to_saved_model.inference_model(model, dense=dense)
     reference = runtimes.keras_predictor(model, {"class_names": ABOUT["class_names"]})
     results = {}
     for name, kind in export.FORMATS.items():
-        path = folder / kind.file
-        kind.write(graph, path, ABOUT, None)
-        results[name] = parity.compare(reference, runtimes.load(path), images, tolerance=kind.tolerance)
+        path = folder / (runtimes.dense_path(Path(kind.file)) if dense else kind.file)
+        kind.write(graph, path, ABOUT | {"input": {"smallest": reference.input_shape}}, None)
+        found = runtimes.load(path)
+        assert found.dense == dense
+        known = reference.dense_form() if dense else reference
+        results[name] = parity.merged([parity.compare(known, found, x, tolerance=kind.tolerance) for x in images])
     return results
 
 
@@ -76,6 +80,24 @@ def test_every_configuration_passes_parity_in_every_format(arch, batch_norm, cha
     assert nodes.count("Transpose") <= 1  # with one channel it is a Reshape
     assert nodes.count("LRN") == (arch == "A-LRN")
     assert not {"BatchNormalization", "Shape", "Mul"} & set(nodes)
+
+
+@pytest.mark.parametrize(("arch", "batch_norm"), [("A-LRN", False), ("C", True), ("E", False)])
+def test_dense_files_pass_parity_at_any_size(arch, batch_norm, tmp_path, in_process):
+    model = trained_looking(arch, (64, 96, 3), batch_norm, width=0.06, fc_units=12)
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (4, *size, 3), dtype=np.uint8) for size in ((64, 96), (65, 131), (200, 97))]
+    for name, result in write_and_compare(model, tmp_path, *images, dense=True).items():
+        assert result.passed, (name, result.failures)
+        assert result.sizes == ((64, 96), (65, 131), (200, 97))
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.dense.onnx").graph.node]
+    assert nodes.count("Transpose") <= 2 + 2 * (arch == "A-LRN")
+    assert not {"BatchNormalization", "Shape", "Mul", "Gemm", "MatMul"} & set(nodes)
+    # On the training size the dense network is the classifier.
+    classifier = runtimes.keras_predictor(model, {})
+    np.testing.assert_allclose(
+        runtimes.load(tmp_path / "model.dense.onnx")(images[0]), classifier(images[0]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [32, 33, 70])
@@ -244,7 +266,7 @@ def test_parity_finds_every_planted_fault(exports, run):
 
 def test_parity_counts(exports):
     """Agreement, accuracy and McNemar's p by hand: 32 images, 3 flipped away from the label, none towards it."""
-    images, _, p = artifact.load_golden(exports)
+    images, _, p, _ = artifact.load_golden(exports)
     reference = dataclasses.replace(vggkeras.load(exports / "model.onnx"), run=lambda _: p)
     flipped = p.copy()
     flipped[:3] = np.roll(p[:3], 1, axis=1)
@@ -349,7 +371,7 @@ def test_a_damaged_certificate_is_bad_input(copied, command, damage):
 
 
 def test_damaged_golden_answers_are_bad_input(copied, command):
-    images, labels, p = artifact.load_golden(copied)
+    images, labels, p, _ = artifact.load_golden(copied)
     for name, broken in (("none", lambda: artifact.save_golden(copied, images[:0], None, p[:0])),
                          ("cut", lambda: artifact.save_golden(copied, images, labels, p[:5])),
                          ("junk", lambda: (copied / "golden.npz").write_bytes(b"junk"))):  # fmt: skip

@@ -99,7 +99,7 @@ def test_posteriors_take_files_and_arrays_of_any_size(predictors, tmp_path):
 def test_evaluation_counts_every_image_once(predictors):
     data = vggkeras.load_data("digits")
     split = data.split("validation").without(range(100, 360))  # 100 = 3 batches and a part
-    result = evaluate.evaluate(predictors["model.onnx"], split, data.class_names)
+    (result,) = evaluate.evaluate(predictors["model.onnx"], split, data.class_names)
     crops, labels = evaluate.central_crops(predictors["model.onnx"], split)
     p = predictors["model.keras"](crops)
     assert result.images == 100

@@ -60,7 +60,7 @@ def test_the_mean_of_the_training_split_is_in_the_model(run):
 def test_the_model_kept_is_the_best_one_and_scores_what_history_says(run):
     predictor = vggkeras.load(run.path)
     data = vggkeras.load_data("digits")
-    result = evaluate.evaluate(predictor, data.split("validation"), data.class_names)
+    (result,) = evaluate.evaluate(predictor, data.split("validation"), data.class_names)
     assert result.images == 360
     assert result.accuracy == pytest.approx(run.metadata["metrics"]["val_accuracy"], abs=1e-6)
 
@@ -185,7 +185,7 @@ def test_mixed_precision_trains_and_keeps_a_float32_model(tmp_path, precision):
     assert run.metadata["metrics"]["val_accuracy"] > 0.2  # chance is 0.1
     assert {layer.compute_dtype for layer in run.model.layers} == {"float32"}
     data = vggkeras.load_data("digits")
-    result = evaluate.evaluate(vggkeras.load(run.path), data.split("validation"), data.class_names)
+    (result,) = evaluate.evaluate(vggkeras.load(run.path), data.split("validation"), data.class_names)
     assert result.accuracy == pytest.approx(run.metadata["metrics"]["val_accuracy"], abs=0.02)
 
 

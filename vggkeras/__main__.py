@@ -205,7 +205,7 @@ def evaluate(
     protocol: tuple[str, ...] = ("center",),
     scales: tuple[int, ...] = (),
     fuse: bool = False,
-    mirrors: bool | None = None,
+    mirrors: bool = True,
     provider: str = "cpu",
     json: Path | None = None,
     skip_unreadable: bool = False,
@@ -222,7 +222,7 @@ def evaluate(
         scales: smallest sides Q images are rescaled to, px; each is shown alone, and their posteriors averaged. By default
             the one the model was trained for.
         fuse: also average the posteriors of all models.
-        mirrors: whether dense and multicrop average the mirror's answer too; by default they do, but for digits.
+        mirrors: average the mirror's answer too, where the protocol is dense or multicrop (never for digits).
         provider: cpu or cuda.
         json: write the figures, per-class recall, confusions and every image that flips between two rows to this file.
         skip_unreadable: go on without images that cannot be read, and say which.
@@ -244,7 +244,7 @@ def evaluate(
             loaded.class_names,
             protocol,
             scales,
-            mirrors=loaded.mirrors if mirrors is None else mirrors,
+            mirrors=mirrors and loaded.mirrors,
             fuse=fuse,
             skipped=skipped if skip_unreadable else None,
             track=lambda items, total: bar.track(items, total=total, description=split),

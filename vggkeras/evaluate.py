@@ -501,7 +501,7 @@ def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.nd
 
     def prepare(index: int, encoded: bytes, label: int) -> tuple[np.ndarray, int]:
         image = augment.rescale(datasets.decode(encoded, split.image_name(index)), predictor.scale)
-        return _center(predictor, _channels(predictor, image)), label
+        return _center(predictor, in_channels(predictor, image)), label
 
     crops, labels = zip(*datasets.in_threads(prepare, split.examples()), strict=True)
     return np.stack(crops), np.array(labels, np.int64)
@@ -619,7 +619,7 @@ class _Plan:
             start = time.perf_counter()
             m, part, q = key
             model = self.models[m]
-            shown = [_channels(model, image[q]) for image in images]
+            shown = [in_channels(model, image[q]) for image in images]
             if part == "dense":
                 answers[key] = _dense(self.dense[m], shown, self.mirrors)
             else:
@@ -676,8 +676,8 @@ def _dense(model: Predictor, images: list[np.ndarray], mirrors: bool) -> np.ndar
     return answers
 
 
-def _channels(model: Predictor, image: np.ndarray) -> np.ndarray:
-    """RGB as it is, or, for a network of grey images, ITU-R 601 luma, as Pillow's "L": uint8 `[h, w, C]`."""
+def in_channels(model: Predictor, image: np.ndarray) -> np.ndarray:
+    """What a model is shown of RGB, uint8 `[h, w, C]`: itself, or, for grey images, ITU-R 601 luma, as Pillow's "L"."""
     if model.input_shape[2] == 1:
         return np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
     return image
