@@ -238,8 +238,8 @@ def evaluate(
     if unreadable and skipped is None:
         more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
         raise InputError(
-            f"{len(unreadable)} of {split.count} images of {split.name} cannot be read: {', '.join(unreadable[:NAMED])}"
-            f"{more}. Replace or remove them, or pass --skip-unreadable."
+            f"{', '.join(unreadable[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images ({len(unreadable)} of "
+            f"the {split.count} of {split.name}): replace or remove them, or pass --skip-unreadable."
         )
     if skipped is not None:
         skipped += unreadable
@@ -382,16 +382,17 @@ def with_interval(errors: int, images: int) -> str:
 
 
 def cost_ratios(rows: Sequence[Evaluation]) -> list[str]:
-    """What dense costs beside multicrop, for each model that went through both at the same scales."""
-    times = {(row.models, row.scales, row.protocol): (row.seconds, row.runtime) for row in rows}
+    """What dense costs beside multicrop over all scales, for each model that went through both."""
     lines = []
-    for (models, scales, protocol), (seconds, runtime) in times.items():
-        multicrop = times.get((models, scales, "multicrop"))
-        if protocol == "dense" and multicrop:
-            lines.append(
-                f"cost of dense : multicrop = {seconds / multicrop[0]:.3f} ({seconds:.1f} s, {multicrop[0]:.1f} s; {runtime}, "
-                f"Q {' '.join(map(str, scales))})"
-            )
+    for dense in rows:
+        for multicrop in rows:
+            several = max(len(row.scales) for row in rows if row.models == dense.models)
+            alike = (dense.models, dense.scales) == (multicrop.models, multicrop.scales)
+            if alike and (dense.protocol, multicrop.protocol, len(dense.scales)) == ("dense", "multicrop", several):
+                lines.append(
+                    f"cost of dense : multicrop = {dense.seconds / multicrop.seconds:.3f} ({dense.seconds:.1f} s, "
+                    f"{multicrop.seconds:.1f} s; {dense.runtime}, Q {' '.join(map(str, dense.scales))})"
+                )
     return lines
 
 
