@@ -449,3 +449,11 @@ def test_a_dense_file_refuses_what_is_too_small_and_takes_the_rest(dense_exports
         assert dense(np.zeros((3, 50, 41, 3), np.uint8)).shape == (3, 10)
         with pytest.raises(InputError, match=r"\[N, 32, 32, 3\] or larger; received shape \[1, 31, 50, 3\]"):
             dense(np.zeros((1, 31, 50, 3), np.uint8))
+
+
+def test_another_shape_is_not_another_trace(predictors):
+    dense = predictors["model.keras"].dense_form()
+    (function,) = (c.cell_contents for c in dense.run.__closure__ if hasattr(c.cell_contents, "python_function"))
+    for h, w in ((32, 32), (33, 60), (90, 47)):
+        dense(np.zeros((2, h, w, 3), np.uint8))
+    assert function.experimental_get_tracing_count() == 1

@@ -214,6 +214,29 @@ def test_certificate_and_golden_answers(exports, run):
     assert not [p.name for p in exports.iterdir() if p.name.startswith(".") or p.name.endswith(".rejected")]
 
 
+def test_dense_files_are_certified_and_verified_at_every_size(dense_exports, tmp_path, run):
+    folder = shutil.copytree(dense_exports, tmp_path / "export")
+    certificate = json.loads((folder / "certificate.json").read_text())
+    names = ("model.dense.onnx", "model.dense.tflite", "saved_model.dense")
+    for name in names:
+        entry = certificate[name]
+        assert entry["passed"]
+        assert entry["input"]["shape"] == ["batch", "height", "width", 3]
+        assert entry["sizes"] == [[32, 32], *([32 + down, 32 + right] for down, right in export.MARGINS)]
+        assert entry["accuracy_artifact"] == certificate["model.onnx"]["accuracy_artifact"]
+        assert entry["images"] == certificate["model.onnx"]["images"] + 8 * len(export.MARGINS)
+        assert verify.verify(folder / name) == []
+    # Exporting the others again leaves the dense ones their golden answers.
+    export.export_model(run.path, "onnx", out=folder, images=20)
+    assert len(artifact.golden_sizes(folder)) == len(export.MARGINS)
+    golden = dict(np.load(folder / "golden.npz"))
+    golden["probabilities_69x109"] = np.roll(golden["probabilities_69x109"], 1, axis=1)
+    np.savez(folder / "golden.npz", **golden)
+    assert verify.verify(folder / "model.onnx") == []
+    (problem,) = verify.verify(folder / "model.dense.onnx")
+    assert "at 69 x 109 px: values: largest error" in problem
+
+
 @pytest.mark.parametrize("opset", [14, 17])
 def test_other_opsets(tmp_path, run, opset):
     entries = export.export_model(run.path, "onnx", data="random", out=tmp_path / "e", opset=opset)
