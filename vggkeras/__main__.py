@@ -1,9 +1,10 @@
-"""python -m vggkeras info | train | benchmark | evaluate | predict | doctor | demo"""
+"""python -m vggkeras info | train | benchmark | evaluate | report | predict | doctor | demo"""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -269,6 +270,27 @@ def evaluate(
     return 0
 
 
+def report(
+    run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest"),
+    data: str | None = None,
+    evaluation: tuple[Path, ...] = (),
+    out: Path | None = None,
+) -> int:
+    """Write a run or an export down as one HTML page: curves, errors, classes, mistakes, where it looks, artifacts.
+
+    Args:
+        run: a run's folder, or an export's.
+        data: whose validation images to evaluate on; by default the data the model was trained on.
+        evaluation: files that `evaluate --json` wrote, whose rows are shown too.
+        out: the page; by default report.html in the folder.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whose gradients show where it looks, whatever it was trained on
+    from vggkeras.report import report as write
+
+    write(run, data, evaluation, out, console)
+    return 0
+
+
 def predict(
     files: Annotated[tuple[Path, ...], tyro.conf.Positional],
     model: Path = Path("runs/latest"),
@@ -335,7 +357,7 @@ def doctor() -> int:
 
 
 def demo(out: Path = Path("runs/demo")) -> int:
-    """The whole way on handwritten digits: train, export to three formats, prove each file; under two minutes.
+    """The whole way on handwritten digits: train, export to three formats, prove each file, report; about two minutes.
 
     Args:
         out: folder of the run; an earlier demo in it is replaced.
@@ -366,10 +388,15 @@ def demo(out: Path = Path("runs/demo")) -> int:
     )
     result = run(recipe, console)
     accuracy = result.metadata["metrics"]["val_accuracy"]
-    # In a process of its own, as a user would: this package knows nothing of export.
-    command = [sys.executable, "-m", "export", "--format", "all", "--model", str(out), "--images", "0"]
-    console.print("$ " + " ".join(["python", *command[1:]]))
-    code = subprocess.run(command).returncode
+    code = 0
+    # In processes of their own, as a user would: this package knows nothing of export, and training may be on another
+    # backend than these two.
+    for arguments in (
+        ["export", "--format", "all", "--model", str(out), "--images", "0"],
+        ["vggkeras", "report", str(out)],
+    ):
+        console.print("$ python -m " + " ".join(arguments))
+        code = code or subprocess.run([sys.executable, "-m", *arguments]).returncode
     if accuracy < SUFFICIENT_ACCURACY:
         console.print(f"validation accuracy {accuracy:.2%} is below {SUFFICIENT_ACCURACY:.0%}", style="red")
         code = code or 1
@@ -383,7 +410,7 @@ def demo(out: Path = Path("runs/demo")) -> int:
 
 def main() -> int:
     """Parse, and call one function."""
-    commands = {f.__name__: _later(f) for f in (info, train, benchmark, evaluate, predict, doctor, demo)}
+    commands = {f.__name__: _later(f) for f in (info, train, benchmark, evaluate, report, predict, doctor, demo)}
     command = parsed(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."
