@@ -22,7 +22,8 @@ try:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 except SystemExit as stop:
     assert not stop.code, stop.code
-heavy = {"tensorflow", "keras", "jax", "sklearn", "onnxruntime", "scipy", "ai_edge_litert", "onnx"} & set(sys.modules)
+heavy = {"tensorflow", "keras", "jax", "sklearn", "onnxruntime", "scipy", "ai_edge_litert", "onnx", "matplotlib", "jinja2"}
+heavy &= set(sys.modules)
 print("HEAVY", sorted(heavy))
 """
 
@@ -33,6 +34,7 @@ print("HEAVY", sorted(heavy))
         ["vggkeras", "--help"],
         ["vggkeras", "train", "--help"],
         ["vggkeras", "evaluate", "--help"],
+        ["vggkeras", "report", "--help"],
         ["vggkeras", "predict", "--help"],
         ["vggkeras", "info"],
         ["export", "--help"],
