@@ -158,12 +158,15 @@ def test_the_mistakes_are_the_surest_ones(page, rows, tmp_path):
     assert shown[1] == 24
 
 
-def test_the_curves_mark_drops_and_the_best_epoch(tmp_path, run):
+def test_the_curves_mark_drops_and_the_best_epoch(run):
     history = [
         {"epoch": e, "loss": 1, "accuracy": 0.5, "val_loss": 1, "val_accuracy": a, "learning_rate": rate}
         for e, a, rate in ((1, 0.5, 0.1), (2, 0.6, 0.1), (3, 0.6, 0.01), (4, 0.4, 0.001))
     ]
-    loss, accuracy, rate = (curve["svg"] for curve in report._curves(history))
+    source = dataclasses.replace(report._source(run.path), history=history)
+    assert source.drops == [3, 4]
+    assert source.best is history[1]
+    loss, accuracy, rate = (curve["svg"] for curve in report._curves(source))
     for svg in (loss, accuracy, rate):
         assert svg.count("stroke-dasharray: 0.8,1.6") == 2  # the drops
         assert "<style" not in svg

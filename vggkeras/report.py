@@ -100,7 +100,7 @@ def report(
 
     if source.models:
         load_tensorflow(console, *source.models)
-    values = {"source": source, "curves": _curves(source.history), "written": datetime.datetime.now()}
+    values: dict[str, Any] = {"curves": _curves(source), "drops": source.drops, "written": datetime.datetime.now()}
     with console.status(f"loading {folder}"):
         source, predictors, network = _loaded(source)
         found = _found_data(source, data) if predictors else None
@@ -137,6 +137,12 @@ class _Source:
     def best(self) -> dict[str, float] | None:
         """The epoch whose model is kept: the first of the highest validation accuracy."""
         return max(self.history, key=lambda row: row["val_accuracy"], default=None)
+
+    @property
+    def drops(self) -> list[float]:
+        """The epochs that began with a lower learning rate than the one before."""
+        pairs = itertools.pairwise(self.history)
+        return [after["epoch"] for before, after in pairs if after["learning_rate"] < before["learning_rate"]]
 
 
 def _source(folder: Path) -> _Source:
@@ -576,21 +582,20 @@ def _command(recipe: dict[str, Any]) -> list[str]:
     return [shlex.join(part) for part in parts]
 
 
-def _curves(history: list[dict[str, float]]) -> list[dict[str, str]]:
+def _curves(source: _Source) -> list[dict[str, str]]:
     """Loss, accuracy and learning rate by epoch, as SVG; rate drops are dotted, the best epoch is a dot."""
-    if not history:
+    history, best = source.history, source.best
+    if best is None:
         return []
     from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
     epochs = [row["epoch"] for row in history]
-    drops = [b["epoch"] - 0.5 for a, b in itertools.pairwise(history) if b["learning_rate"] < a["learning_rate"]]
-    best = max(history, key=lambda row: row["val_accuracy"])
     few = {"marker": "o", "markersize": 3} if len(history) < 3 else {}
 
     def draw(name: str, title: str, columns: list[tuple[str, str, str]]) -> dict[str, str]:
         figure, axes = _figure()
-        for drop in drops:
-            axes.axvline(drop, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), alpha=0.6)
+        for drop in source.drops:
+            axes.axvline(drop - 0.5, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), alpha=0.6)
         for column, colour, style in columns:
             if column in best:
                 axes.plot(epochs, [row[column] for row in history], style, color=colour, **few)
