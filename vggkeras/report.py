@@ -337,7 +337,8 @@ class _Pictures:
         self.pictures: dict[int, np.ndarray] = {}  # uint8, the longer side THUMBNAIL
         for index, (_, encoded, _) in zip(wanted, some.examples(), strict=True):
             image = datasets.decode(encoded, split.image_name(index))
-            self.crops[index] = augment.center_crop(image, predictor.scale, (h, w))
+            crop = augment.center_crop(image, predictor.scale, (h, w))
+            self.crops[index] = evaluate.in_channels(predictor, crop)
             self.pictures[index] = augment.center_crop(image, side, size)
 
 
