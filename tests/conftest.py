@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -86,13 +87,14 @@ def exports(run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dense_exports(run, exports) -> Path:
-    """Its fully convolutional forms, beside them."""
+def dense_exports(run, exports, workplace) -> Path:
+    """A copy of them with their fully convolutional forms beside them."""
     from export import export_model
 
-    entries = export_model(run.path, dense=True)
+    folder = shutil.copytree(exports, workplace / "dense-exports")
+    entries = export_model(run.path, dense=True, out=folder)
     assert all(entry["passed"] for entry in entries.values()), entries
-    return exports
+    return folder
 
 
 @pytest.fixture
