@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import vggkeras
-from vggkeras import evaluate
+from vggkeras import evaluate, files
 from vggkeras.__main__ import cli
 from vggkeras.datasets import Split
 from vggkeras.errors import InputError
@@ -403,6 +403,11 @@ def test_bad_input_is_said(predictors, photographs, tmp_path):
         evaluate.evaluate(keras, split, names, fuse=True)
     with pytest.raises(InputError, match="Unknown protocol 'x'"):
         evaluate.evaluate(keras, split, names, "x")
+    for scales in (40, (40.5,), "40"):
+        with pytest.raises(InputError, match="scales must be a list of whole numbers"):
+            vggkeras.posteriors(keras, photographs, scales=scales)
+    with pytest.raises(InputError, match="Protocols must differ"):
+        evaluate.evaluate(keras, split, names, ["center", "center"])
     with pytest.raises(InputError, match="grid must be 1 or more"):
         vggkeras.posteriors(keras, photographs, "multicrop", grid=0)
 
@@ -418,6 +423,41 @@ def test_unreadable_images_are_counted_and_named_or_left_out(predictors, photogr
     (row,) = evaluate.evaluate(predictors["model.onnx"], split, names, skipped=skipped)
     assert row.indices.tolist() == row.labels.tolist() == [0, 2, 3, 5]
     assert [Path(name).name for name in skipped] == ["1.png", "4.png"]
+
+
+def test_files_that_are_no_images_and_those_cut_short_are_counted_together(command, tmp_path, photos):
+    from vggkeras.models import save_model
+
+    model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4)
+    save_model(model, tmp_path / "m.keras", {"class_names": ["cat", "dog"]})
+    cut = photos / "val" / "cat" / "001.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    (photos / "val" / "cat" / "002.jpg").write_text("no image")
+    (photos / "val" / "dog" / "link.jpg").symlink_to("nothing")
+    (photos / "val" / "dog" / "folder.jpg").mkdir()
+    arguments = ["evaluate", "--model", tmp_path / "m.keras", "--data", photos]
+    code, _, err = command(cli, *arguments)
+    assert code == 2
+    told = " ".join(err.split())
+    assert all(name in told for name in ("001.jpg", "002.jpg", "link.jpg"))
+    assert f"(3 of {photos})" in told
+    code, out, _ = command(cli, *arguments, "--skip-unreadable")
+    assert code == 0
+    assert "skipped 3 unreadable images" in out
+
+
+@pytest.mark.parametrize("place", ["folder", ".", "file/e.json"])
+def test_figures_are_never_written_over_a_folder_and_bad_places_are_said_first(place, exports, command, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "kept.txt").write_text("important")
+    (tmp_path / "file").write_text("")
+    model = exports / "model.tflite"
+    code, out, err = command(cli, "evaluate", "--model", model, "--data", "digits", "--json", place)
+    assert (code, out) == (2, "")
+    assert "folder" in err
+    with pytest.raises(IsADirectoryError):
+        files.write_text(tmp_path / "folder", "lost")
+    assert (tmp_path / "folder" / "kept.txt").read_text() == "important"
 
 
 def test_a_file_without_its_dense_form_says_how_to_get_it(run, exports, dense_exports, tmp_path, command):

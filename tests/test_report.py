@@ -299,6 +299,18 @@ def test_artifacts_that_failed_are_gone_or_changed_are_told(exports, tmp_path):
     assert [row[0] for row in table_rows(page, "errors")] == ["model.onnx"]
 
 
+def test_a_report_goes_on_without_unreadable_images_when_asked(command, photos, tmp_path):
+    recipe = vggkeras.Recipe("A", str(photos), tmp_path / "r", 32, width=0.02, fc_units=4, epochs=1, batch_size=8)
+    vggkeras.train(recipe)
+    cut = photos / "val" / "cat" / "001.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    code, _, err = command(cli, "report", tmp_path / "r")
+    assert code == 2
+    assert "001.jpg cannot be read" in " ".join(err.split())
+    assert command(cli, "report", tmp_path / "r", "--skip-unreadable")[0] == 0
+    assert "of 7 validation images" in text_of(tmp_path / "r" / "report.html")
+
+
 def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, run, exports, photos):
     def copy(name: str, **changed: str) -> Path:
         folder = tmp_path / name
@@ -312,6 +324,13 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, run, expor
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad-export").mkdir()
     (tmp_path / "bad-export" / "certificate.json").write_text('{"model.onnx": {}}')
+    for name, text in (("cut", '{"model.onnx": '), ("none", "{}")):
+        (tmp_path / f"{name}-export").mkdir()
+        (tmp_path / f"{name}-export" / "certificate.json").write_text(text)
+    (tmp_path / "no-rows.json").write_text("[]")
+    (tmp_path / "many.json").write_text(
+        '[{"data": "d", "split": "s", "correct": 9, "correct5": 9, "images": 5, "model": "m"}]'
+    )
     (tmp_path / "text.json").write_text("no json")
     (tmp_path / "other.json").write_text('[{"model": "a", "images": 5}]')
     (tmp_path / "file").write_text("")
@@ -328,7 +347,12 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, run, expor
         ([copy("f", history="epoch,loss\n1,2\n")], "no column accuracy, learning_rate"),
         ([copy("g", history=header + "1,2,3,nan,5,6\n")], "not finite"),
         (["bad-export"], "bad-export/certificate.json is damaged (an entry has no bytes"),
+        (["cut-export"], "cut-export/certificate.json is damaged (Expecting value"),
+        (["none-export"], "names no artifact"),
+        ([copy("h", history=header + "1,2,3")], "a row is cut short"),
         ([run.path, "--evaluation", "no.json"], "No evaluation at no.json"),
+        ([run.path, "--evaluation", "no-rows.json"], "no-rows.json is no evaluation, a list of rows"),
+        ([run.path, "--evaluation", "many.json"], "a row has more right answers than images"),
         ([run.path, "--evaluation", "text.json"], "text.json is no evaluation"),
         ([run.path, "--evaluation", "other.json"], "evaluate --json FILE` writes"),
         ([run.path, "--evaluation", exports / "certificate.json"], "certificate.json is no evaluation"),

@@ -168,8 +168,11 @@ def benchmark(
         batch_size=batch_size,
         precision=precision,
     )
-    load_tensorflow(console)
     from vggkeras import files
+
+    if json:
+        files.check_file(json)
+    load_tensorflow(console)
     from vggkeras.benchmark import CROPS, PLAIN, STEP, TRAINING
     from vggkeras.benchmark import benchmark as run
 
@@ -233,10 +236,15 @@ def evaluate(
 
     if not model:
         raise InputError("--model expects one model or more; received none.")
+    if json:
+        files.check_file(json)
     load_tensorflow(console, *model)
     predictors = [runtimes.load(path, provider) for path in model]
-    loaded = datasets.load_data(data, skip_unreadable=skip_unreadable)
+    loaded = datasets.load_data(data, skip_unreadable=True)
     images, skipped = loaded.split(split), list(loaded.skipped)
+    if skipped and not skip_unreadable:  # some are no images at all: those that are cut short are looked for too
+        skipped += [images.image_name(i) for i, found in datasets.read_all(images) if isinstance(found, InputError)]
+        raise datasets.unreadable(skipped, loaded.spec)
     start = time.monotonic()
     with progress_bar(console) as bar:
         rows = evaluation.evaluate(
@@ -275,6 +283,7 @@ def report(
     data: str | None = None,
     evaluation: tuple[Path, ...] = (),
     out: Path | None = None,
+    skip_unreadable: bool = False,
 ) -> int:
     """Write a run or an export down as one HTML page: curves, errors, classes, mistakes, where it looks, artifacts.
 
@@ -283,11 +292,12 @@ def report(
         data: whose validation images to evaluate on; by default the data the model was trained on.
         evaluation: files that `evaluate --json` wrote, whose rows are shown too.
         out: the page; by default report.html in the folder.
+        skip_unreadable: go on without images that cannot be read, and say how many.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whose gradients show where it looks, whatever it was trained on
     from vggkeras.report import report as write
 
-    write(run, data, evaluation, out, console)
+    write(run, data, evaluation, out, console, skip_unreadable=skip_unreadable)
     return 0
 
 

@@ -26,6 +26,7 @@ from vggkeras.errors import InputError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")
 VALIDATION_NAMES = ("validation", "val", "valid")
+NAMED = 10  # unreadable images named in an error
 HELD_OUT = 5  # one image in five, where a folder has no validation split of its own
 EXPECTED = "expected digits, tfds:NAME or tfds:NAME/CONFIG, or the path of a folder of images"
 
@@ -300,7 +301,7 @@ def _folders(root: Path) -> list[Path]:
 def _class_files(root: Path) -> list[tuple[str, str]]:
     files = []
     for folder in _folders(root):
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+        names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir())
         files += [(str(folder / name), folder.name) for name in names if name.lower().endswith(SUFFIXES)]
     return files
 
@@ -312,11 +313,22 @@ def _hash(path: str) -> int:
 
 def _without_signature(paths: list[str]) -> list[str]:
     def bad(path: str) -> bool:
+        if not os.path.exists(path):  # a link to nothing
+            return True
         with open(path, "rb") as file:
             return not file.read(8).startswith(SIGNATURES)
 
     with ThreadPoolExecutor() as pool:
         return [path for path, is_bad in zip(paths, pool.map(bad, paths, chunksize=64), strict=True) if is_bad]
+
+
+def unreadable(names: list[str], where: str) -> InputError:
+    """The error that counts images that cannot be read, and names the first of them."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return InputError(
+        f"{', '.join(names[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images ({len(names)} of {where}): "
+        "replace or remove them, or pass --skip-unreadable."
+    )
 
 
 def in_threads(function: Callable[..., T], items: Iterable[tuple]) -> Iterator[T]:

@@ -35,7 +35,6 @@ PARTS = {"center": ("center",), "dense": ("dense",), "multicrop": ("multicrop",)
 GRID = 5  # crops a side of multicrop's grid
 WINDOW = 32  # images in memory at once; those of one shape go through a dense network together
 CALIBRATION_BINS = 15
-NAMED = 10  # unreadable images named in an error
 
 T = TypeVar("T")
 
@@ -146,6 +145,10 @@ def checked_scales(predictor: Predictor, protocol: str, scales: Sequence[int] | 
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
+    if scales is not None and (not isinstance(scales, Sequence) or not all(isinstance(scale, int) for scale in scales)):
+        raise InputError(
+            f"scales must be a list of whole numbers of pixels, such as (256, 384, 512); received {scales!r}."
+        )
     scales = tuple(scales or (predictor.scale,))
     smallest = max(predictor.input_shape[:2])
     for scale in scales:
@@ -203,6 +206,7 @@ def evaluate(
     if not split.count:
         raise InputError(f"{split.name} has no images to evaluate: choose another split.")
     rows = plan.rows(fuse)
+    plan.warm_up()
     answers: list[list[tuple]] = [[] for _ in rows]
     seen: list[tuple[int, int]] = []
     unreadable: list[str] = []
@@ -236,11 +240,7 @@ def evaluate(
             hit = (best == np.array(labels)[:, None]).any(axis=1)
             answer.append((best[:, 0].astype(np.int32), p[np.arange(len(p)), best[:, 0]], hit))
     if unreadable and skipped is None:
-        more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
-        raise InputError(
-            f"{', '.join(unreadable[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images ({len(unreadable)} of "
-            f"the {split.count} of {split.name}): replace or remove them, or pass --skip-unreadable."
-        )
+        raise datasets.unreadable(unreadable, f"the {split.count} of {split.name}")
     if skipped is not None:
         skipped += unreadable
     if not seen:
@@ -346,7 +346,7 @@ def table(rows: Sequence[Evaluation], paper: Sequence[tuple[float, float] | None
             row.protocol,
             " ".join(map(str, row.scales)),
             with_interval(row.images - row.correct, row.images),
-            with_interval(row.images - row.correct5, row.images),
+            with_interval(row.images - row.correct5, row.images) if len(row.class_names) > 5 else "-",
             f"{row.correct:,}",
             f"{row.calibration_error():.3f}",
             f"{row.images / row.seconds:.0f}" if row.images > 10 * row.seconds else f"{row.images / row.seconds:.2f}",
@@ -577,7 +577,9 @@ class _Plan:
             raise InputError(f"Expected one model or more and one protocol or more of {', '.join(PROTOCOLS)}.")
         if grid < 1:
             raise InputError(f"grid must be 1 or more; received {grid}.")
-        self.models, self.protocols, self.mirrors, self.grid = models, list(dict.fromkeys(protocols)), mirrors, grid
+        if len(set(protocols)) < len(protocols):
+            raise InputError(f"Protocols must differ; received {' '.join(protocols)}.")
+        self.models, self.protocols, self.mirrors, self.grid = models, protocols, mirrors, grid
         self.scales = [checked_scales(model, protocol, scales) for model in models for protocol in self.protocols]
         self.scales = self.scales[:: len(self.protocols)]  # of each model
         for model in models:
@@ -608,6 +610,11 @@ class _Plan:
                     )
                     rows.append(_Row(group, protocol, tuple(sorted(chosen)), keys))
         return rows
+
+    def warm_up(self) -> None:
+        """Run every model once: a first call compiles and plans, which is no row's time."""
+        for model in [*self.models, *self.dense]:
+            model(np.zeros((1, *model.input_shape), np.uint8))
 
     def rescaled(self, image: np.ndarray) -> dict[int, np.ndarray]:
         """An image at every scale: Q -> uint8 `[h, w, 3]`."""

@@ -52,12 +52,24 @@ def check_writable(folder: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(
             f"{folder} cannot be written: {existing} is {'read-only' if existing.is_dir() else 'a file, not a folder'}; "
-            "give another folder with --out."
+            "give another path."
         )
 
 
+def check_file(path: Path) -> None:
+    """Raises InputError when a path cannot be that of a file to write, before long work is done for it."""
+    if path.is_dir() or not path.name:
+        raise InputError(f"{path} is a folder: expected the path of a file to write, such as {path / 'figures.json'}.")
+    check_writable(path.parent)
+
+
 def move(beside: Path, path: Path) -> None:
-    """Rename a file or a folder into the place of another, or of nothing."""
+    """Rename a file or a folder into the place of another of its kind, or of nothing.
+
+    Raises IsADirectoryError where a file would take a folder's place, and everything in it.
+    """
+    if path.is_dir() and not beside.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file to be replaced")
     if path.is_dir() and not path.is_symlink():  # a full folder cannot be renamed over
         old = partial(path.with_name(f"old-{path.name}"))
         os.rename(path, old)

@@ -69,6 +69,8 @@ def report(
     evaluations: Sequence[str | os.PathLike] = (),
     out: str | os.PathLike | None = None,
     console: Console | None = None,
+    *,
+    skip_unreadable: bool = False,
 ) -> Path:
     """Write a run or an export down as one self-contained HTML page.
 
@@ -81,6 +83,7 @@ def report(
         evaluations: files that `python -m vggkeras evaluate --json` wrote, whose rows are shown too.
         out: the page; by default report.html in the folder.
         console: where to tell of it.
+        skip_unreadable: go on without images that cannot be read; so does the report of a run that did.
 
     Returns:
         The page's path.
@@ -93,19 +96,18 @@ def report(
     console, folder = console or Console(), Path(folder)
     source = _source(folder)
     page = Path(out) if out else folder / "report.html"
-    if page.is_dir():
-        raise InputError(f"{page} is a folder: give --out the path of a file, such as {page / 'report.html'}.")
     groups = [_read_evaluation(Path(path)) for path in evaluations]
-    files.check_writable(page.parent)
+    files.check_file(page)
+    skip_unreadable |= bool(source.about.get("recipe", {}).get("skip_unreadable"))
 
     if source.models:
         load_tensorflow(console, *source.models)
     values: dict[str, Any] = {"curves": _curves(source), "drops": source.drops, "written": datetime.datetime.now()}
     with console.status(f"loading {folder}"):
         source, predictors, network = _loaded(source)
-        found = _found_data(source, data) if predictors else None
+        found = _found_data(source, data, skip_unreadable) if predictors else None
     if found:
-        values |= _evaluated(source, found, predictors, network, console)
+        values |= _evaluated(source, found, predictors, network, console, skip_unreadable)
         groups = [{"title": "This report", "records": values["records"]}, *groups]
     values |= {
         "source": source,
@@ -158,6 +160,8 @@ def _source(folder: Path) -> _Source:
             "train`) or of an export (`python -m export`)."
         )
     about = _read_run(folder / "run.json") if is_run else {}
+    if not is_run and not _read_certificate(exports / "certificate.json"):
+        raise InputError(f"{exports / 'certificate.json'} names no artifact: export again with `python -m export`.")
     history = _read_history(folder / "history.csv") if is_run else []
     certificate = _read_certificate(exports / "certificate.json")
     if is_run:
@@ -169,15 +173,15 @@ def _source(folder: Path) -> _Source:
     return _Source(folder, about, is_run, history, certificate, exports, models)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, advice: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        return error
+        raise InputError(f"{path} is damaged ({error}): {advice}.") from error
 
 
 def _read_run(path: Path) -> dict[str, Any]:
-    run = _read_json(path)
+    run = _read_json(path, "restore it, or start another run")
     expected = {"arch", "recipe", "data", "class_names", "image_size", "scale", "images", "status", "metrics"}
     if not isinstance(run, dict) or expected - set(run) or not isinstance(run["recipe"], dict):
         raise InputError(f"{path} is damaged: expected what training writes; restore it, or start another run.")
@@ -186,7 +190,7 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 def _read_certificate(path: Path) -> dict[str, dict[str, Any]]:
     """{} where there is none."""
-    certificate = _read_json(path) if path.is_file() else {}
+    certificate = _read_json(path, "remove it and export again") if path.is_file() else {}
     try:
         for entry in certificate.values():
             missing = {"sha256", "bytes", "runtime", "version", "model_sha256", "passed", "failures"} - set(entry)
@@ -203,7 +207,10 @@ def _read_history(path: Path) -> list[dict[str, float]]:
         return []
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file, strict=True)]
+            lines = list(csv.DictReader(file, strict=True))
+        if any(None in row or None in row.values() for row in lines):
+            raise ValueError("a row is cut short, or has too many values")
+        rows = [{key: float(value) for key, value in row.items()} for row in lines]
         if not rows:
             raise ValueError("no epoch")
         missing = set(HISTORY) - set(rows[0])
@@ -224,9 +231,19 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     expected = "expected the JSON that `python -m vggkeras evaluate --json FILE` writes"
     if not path.is_file():
         raise InputError(f"No evaluation at {path}: {expected}.")
-    records = _read_json(path)
     try:
-        group = {"title": f"{path.name}: {records[0]['data']}, {records[0]['split']}", "records": records}
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no evaluation ({error}): {expected}.") from error
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{path} is no evaluation, a list of rows: {expected}.")
+    try:
+        if any(not 0 <= row["correct"] <= row["correct5"] <= row["images"] for row in records):
+            raise ValueError("a row has more right answers than images")
+        group: dict[str, Any] = {
+            "title": f"{path.name}: {records[0]['data']}, {records[0]['split']}",
+            "records": records,
+        }
         _error_rows(**group)  # a figure that is missing, or no number, is said before anything is evaluated
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no evaluation ({type(error).__name__}: {error}): {expected}.") from error
@@ -255,25 +272,26 @@ def _loaded(source: _Source) -> tuple[_Source, list[Predictor], keras.Model | No
     return dataclasses.replace(source, about=about), predictors, None
 
 
-def _found_data(source: _Source, data: str | None) -> Data | None:
+def _found_data(source: _Source, data: str | None, skip_unreadable: bool) -> Data | None:
     """None where the model names no data and none are given."""
     spec = data or source.about.get("data")
     if not spec:
         return None
     try:
-        return datasets.load_data(spec, skip_unreadable=_skips(source))
+        return datasets.load_data(spec, skip_unreadable=skip_unreadable)
     except InputError as error:
         if data:
             raise
         raise InputError(f"{error} (The model was trained on it: give --data where they are now.)") from error
 
 
-def _skips(source: _Source) -> bool:
-    return bool(source.about.get("recipe", {}).get("skip_unreadable"))
-
-
 def _evaluated(
-    source: _Source, data: Data, predictors: list[Predictor], network: keras.Model | None, console: Console
+    source: _Source,
+    data: Data,
+    predictors: list[Predictor],
+    network: keras.Model | None,
+    console: Console,
+    skip_unreadable: bool,
 ) -> dict[str, Any]:
     """Everything of the page that the validation images are needed for."""
     split, skipped = data.split("validation"), list(data.skipped)
@@ -284,7 +302,7 @@ def _evaluated(
             data.class_names,
             ("center", "dense") if source.is_run else "center",
             mirrors=data.mirrors,
-            skipped=skipped if _skips(source) else None,
+            skipped=skipped if skip_unreadable else None,
             track=lambda items, total: bar.track(items, total=total, description=f"evaluating on {split.name}"),
         )
     first = rows[0]
@@ -497,7 +515,7 @@ def _error_rows(title: str, records: list[dict[str, Any]]) -> dict[str, Any]:
                 "protocol": str(record["protocol"]),
                 "scales": " ".join(f"{side:d}" for side in record["scales"]),
                 "top1": with_interval(images - int(record["correct"]), images),
-                "top5": with_interval(images - int(record["correct5"]), images),
+                "top5": with_interval(images - int(record["correct5"]), images) if len(record["recall"]) > 5 else "-",
                 "paper": None if None in paper else " / ".join(f"{100 * error:.1f}" for error in paper),
                 "images": images,
                 "ece": float(record["calibration_error"]),
