@@ -251,8 +251,9 @@ def test_memory_does_not_grow_with_the_images(photographs):
         tracemalloc.stop()
         return used
 
-    few, many = peak(100), peak(400)  # 32 in a window, 16 waiting
-    assert many < few + 300 * 2_000  # of 90 kB an image
+    few, many = peak(100), peak(800)
+    # A window and what is decoded ahead of it, some 50 images of 90 kB: how many at the peak is a matter of threads.
+    assert many < 2 * few
 
 
 # Statistics
@@ -333,22 +334,12 @@ def test_the_papers_errors_stand_beside_ours():
 
 def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_path):
     models = [run.path, dense_exports / "model.dense.onnx"]
-    arguments = [
-        "--protocol",
-        "center",
-        "dense",
-        "multicrop",
-        "--scales",
-        "32",
-        "40",
-        "--fuse",
-        "--json",
-        tmp_path / "e.json",
-    ]
+    protocols = ["center", "dense", "multicrop"]
+    arguments = ["--protocol", *protocols, "--scales", "40", "--fuse", "--json", tmp_path / "e.json"]
     code, out, err = command(cli, "evaluate", "--model", *models, "--data", "digits", *arguments)
     assert code == 0, err
     rows = json.loads((tmp_path / "e.json").read_text())
-    assert len(rows) == 3 * 3 * 3
+    assert [row["protocol"] for row in rows] == 3 * protocols  # of each model, and fused
     assert "cost of dense : multicrop" in out
     assert "dense" in out
     for number, row in enumerate(rows):
@@ -360,7 +351,7 @@ def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_
         for pair in row["against"]:
             assert len(pair["gained"]) - len(pair["lost"]) == row["correct"] - rows[pair["row"]]["correct"]
     # Keras and ONNX Runtime answer alike: no image flips between them.
-    for ours, theirs in zip(rows[:9], rows[9:18], strict=True):
+    for ours, theirs in zip(rows[:3], rows[3:6], strict=True):
         assert (ours["correct"], ours["correct5"]) == (theirs["correct"], theirs["correct5"])
     flipped = {name for row in rows for pair in row["against"] for name in pair["gained"] + pair["lost"]}
     assert all(name.startswith("digits/validation[") for name in flipped)
