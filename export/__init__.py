@@ -146,7 +146,7 @@ def export_model(
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
-    certified = artifact.read_certificate(folder)  # a damaged one is said before anything is written
+    certified = files.read_certificate(folder)  # a damaged one is said before anything is written
     if not dense and any(entry["model_sha256"] == sha256 for entry in certified.values()):
         sizes = artifact.golden_sizes(folder)  # of this model's dense files, which stay
     written = {name: runtimes.dense_path(Path(f.file)).name if dense else f.file for name, f in FORMATS.items()}

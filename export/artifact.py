@@ -7,7 +7,6 @@ assets.extra/vggkeras.json. Beside it: golden.npz and certificate.json.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from vggkeras import files
 from vggkeras.errors import InputError
 from vggkeras.runtimes import Predictor
 
-GOLDEN, CERTIFICATE = "golden.npz", "certificate.json"
+GOLDEN = "golden.npz"
 
 
 def describe(about: dict[str, Any], reference: Predictor, model_sha256: str, dense: bool = False) -> dict[str, Any]:
@@ -131,28 +130,12 @@ def entry(
     }
 
 
-def read_certificate(folder: Path) -> dict[str, dict[str, Any]]:
-    """certificate.json: artifact's file name -> entry; {} where there is none. Raises InputError for a damaged one."""
-    path = folder / CERTIFICATE
-    if not path.is_file():
-        return {}
-    try:
-        certificate = json.loads(path.read_text(encoding="utf-8"))
-        for record in certificate.values():
-            missing = {"sha256", "input", "output", "tolerance", "model_sha256", "passed", "failures"} - set(record)
-            if missing:
-                raise ValueError(f"an entry has no {', '.join(sorted(missing))}")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
-    return certificate
-
-
 def update_certificate(folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str) -> list[str]:
     """Put entries into certificate.json, beside those of the same model's other artifacts.
 
     Returns the names of artifacts that are there and of another model, whose entries are dropped.
     """
-    known = read_certificate(folder)
+    known = files.read_certificate(folder)
     kept = {k: v for k, v in known.items() if v["model_sha256"] == model_sha256}
-    files.write_json(folder / CERTIFICATE, {**kept, **entries})
+    files.write_json(folder / files.CERTIFICATE, {**kept, **entries})
     return sorted(name for name in known.keys() - kept.keys() - entries.keys() if (folder / name).exists())

@@ -32,9 +32,9 @@ def verify(path: Path) -> list[str]:
     if path.suffix not in (".onnx", ".tflite") and not (path / "saved_model.pb").exists():
         raise InputError(f"{path} is not an exported artifact: {expected_files}.")
     images, labels, probabilities, sizes = artifact.load_golden(path.parent)
-    certified = artifact.read_certificate(path.parent).get(path.name)
+    certified = files.read_certificate(path.parent).get(path.name)
     if certified is None:
-        raise InputError(f"There is no entry {path.name!r} in {path.parent / artifact.CERTIFICATE}: export it again.")
+        raise InputError(f"There is no entry {path.name!r} in {path.parent / files.CERTIFICATE}: export it again.")
     problems = [] if certified["passed"] is True else [f"certificate: {'; '.join(certified['failures'])}"]
     if (found := files.sha256(path)) != certified["sha256"]:
         problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {found[:12]}…")

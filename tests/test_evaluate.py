@@ -341,6 +341,9 @@ def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_
     rows = json.loads((tmp_path / "e.json").read_text())
     assert [row["protocol"] for row in rows] == 3 * protocols  # of each model, and fused
     assert "cost of dense : multicrop" in out
+    for path, runtime in zip(models, ("keras", "onnxruntime"), strict=True):  # each row's name is told in full
+        assert f"{path}" in " ".join(out.split())
+        assert f"in {runtime} " in " ".join(out.split())
     assert "dense" in out
     for number, row in enumerate(rows):
         assert row["images"] == 360
@@ -488,3 +491,12 @@ def test_another_shape_is_not_another_trace(predictors):
     for h, w in ((32, 32), (33, 60), (90, 47)):
         dense(np.zeros((2, h, w, 3), np.uint8))
     assert function.experimental_get_tracing_count() == 1
+
+
+def test_few_flips_are_listed_and_models_are_told_apart():
+    first, second = row_of([0, 1, 2, 0], [0, 1, 0, 0]), row_of([0, 1, 2, 0], [0, 0, 2, 0])
+    assert evaluate.flips([first, second, first], "image {}".format) == ["row 2 gained image 2; lost image 1"]
+    assert evaluate.flips([first, second], str, most=1) == []
+    paths = ["runs/a/model.keras", "runs/b/model.keras", "runs/a/export/model.onnx", "runs/b/export/model.onnx"]
+    assert list(evaluate.short_names(paths[:2]).values()) == ["a", "b"]
+    assert len(set(evaluate.short_names(paths).values())) == 4

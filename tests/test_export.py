@@ -359,7 +359,7 @@ def test_what_a_killed_export_left_is_swept_and_other_models_files_are_named(tmp
     export.export_model(tmp_path / "other.keras", "onnx", data="random", out=copied)
     assert not [p.name for p in copied.iterdir() if p.name.startswith(".")]
     assert "not of this model: model.tflite, saved_model" in capsys.readouterr().out
-    assert set(artifact.read_certificate(copied)) == {"model.onnx"}
+    assert set(files.read_certificate(copied)) == {"model.onnx"}
 
 
 def test_a_run_that_skipped_unreadable_images_is_proven_without_them(tmp_path, photos):

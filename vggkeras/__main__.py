@@ -262,14 +262,15 @@ def evaluate(
     paper = [evaluation.paper_errors(predictors, row) for row in rows]
     title = f"{data}, {split}: {rows[0].images:,} images, {len(loaded.class_names)} classes; errors with Wilson 95% intervals"
     print_table(evaluation.table(rows, paper, title), console)
-    console.print(
-        f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of a row's own crops and runs", soft_wrap=True
-    )
-    for line in evaluation.cost_ratios(rows):
-        console.print(line, soft_wrap=True)
-    if len(rows) > 1:
-        told = evaluation.flips(rows, images.image_name)
-        console.print("\n".join(told), soft_wrap=True, highlight=False)
+    short = evaluation.short_names([str(predictor.path) for predictor in predictors])
+    told = [f"{short[str(p.path)]}: {p.path} in {p.runtime} {p.version}, {p.provider}" for p in predictors]
+    told.append(f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of each row's own crops and runs")
+    told += evaluation.cost_ratios(rows) + evaluation.flips(rows, images.image_name)
+    if not json:
+        told.append(
+            "--json FILE keeps these figures, recall by class, confusions and the images that flip between rows"
+        )
+    console.print("\n".join(dict.fromkeys(told)), soft_wrap=True, highlight=False)
     if skipped:
         console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
     if json:

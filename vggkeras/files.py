@@ -98,6 +98,40 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+CERTIFICATE = "certificate.json"
+CERTIFIED = (
+    "sha256",
+    "bytes",
+    "runtime",
+    "version",
+    "input",
+    "output",
+    "tolerance",
+    "model_sha256",
+    "passed",
+    "failures",
+)
+
+
+def read_certificate(folder: Path) -> dict[str, dict[str, Any]]:
+    """An export's certificate.json: artifact's file name -> entry; {} where there is none.
+
+    Raises InputError for a damaged one.
+    """
+    path = folder / CERTIFICATE
+    if not path.is_file():
+        return {}
+    try:
+        certificate = json.loads(path.read_text(encoding="utf-8"))
+        for record in certificate.values():
+            missing = set(CERTIFIED) - set(record)
+            if missing:
+                raise ValueError(f"an entry has no {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
+    return certificate
+
+
 def sha256(path: Path) -> str:
     """Of a file; of a folder: of its files' relative paths and contents, in order."""
     digest = hashlib.sha256()

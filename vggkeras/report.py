@@ -160,10 +160,10 @@ def _source(folder: Path) -> _Source:
             "train`) or of an export (`python -m export`)."
         )
     about = _read_run(folder / "run.json") if is_run else {}
-    if not is_run and not _read_certificate(exports / "certificate.json"):
+    if not is_run and not files.read_certificate(exports):
         raise InputError(f"{exports / 'certificate.json'} names no artifact: export again with `python -m export`.")
     history = _read_history(folder / "history.csv") if is_run else []
-    certificate = _read_certificate(exports / "certificate.json")
+    certificate = files.read_certificate(exports)
     if is_run:
         models = [path for path in [folder / "model.keras"] if path.is_file()]
     else:
@@ -173,32 +173,15 @@ def _source(folder: Path) -> _Source:
     return _Source(folder, about, is_run, history, certificate, exports, models)
 
 
-def _read_json(path: Path, advice: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): {advice}.") from error
-
-
 def _read_run(path: Path) -> dict[str, Any]:
-    run = _read_json(path, "restore it, or start another run")
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): restore it, or start another run.") from error
     expected = {"arch", "recipe", "data", "class_names", "image_size", "scale", "images", "status", "metrics"}
     if not isinstance(run, dict) or expected - set(run) or not isinstance(run["recipe"], dict):
         raise InputError(f"{path} is damaged: expected what training writes; restore it, or start another run.")
     return run
-
-
-def _read_certificate(path: Path) -> dict[str, dict[str, Any]]:
-    """{} where there is none."""
-    certificate = _read_json(path, "remove it and export again") if path.is_file() else {}
-    try:
-        for entry in certificate.values():
-            missing = {"sha256", "bytes", "runtime", "version", "model_sha256", "passed", "failures"} - set(entry)
-            if missing:
-                raise ValueError(f"an entry has no {', '.join(sorted(missing))}")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
-    return certificate
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
