@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from vggkeras.terminal import load_tensorflow, print_table, quiet_stderr
+from vggkeras import runtimes
+from vggkeras.terminal import load_tensorflow, print_table
 
 PACKAGES = (
     "vggkeras",
@@ -21,6 +22,7 @@ PACKAGES = (
     "onnx",
     "onnxruntime-gpu",
     "onnxruntime",
+    "tensorrt-cu13",
     "ai-edge-litert",
     "jax",
     "numpy",
@@ -49,12 +51,13 @@ def examine(console: Console) -> int:
 
     gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
     loads.add_row("tensorflow", "cpu", "yes", "")
-    gpu_extra = "pip install 'vggkeras\\[gpu]' on Linux with an NVIDIA driver"
-    loads.add_row("tensorflow", "gpu", ", ".join(gpus) or "no", "" if gpus else gpu_extra)
+    loads.add_row("tensorflow", "gpu", ", ".join(gpus) or "no", "" if gpus else escape(runtimes.INSTALL["cuda"]))
     broken = False
-    for provider, loaded in _onnxruntime_providers().items():
-        broken |= provider == "CPUExecutionProvider" and not loaded
-        loads.add_row("onnxruntime", provider, "yes" if loaded else "no", "" if loaded else gpu_extra)
+    for provider, reason in _onnxruntime_providers().items():
+        broken |= provider == "cpu" and bool(reason)
+        advice = escape(runtimes.INSTALL.get(provider, "pip install onnxruntime")) if reason else ""
+        device = f"{provider} ({runtimes.ONNX_PROVIDERS[provider]})"
+        loads.add_row("onnxruntime", device, escape(f"no: {reason}") if reason else "yes", advice)
     try:
         from ai_edge_litert.interpreter import Interpreter  # noqa: F401
     except ImportError as error:
@@ -75,21 +78,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _onnxruntime_providers() -> dict[str, bool]:
-    """Whether each provider that ONNX Runtime was built with loads: it says it is available even where it is not."""
-    import onnxruntime as ort
+def _onnxruntime_providers() -> dict[str, str]:
+    """Why each provider does not load, "" for those that do: ONNX Runtime lists those too that it cannot load."""
     from onnx import TensorProto, helper
 
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
     probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
-    loads = {}
-    for provider in ort.get_available_providers():
+    reasons = {}
+    for provider in runtimes.PROVIDERS:
         try:
-            with quiet_stderr(), contextlib.redirect_stdout(None):  # the table says it
-                session = ort.InferenceSession(probe, providers=[provider])
-            loads[provider] = provider in session.get_providers()
-        except Exception:  # onnxruntime's errors have no common base; not loading is the answer
-            loads[provider] = False
-    return loads
+            _, reasons[provider] = runtimes.onnx_session(probe, provider)
+        except Exception as error:  # onnxruntime's errors have no common base; not loading is the answer
+            reasons[provider] = " ".join(str(error).split())[:200] or type(error).__name__
+    return reasons

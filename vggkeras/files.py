@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from vggkeras.errors import InputError
 
 PARTIAL = ".partial-"  # then the process' number, then the name
@@ -38,6 +36,8 @@ def partial(path: Path) -> Path:
 
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed had half written into a folder."""
+    import psutil  # here, as those who only read files can do without it
+
     for left in folder.glob(f"{PARTIAL}*"):
         number = left.name.removeprefix(PARTIAL).split("-")[0]
         if number.isdigit() and not psutil.pid_exists(int(number)):

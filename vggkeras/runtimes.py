@@ -1,6 +1,7 @@
 """One interface to every runtime: load(path) -> Predictor, for .keras, SavedModel, .onnx and .tflite.
 
-A runtime imports its own library when it is asked for: a .onnx or .tflite file needs neither Keras nor TensorFlow.
+A runtime imports its own library when it is asked for: a .onnx or .tflite file needs numpy, its runtime, and nothing
+else.
 
     clf = vggkeras.load("runs/digits/export/model.onnx")
     probabilities = clf(images)
@@ -8,11 +9,17 @@ A runtime imports its own library when it is asked for: a .onnx or .tflite file 
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import json
 import os
 import re
+import sys
+import tempfile
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,10 +29,19 @@ import numpy as np
 
 from vggkeras.configs import rescaled_side
 from vggkeras.errors import InputError
-from vggkeras.terminal import quiet_stderr
 
 MAX_BATCH = 64  # images a call of the runtime; more are passed in parts
-PROVIDERS = ("cpu", "cuda")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+ONNX_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+INSTALL = {
+    "cuda": "pip install 'vggkeras[gpu]' on Linux with an NVIDIA driver",
+    "tensorrt": "pip install 'vggkeras[gpu]' 'tensorrt-cu13<11', its folder tensorrt_libs on LD_LIBRARY_PATH",
+}
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # NVIDIA's libraries read it once a process; 0 forbids TF32
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Predictor:
     path: Path
     runtime: str  # keras, tensorflow, onnxruntime or litert
     version: str
-    provider: str  # what really computes: cpu or cuda
+    provider: str  # what really computes: cpu, cuda or tensorrt
     input_shape: tuple[int, int, int]  # (H, W, C)
     class_names: list[str]
     input_name: str
@@ -47,6 +63,8 @@ class Predictor:
     run: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     dense: bool = False  # whether it takes whole images
     make_dense: Callable[[], Predictor] | None = field(default=None, repr=False)
+    threads: int | None = None  # CPU threads of one operation; None: not known
+    tf32: bool = False  # whether a GPU may round the factors of its products to TensorFloat-32 (10 bits)
 
     def dense_form(self) -> Predictor:
         """The same network as a dense predictor; of a file, the one that `python -m export --dense` wrote beside it.
@@ -94,81 +112,163 @@ class Predictor:
         parts = [self.run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
         return np.concatenate(parts) if parts else np.empty((0, len(self.class_names)), np.float32)
 
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Probabilities float32 `[N, classes]` of each batch uint8 `[N, H, W, C]`, in order; N may change.
 
-def load(path: str | os.PathLike, provider: str = "cpu") -> Predictor:
+        A batch is taken when its answer is asked for, and none is kept. On a GPU the batches of .onnx files go through
+        the same memory of the card for as long as their shape stays the same. Raises InputError as a call does.
+        """
+        return map(self, batches)
+
+
+def load(
+    path: str | os.PathLike, provider: str = "cpu", *, threads: int | None = None, tf32: bool = False
+) -> Predictor:
     """Load a model in the runtime that serves it.
 
     Args:
         path: a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder (its model.keras).
-        provider: cpu; cuda for ONNX Runtime, Keras and SavedModel on a GPU: refused where it does not really load.
+        provider: cpu; cuda for ONNX Runtime, Keras and SavedModel on a GPU; tensorrt for .onnx files. One that does not
+            really load is refused, and a .onnx file of which it would leave a part to the CPU.
+        threads: CPU threads of one operation, 1 or more; by default one for every core. TensorFlow's are the process',
+            and fixed once it has started.
+        tf32: let a GPU round the factors of its products to TensorFloat-32: faster, and some 1e-3 from float32. Without
+            effect on a CPU.
 
     Raises:
-        InputError (a ValueError): no such file, an unknown kind, a damaged file, a provider that is not there.
+        InputError (a ValueError): no such file, an unknown kind, a damaged file, a provider that is not there, threads or
+            TF32 that cannot be had as asked.
     """
     path = Path(path)
     if provider not in PROVIDERS:
         raise InputError(f"provider must be one of {', '.join(PROVIDERS)}; received {provider!r}.")
-    if path.is_dir() and (path / "saved_model.pb").exists():
-        return _load_saved_model(path, provider)
-    if path.is_dir():
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be 1 or more; received {threads}.")
+    # The loader, what it imports, and where it computes.
+    kinds: dict[str, tuple[Callable[..., Predictor], str, tuple[str, ...]]] = {
+        ".keras": (_load_keras, "keras", ("cpu", "cuda")),
+        ".onnx": (_load_onnx, "onnxruntime", PROVIDERS),
+        ".tflite": (_load_tflite, "ai_edge_litert", ("cpu",)),
+        "SavedModel": (_load_saved_model, "tensorflow", ("cpu", "cuda")),
+    }
+    kind = "SavedModel" if path.is_dir() and (path / "saved_model.pb").exists() else ".keras"
+    if path.is_dir() and kind == ".keras":
         if not (path / "model.keras").is_file():
             raise InputError(
                 f"{path} holds neither model.keras nor a SavedModel: expected a run's folder, a SavedModel folder, or a "
                 ".keras, .onnx or .tflite file; name the file itself."
             )
         path = path / "model.keras"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"No model at {path}: expected a run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder; "
             "train one with `python -m vggkeras train`."
         )
-    loaders = {".keras": _load_keras, ".onnx": _load_onnx, ".tflite": _load_tflite}
-    if path.suffix not in loaders:
+    if path.is_file():
+        kind = path.suffix
+    if kind not in kinds:
         raise InputError(
-            f"{path}: expected a suffix of {', '.join(loaders)}, or a SavedModel folder; received {path.suffix!r}."
+            f"{path}: expected a suffix of .keras, .onnx, .tflite, or a SavedModel folder; received {path.suffix!r}."
         )
-    return loaders[path.suffix](path, provider)
+    loader, package, served = kinds[kind]
+    if provider not in served:
+        raise InputError(
+            f"provider {provider}: {kind} models run on {' or '.join(served)}, and {path} is one: give the .onnx file "
+            "(`python -m export --format onnx` writes it)."
+        )
+    _check_tf32(provider, tf32)
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{path} needs a package that is not installed: pip install {package.replace('_', '-')}.")
+    return loader(path, provider, threads, tf32 and provider != "cpu")
+
+
+def _check_tf32(provider: str, tf32: bool) -> None:
+    forbidden = os.environ.get(TF32_OVERRIDE) == "0"
+    if tf32 and provider != "cpu" and forbidden:
+        raise InputError(f"tf32 was asked for, and {TF32_OVERRIDE}=0 forbids it: unset it and start again.")
+    if provider == "tensorrt" and not tf32 and not forbidden:  # ONNX Runtime has no option to turn it off there
+        raise InputError(
+            f"provider tensorrt computes in TF32 unless the environment says {TF32_OVERRIDE}=0 when the process starts: "
+            "set it and start again, or load with tf32=True."
+        )
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[list[str]]:
+    """Keep back what native libraries write to stderr while a block runs; it is in the yielded list afterwards."""
+    said: list[str] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))
 
 
 def _class_names(about: dict[str, Any], classes: int) -> list[str]:
     return list(about.get("class_names") or map(str, range(classes)))
 
 
-def _load_keras(path: Path, provider: str) -> Predictor:
+def _load_keras(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
+    import keras
+
+    if keras.backend.backend() == "tensorflow":  # which starts with the first weight
+        _check_tensorflow_gpu(provider)
+        _tensorflow_threads(threads)
     from vggkeras import models
 
     model, about = models.load_model(path)
-    return keras_predictor(model, about, path, provider)
+    return keras_predictor(model, about, path, provider, threads=threads, tf32=tf32)
 
 
 def keras_predictor(
-    model: Any, about: dict[str, Any], path: Path = Path("model.keras"), provider: str = "cpu"
+    model: Any,
+    about: dict[str, Any],
+    path: Path = Path("model.keras"),
+    provider: str = "cpu",
+    *,
+    threads: int | None = None,
+    tf32: bool = False,
 ) -> Predictor:
-    """A `Predictor` over a Keras model in memory, on any backend."""
+    """A `Predictor` over a Keras model in memory, on any backend; the options are `load`'s."""
     import keras
 
     dense = None in model.input_shape[1:]
     shape = tuple(about["input"]["smallest"] if dense else model.input_shape[1:])
     backend = keras.backend.backend()
+    known = threads
     if backend == "tensorflow":
         import tensorflow as tf
 
         _check_tensorflow_gpu(provider)
+        known = _tensorflow_threads(threads)
         # One trace for every batch size; Keras' own predict() compiles with XLA, which is slower on a CPU.
         function = tf.function(
             lambda images: model(images, training=False), input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)]
         )
 
         def run(images: np.ndarray) -> np.ndarray:
-            with tf.device("/GPU:0" if provider == "cuda" else "/CPU:0"):
+            with _tensorflow_device(provider, tf32):
                 return function(tf.constant(images)).numpy()
+    elif provider != "cpu" or threads is not None:
+        asked = f"provider {provider}" if provider != "cpu" else f"{threads} threads"
+        raise InputError(
+            f"{asked}: a .keras file has them with Keras' TensorFlow backend only, and this is {backend}: set "
+            "KERAS_BACKEND=tensorflow and start again, or use the .onnx file."
+        )
     else:
         run = model.predict_on_batch
 
     def make_dense() -> Predictor:
         from vggkeras import models
 
-        return keras_predictor(models.dense_classifier(model), _with_smallest(about, shape), path, provider)
+        network = models.dense_classifier(model)
+        return keras_predictor(network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32)
 
     return Predictor(
         path,
@@ -183,6 +283,8 @@ def keras_predictor(
         run,
         dense,
         make_dense,
+        known,
+        tf32,
     )
 
 
@@ -196,7 +298,7 @@ def dense_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.dense{path.suffix}")
 
 
-def _dense_file(path: Path, provider: str, about: dict[str, Any]) -> Callable[[], Predictor]:
+def _dense_file(path: Path, about: dict[str, Any], loader: Callable[[Path], Predictor]) -> Callable[[], Predictor]:
     def load_dense() -> Predictor:
         file = dense_path(path)
         if not file.exists():
@@ -205,7 +307,7 @@ def _dense_file(path: Path, provider: str, about: dict[str, Any]) -> Callable[[]
                 f"{path} takes images of one size, and there is no dense form of it at {file}: write it with "
                 f"`python -m export --dense --format {kind} --model RUN`, or use --protocol center or multicrop."
             )
-        found = load(file, provider)
+        found = loader(file)
         ours, theirs = (a.get("provenance", {}).get("model_sha256") for a in (about, found.about))
         if not found.dense or ours != theirs:
             raise InputError(f"{file} is not the dense form of {path}, but of another model: export both again.")
@@ -234,15 +336,55 @@ def _check_tensorflow_gpu(provider: str) -> None:
 
     if provider == "cuda" and not tf.config.list_physical_devices("GPU"):
         raise InputError(
-            "provider cuda: TensorFlow sees no GPU here; install the extra `gpu` and the driver, or use cpu "
+            f"provider cuda: TensorFlow sees no GPU here: {INSTALL['cuda']}, or use cpu "
             "(`python -m vggkeras doctor` says what loads)."
         )
 
 
-def _load_saved_model(path: Path, provider: str) -> Predictor:
+def _tensorflow_threads(threads: int | None) -> int:
+    """Set and return how many threads TensorFlow's operations have; they are fixed once it has started."""
+    import tensorflow as tf
+
+    has = tf.config.threading.get_intra_op_parallelism_threads()  # 0: one for every core
+    wanted = threads or has or _cores()
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(wanted)
+    except RuntimeError as error:
+        if wanted != (has or _cores()):
+            raise InputError(
+                f"{threads} threads: TensorFlow has started in this process with {has or _cores()}, which is then fixed: "
+                "load the model before anything else uses TensorFlow, or in a process of its own."
+            ) from error
+    return wanted
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _tensorflow_device(provider: str, tf32: bool) -> Iterator[None]:
+    """Compute on a device; on a GPU with or without TF32, which is the process' and is put back afterwards."""
+    import tensorflow as tf
+
+    if provider == "cpu":
+        with tf.device("/CPU:0"):
+            yield
+        return
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
+    try:
+        with tf.device("/GPU:0"):
+            yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+def _load_saved_model(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
     import tensorflow as tf
 
     _check_tensorflow_gpu(provider)
+    has = _tensorflow_threads(threads)
     try:
         loaded = tf.saved_model.load(str(path))
         function = loaded.signatures["serving_default"]
@@ -255,54 +397,148 @@ def _load_saved_model(path: Path, provider: str) -> Predictor:
     about = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
 
     def run(images: np.ndarray, loaded=loaded) -> np.ndarray:  # the signature holds its variables weakly
-        with tf.device("/GPU:0" if provider == "cuda" else "/CPU:0"):
+        with _tensorflow_device(provider, tf32):
             return function(**{input_name: tf.constant(images)})[output_name].numpy()
 
     names, dense = _class_names(about, output.shape[-1]), None in spec.shape[1:]
     shape = _smallest(path, about) if dense else tuple(spec.shape[1:])
     known = ("tensorflow", tf.__version__, provider, shape, names, input_name, output_name, about, run)
-    return Predictor(path, *known, dense, _dense_file(path, provider, about))
+    again = functools.partial(load, provider=provider, threads=threads, tf32=tf32)
+    return Predictor(path, *known, dense, _dense_file(path, about, again), has, tf32)
 
 
-def _load_onnx(path: Path, provider: str) -> Predictor:
+def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
     import onnxruntime as ort
 
-    wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
+    has = threads or _cores()
     try:
-        options = ort.SessionOptions()
-        # Its plan of memory is of one shape; a dense network sees another every call.
-        options.enable_mem_pattern = not path.stem.endswith(".dense")
-        with quiet_stderr() as said:
-            session = ort.InferenceSession(str(path), options, providers=[wanted])
-        details, (output,) = session.get_inputs()[0], session.get_outputs()
+        session, reason = onnx_session(str(path), provider, has, tf32, path.stem.endswith(".dense"))
     except Exception as error:  # onnxruntime's errors have no common base
+        if "fallback to CPU EP" in str(error):
+            raise InputError(
+                f"provider {provider}: a part of {path} would run on the CPU, as ONNX Runtime cannot run it there: use "
+                "cpu, or export the model again."
+            ) from error
         raise InputError(f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again.") from error
-    if wanted not in session.get_providers():  # ONNX Runtime falls back to the CPU in silence
-        reason = re.search(r"error: (.*)", said[0])
+    if session is None:
         raise InputError(
-            f"provider {provider}: ONNX Runtime did not load {wanted} ({reason[1] if reason else 'no reason given'}); it "
-            f"has {', '.join(session.get_providers())}. Install the extra `gpu` and the driver, or use cpu "
-            "(`python -m vggkeras doctor` says what loads)."
+            f"provider {provider}: ONNX Runtime {ort.__version__} did not load {ONNX_PROVIDERS[provider]}: {reason}. "
+            f"Needed: {INSTALL[provider]}; or use cpu (`python -m vggkeras doctor` says what loads)."
         )
+    details, (output,) = session.get_inputs()[0], session.get_outputs()
     about = json.loads(session.get_modelmeta().custom_metadata_map.get("vggkeras", "{}"))
-
-    def run(images: np.ndarray) -> np.ndarray:
-        return session.run([output.name], {details.name: np.ascontiguousarray(images)})[0]
-
     names, dense = _class_names(about, output.shape[-1]), any(isinstance(side, str) for side in details.shape[1:])
     shape = _smallest(path, about) if dense else tuple(details.shape[1:])
+
+    def plain(images: np.ndarray) -> np.ndarray:
+        return session.run([output.name], {details.name: np.ascontiguousarray(images)})[0]
+
+    run = plain if provider == "cpu" else bound(session, "cuda")
     known = ("onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run)
-    return Predictor(path, *known, dense, _dense_file(path, provider, about))
+    again = functools.partial(load, provider=provider, threads=threads, tf32=tf32)
+    return Predictor(path, *known, dense, _dense_file(path, about, again), has, tf32)
 
 
-def _load_tflite(path: Path, provider: str) -> Predictor:
+def onnx_session(
+    model: str | bytes, provider: str, threads: int = 1, tf32: bool = False, dense: bool = False
+) -> tuple[Any, str]:
+    """(a session of ONNX Runtime all of whose operations run on a provider, ""); (None, why), if that does not load.
+
+    Args:
+        model: the file's path, or its bytes.
+        provider: one of `PROVIDERS`.
+        threads: CPU threads of one operation.
+        tf32: allow TF32 in CUDA's kernels.
+        dense: images of another size every call.
+
+    Raises:
+        Exception: whatever ONNX Runtime raises for a file that it cannot run, or not whole on this provider.
+    """
+    import onnxruntime as ort
+
+    wanted = ONNX_PROVIDERS[provider]
+    if wanted not in ort.get_available_providers():
+        return None, f"this build of it has {', '.join(ort.get_available_providers())}"
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_mem_pattern = not dense  # its plan of memory is of one shape
+    providers: list[Any] = [wanted]
+    if provider != "cpu":
+        cuda = {"use_tf32": str(int(tf32))}
+        if dense:
+            cuda["cudnn_conv_algo_search"] = "HEURISTIC"  # the default tries every algorithm at every new size
+        # TensorRT leaves to CUDA what it cannot run: still on the card.
+        providers = [*([wanted] if provider == "tensorrt" else []), (ONNX_PROVIDERS["cuda"], cuda)]
+        # Creating the session then fails where any operation is left to the CPU. Ours leave none: Cast, Sub, Transpose,
+        # Conv, Relu, LRN, MaxPool, Reshape by a constant, MatMul, Add, ReduceMean, Softmax and (De)QuantizeLinear have
+        # CUDA kernels, and there is no Shape node, which ONNX Runtime puts on the CPU on purpose.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if provider == "cuda":
+            # Of int8 files all is fake quantisation there, and int32 biases have no CUDA kernel: this folds what is
+            # constant into float32.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session, failure = None, None
+    with quiet_stderr() as said, contextlib.redirect_stdout(None):  # the reasons go to both, and are given below
+        if provider != "cpu":
+            ort.preload_dlls()  # those that the extra `gpu` installed, which the system's loader does not find
+        try:
+            # Without its own fallback, which takes the CPU where a provider fails, even in the middle of a run.
+            session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's errors have no common base
+            failure = error
+    if session is not None and wanted in session.get_providers():
+        return session, ""
+    reason = _not_loaded(f"{said[0]}\n{failure or ''}")
+    if failure is not None and (provider == "cpu" or not reason):
+        raise failure
+    return None, reason or "it gives no reason"
+
+
+def _not_loaded(said: str) -> str:
+    """Why a provider did not load, from what ONNX Runtime said; "" where it does not say so."""
+    if library := re.search(r"(\S+): cannot open shared object file", said):
+        return f"{library[1]}{' (the NVIDIA driver)' if library[1] == 'libcuda.so.1' else ''} is missing"
+    if failed := re.search(r"(CUDA|CUDNN|CUBLAS) (failure|error) \d+: [^;\n]*", said, re.IGNORECASE):
+        return failed[0].strip()
+    if failed := re.search(r"(Failed to (?:load library|create) [^\n]*)", said):
+        return failed[1].strip()[:200]
+    return ""
+
+
+def bound(session: Any, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """`session.run` by way of memory of a device (cpu, cuda), kept for as long as the images' shape stays the same.
+
+    Takes uint8 images `[N, H, W, C]` and gives float32 `[N, classes]`; calls from several threads take turns.
+    """
+    from onnxruntime import OrtValue
+
+    (details,), (output,) = session.get_inputs(), session.get_outputs()
+    binding, turn = session.io_binding(), threading.Lock()
+    given = answer = None
+
+    def run(images: np.ndarray) -> np.ndarray:
+        nonlocal given, answer
+        with turn:
+            if given is None or tuple(given.shape()) != images.shape:
+                # ortvalue_from_numpy would, on a CPU, be the caller's array, and the next batch be written into that.
+                given = OrtValue.ortvalue_from_shape_and_type(images.shape, np.uint8, device)
+                answer = OrtValue.ortvalue_from_shape_and_type((len(images), output.shape[-1]), np.float32, device)
+                binding.bind_ortvalue_input(details.name, given)
+                binding.bind_ortvalue_output(output.name, answer)
+            given.update_inplace(np.ascontiguousarray(images))
+            session.run_with_iobinding(binding)
+            return np.array(answer.numpy())
+
+    return run
+
+
+def _load_tflite(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
     from ai_edge_litert.interpreter import Interpreter
 
-    if provider != "cpu":
-        raise InputError(f"provider {provider}: .tflite files run on the CPU here; use the .onnx file on a GPU.")
+    has = threads or _cores()
     try:
         with quiet_stderr():  # it tells of its delegate, every time
-            interpreter = Interpreter(str(path), num_threads=os.cpu_count())
+            interpreter = Interpreter(str(path), num_threads=has)
             interpreter.allocate_tensors()
         (details,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     except (ValueError, RuntimeError) as error:
@@ -332,4 +568,5 @@ def _load_tflite(path: Path, provider: str) -> Predictor:
     dense = -1 in details["shape_signature"][1:]
     ends = (signature["inputs"][0], signature["outputs"][0])
     known = ("litert", number, "cpu", (h, w, c), names, *ends, about, run)
-    return Predictor(path, *known, dense, _dense_file(path, provider, about))
+    again = functools.partial(load, threads=threads)
+    return Predictor(path, *known, dense, _dense_file(path, about, again), has, tf32)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -39,27 +35,12 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-@contextmanager
-def quiet_stderr() -> Iterator[list[str]]:
-    """Keep back what native libraries write to stderr while a block runs; it is in the yielded list afterwards."""
-    said: list[str] = []
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        stderr = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            file.seek(0)
-            said.append(file.read().decode(errors="replace"))
-
-
 def load_tensorflow(console: Console, *models: Path) -> None:
     """Import TensorFlow and find its devices without its ten lines on stderr; only where one of `models` needs it."""
     if models and all(model.suffix in (".onnx", ".tflite") or not model.exists() for model in models):
         return
+    from vggkeras.runtimes import quiet_stderr
+
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with console.status("loading TensorFlow"), quiet_stderr():
         importlib.import_module("tensorflow").config.list_physical_devices()
