@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from vggkeras.datasets import Split
+    from export.artifact import Golden
+    from export.parity import Parity
+    from vggkeras.datasets import Data, Split
     from vggkeras.runtimes import Predictor
 
 PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
-GOLDEN_IMAGES = 32  # of these, that travel with the files
+GATE_IMAGES = 1000  # where a precision may cost accuracy: one image of 256 would be 0.4 points
+CALIBRATION_IMAGES = 100  # of the training split; one a class where there are more classes
+GOLDEN_IMAGES = 32  # that lie beside the files
+MOST_LOST = 0.005  # top-1 accuracy that float16 and int8 may cost, a share of the images
 OPSETS = range(14, 19)  # ONNX operator sets that tf2onnx documents
 RANDOM = "random"  # the --data that asks for random images
 # (height, width) beyond the training size, at which dense files are proven: odd, tall, wide, and large ones.
@@ -39,9 +44,16 @@ class Format:
     """One kind of exported file."""
 
     file: str
-    write: Callable[[Any, Path, dict[str, Any], int | None], None]
+    write: Callable[[Any, Path, dict[str, Any], int | None, Any], None]
     precisions: tuple[str, ...]
-    tolerance: float  # largest error of a probability, absolute and relative to the largest probability
+
+    def named(self, precision: str, dense: bool) -> str:
+        """The file's name: model.onnx, model.int8.onnx, model.dense.onnx, saved_model.dense."""
+        from vggkeras.runtimes import dense_path
+
+        path = Path(self.file)
+        path = path if precision == "float32" else path.with_name(f"{path.stem}.{precision}{path.suffix}")
+        return (dense_path(path) if dense else path).name
 
 
 def _saved_model(*arguments: Any) -> None:
@@ -63,10 +75,13 @@ def _tflite(*arguments: Any) -> None:
 
 
 FORMATS = {
-    "saved_model": Format("saved_model", _saved_model, ("float32",), 1e-5),
-    "onnx": Format("model.onnx", _onnx, ("float32",), 1e-5),
-    "tflite": Format("model.tflite", _tflite, ("float32",), 1e-5),
+    "saved_model": Format("saved_model", _saved_model, ("float32",)),
+    "onnx": Format("model.onnx", _onnx, ("float32", "float16", "int8")),
+    "tflite": Format("model.tflite", _tflite, ("float32", "float16", "int8")),
 }
+# Largest error of a probability, absolute and relative to the largest. float16 keeps 11 binary digits; of int8, accuracy
+# is what is bounded.
+TOLERANCES: dict[str, float | None] = {"float32": 1e-5, "float16": 1e-2, "int8": None}
 
 
 def export_model(
@@ -75,9 +90,10 @@ def export_model(
     precision: str = "float32",
     data: str | None = None,
     out: str | os.PathLike | None = None,
-    images: int = PARITY_IMAGES,
+    images: int | None = None,
     opset: int | None = None,
     dense: bool = False,
+    calibration: int | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a trained model, and prove every file on real images in the runtime that will serve it.
@@ -86,34 +102,42 @@ def export_model(
 
     Args:
         model: a run's folder or a .keras file.
-        format: saved_model, onnx, tflite or all.
-        precision: float32.
+        format: saved_model, onnx, tflite or all (that have the precision).
+        precision: float32, float16, int8 or all. float16 and int8 may lose 0.5 points of top-1 accuracy. Where int8 loses
+            more, the layers that it hurts most, by their signal to noise, are left in float: the fewest that mend it.
         data: whose validation images parity is checked on: digits, tfds:NAME, a folder, or random. By default the data
             the model was trained on; where the model names none, random images, which is weak evidence.
         out: folder; by default `export` beside the .keras file, so inside the run (NAME-export for a NAME.keras beside
             a Python package of that name, such as this one).
-        images: how many images to compare; 0 for the whole validation split.
+        images: how many images to compare; 0 for the whole validation split; by default 256, 1,000 where a precision may
+            cost accuracy.
         opset: ONNX operator set, 14 to 18.
         dense: write fully convolutional files instead (model.dense.onnx and so on), which take images of any height and
             width from the training crop up (paper, section 3.2): the class scores averaged over space, then soft-max.
+        calibration: how many images of the training split int8's ranges come from, as many of each class; by default 100,
+            one a class where there are more classes.
 
     Returns:
         certificate.json's entries of the files just written, by file name; each has "passed".
 
     Raises:
-        InputError (a ValueError): no model, unknown format, classes that differ from the data's, too few images.
+        InputError (a ValueError): no model; unknown format or precision; classes that differ from the data's; too few
+            images, to calibrate on too; weights or activations that are no numbers, or too large for float16, by layer.
         OSError: a folder that cannot be written.
     """
+    import numpy as np
     from rich.console import Console
 
     from vggkeras.terminal import load_tensorflow
 
     console = console or Console()
-    chosen = _chosen(format, precision)
+    chosen = _chosen(format, precision, dense)
+    precisions = {p for _, p in chosen}
     source = _source(Path(model))
     folder = Path(out) if out else _default_folder(source)
     if opset not in (None, *OPSETS):
         raise InputError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {opset}.")
+    images = images if images is not None else PARITY_IMAGES if precisions == {"float32"} else GATE_IMAGES
     if images < 0:
         raise InputError(f"images must be 1 or more, or 0 for all of the validation split; received {images}.")
 
@@ -125,20 +149,30 @@ def export_model(
 
     if keras.backend.backend() != "tensorflow":
         raise InputError("Exporting needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow and start again.")
-    from export import artifact, parity, to_saved_model
+    from export import artifact, parity, quantize, to_saved_model
     from vggkeras import models, runtimes
 
     with console.status(f"loading {source}"):
         network, about = models.load_model(source)
         graph = to_saved_model.inference_model(network, dense=dense)
+        quantize.check_finite(graph)
         about = {"mean_rgb": list(network.get_layer("mean_rgb").mean), "arch": network.name, **about}
     reference = runtimes.keras_predictor(network, about, source)
-    reference, split, pictures, labels, evidence = _parity_images(reference, data, images, console)
+    reference, found, split, pictures, labels, evidence = _parity_images(reference, data, images, console)
+    shown = _calibration_images(reference, found, calibration, console) if "int8" in precisions else None
     with console.status(f"asking Keras about {len(pictures)} images"):
         answers = parity.in_batches(reference, pictures, (32,))
+        if not np.isfinite(answers).all():
+            quantize.check_finite(graph, pictures[~np.isfinite(answers).all(axis=1)][:1])
         sizes = _sizes(reference, split) if dense else []
+        if "float16" in precisions:
+            quantize.check_float16(graph, pictures[:CALIBRATION_IMAGES])
+        golden = _golden(reference, graph, split, pictures, labels, answers)
+    plan, noise = None, {}
+    if shown is not None:
+        plan = quantize.calibrate(graph, shown[0], len(np.unique(shown[1])), lambda parts: _tracked(parts, console))
+        noise = quantize.signal_to_noise(graph, plan, shown[0][:: len(shown[0]) // quantize.BATCH][: quantize.BATCH])
     sha256 = files.sha256(source)
-    description = artifact.describe(about, reference, sha256, dense)
     # From here on the answers stand for the reference, whose weights go with the graph once that is written.
     reference = replace(reference, run=lambda _: answers)
     del network
@@ -149,41 +183,68 @@ def export_model(
     certified = files.read_certificate(folder)  # a damaged one is said before anything is written
     if not dense and any(entry["model_sha256"] == sha256 for entry in certified.values()):
         sizes = artifact.golden_sizes(folder)  # of this model's dense files, which stay
-    written = {name: runtimes.dense_path(Path(f.file)).name if dense else f.file for name, f in FORMATS.items()}
-    beside = {name: files.partial(folder / written[name]) for name in chosen}
     entries: dict[str, dict[str, Any]] = {}
     rows = []
+
+    def write(name: str, kind: str, floats: Sequence[str] = ()) -> _Peak:
+        """Write a file beside its place, with some layers left in float."""
+        description = artifact.describe(about, reference, sha256, dense, kind)
+        if plan is not None and found is not None and kind == "int8":
+            description |= {
+                "calibration": {"images": plan.images, "classes": plan.classes, "data": f"{found.spec} train"},
+                "left_in_float": list(floats),
+                "signal_to_noise_db": {layer: round(ratio, 2) for layer, ratio in noise.items()},
+            }
+        files.remove(besides[name, kind])
+        with console.status(f"writing {folder / FORMATS[name].named(kind, dense)}"), _Peak() as peak:
+            FORMATS[name].write(graph, besides[name, kind], description, opset, plan and plan.leaving(floats))
+        return peak
+
+    def prove(name: str, kind: str) -> tuple[Predictor, Parity]:
+        """Seal a written file, and compare it with Keras."""
+        with console.status(f"proving {folder / FORMATS[name].named(kind, dense)}"):
+            candidate = _sealed(besides[name, kind], golden, reference)
+            most_lost = MOST_LOST if kind != "float32" and labels is not None else None
+            known = (reference, answers)
+            parts = [parity.compare(known, candidate, pictures, labels, TOLERANCES[kind], most_lost=most_lost)]
+            if dense:
+                others = [(shown, (reference, p)) for shown, p in sizes]
+                parts += [parity.compare(r, candidate, i, None, TOLERANCES[kind]) for i, r in others]
+        return candidate, parity.merged(parts)
+
+    besides = {(name, kind): files.partial(folder / FORMATS[name].named(kind, dense)) for name, kind in chosen}
     try:
-        peaks = {}
-        for name, path in beside.items():
-            with console.status(f"writing {folder / written[name]}"), _Peak() as peaks[name]:
-                FORMATS[name].write(graph, path, description, opset)
-        del graph
-        for name, path in beside.items():
-            file = written[name]
-            with console.status(f"proving {folder / file}"):
-                candidate = _loaded(path, reference)
-                parts = [parity.compare((reference, answers), candidate, pictures, labels, FORMATS[name].tolerance)]
-                if dense:
-                    known = [(shown, (reference, p)) for shown, p in sizes]
-                    parts += [parity.compare(r, candidate, i, None, FORMATS[name].tolerance) for i, r in known]
-                result = parity.merged(parts)
-                milliseconds = _milliseconds(candidate, pictures) if result.passed else None
-            entries[file] = artifact.entry(path, candidate, result, evidence, sha256, milliseconds, dense)
+        peaks = {key: write(*key) for key in chosen}
+        if "int8" not in precisions:  # which may have to be written again
+            del graph
+        for name, kind in chosen:
+            file, beside = FORMATS[name].named(kind, dense), besides[name, kind]
+            candidate, result = prove(name, kind)
+            if kind == "int8" and result.lost_too_much:
+                del candidate
+
+                def attempt(floats: Sequence[str], name: str = name) -> tuple[Predictor, Parity]:
+                    peaks[name, "int8"] = write(name, "int8", floats)
+                    return prove(name, "int8")
+
+                candidate, result = _least_in_float(attempt, noise, file, console)
+            milliseconds = _milliseconds(candidate, pictures) if result.passed else None
+            entries[file] = artifact.entry(beside, candidate, result, evidence, sha256, milliseconds, dense)
             del candidate
             final = folder / (file if result.passed else f"{file}.rejected")
-            files.move(path, final)
+            files.move(beside, final)
             if result.passed:
                 files.remove(folder / f"{file}.rejected")
-            rows.append((final, result, peaks[name], milliseconds))
+            rows.append((final, result, peaks[name, kind], milliseconds))
         count = min(GOLDEN_IMAGES, len(pictures))
         golden_labels = None if labels is None else labels[:count]
-        golden = [(shown[:2], p[:2]) for shown, p in sizes]
-        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count], golden)
+        artifact.save_golden(
+            folder, pictures[:count], golden_labels, answers[:count], [(shown[:2], p[:2]) for shown, p in sizes]
+        )
         stale = artifact.update_certificate(folder, entries, sha256)
     finally:
-        for path in beside.values():
-            files.remove(path)
+        for beside in besides.values():
+            files.remove(beside)
         if new and not any(folder.iterdir()):
             folder.rmdir()
     _tell(console, rows, evidence)
@@ -194,6 +255,31 @@ def export_model(
             soft_wrap=True,
         )
     return entries
+
+
+def _least_in_float(
+    attempt: Callable[[Sequence[str]], tuple[Predictor, Parity]],
+    noise: dict[str, float],
+    file: str,
+    console: Console,
+) -> tuple[Predictor, Parity]:
+    """Leave in float the fewest layers with which int8 passes, those it hurts most first; half of them at most."""
+    ranked = sorted(noise, key=lambda layer: noise[layer])
+    for count in range(1, len(ranked) // 2 + 1):
+        floats = ranked[:count]
+        tried = attempt(floats)
+        if tried[1].passed:
+            break
+    else:
+        console.print(f"{file}: {count} layers in float do not mend it", style="yellow", soft_wrap=True)
+        return attempt(())
+    for layer in ranked[: count - 1]:  # the last one was needed; was this one?
+        without = [other for other in floats if other != layer]
+        if attempt(without)[1].passed:
+            floats = without
+    told = ", ".join(f"{layer} ({noise[layer]:.0f} dB)" for layer in floats)
+    console.print(f"{file}: left in float, as int8 hurts them most: {told}", style="yellow", soft_wrap=True)
+    return attempt(floats)  # what lies on the disk is what was written last
 
 
 def _default_folder(source: Path) -> Path:
@@ -216,15 +302,22 @@ def _loaded(path: Path, reference: Predictor) -> Predictor:
     return replace(reference, path=path, run=run)
 
 
-def _chosen(format: str, precision: str) -> list[str]:
+def _chosen(format: str, precision: str, dense: bool) -> list[tuple[str, str]]:
+    """(format, precision) of what to write."""
     if format != "all" and format not in FORMATS:
         raise InputError(f"Unknown format {format!r}: expected one of {', '.join(FORMATS)}, all.")
-    chosen = list(FORMATS) if format == "all" else [format]
-    for name in chosen:
-        if precision not in FORMATS[name].precisions:
-            raise InputError(
-                f"{name} has no precision {precision!r}: expected one of {', '.join(FORMATS[name].precisions)}."
-            )
+    if precision != "all" and precision not in TOLERANCES:
+        raise InputError(f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all.")
+    if dense and precision != "float32":
+        raise InputError(f"Fully convolutional files are float32: leave out --dense or --precision {precision}.")
+    formats = list(FORMATS) if format == "all" else [format]
+    precisions = list(TOLERANCES) if precision == "all" else [precision]
+    chosen = [(name, kind) for name in formats for kind in precisions if kind in FORMATS[name].precisions]
+    if not chosen:
+        raise InputError(
+            f"{format} has no precision {precision!r}: expected one of {', '.join(FORMATS[format].precisions)}, or all; "
+            "onnx and tflite have it."
+        )
     return chosen
 
 
@@ -242,9 +335,9 @@ def _source(model: Path) -> Path:
 
 def _parity_images(
     reference: Predictor, data: str | None, count: int, console: Console
-) -> tuple[Predictor, Split | None, np.ndarray, np.ndarray | None, str]:
-    """The reference (with the data's class names, if it had none), a split (None: random images) and its central crops
-    and labels, and what evidence they are.
+) -> tuple[Predictor, Data | None, Split | None, np.ndarray, np.ndarray | None, str]:
+    """The reference (with the data's class names, if it had none), the data, a split (None: random images) and its
+    central crops and labels, and what evidence they are.
     """
     import numpy as np
 
@@ -254,7 +347,7 @@ def _parity_images(
     if spec == RANDOM:
         console.print("parity on random images: weak evidence; give --data to prove it on real ones", style="yellow")
         pictures = np.random.default_rng(0).integers(0, 256, (min(count or 64, 64), *reference.input_shape), np.uint8)
-        return reference, None, pictures, None, "random images: weak evidence"
+        return reference, None, None, pictures, None, "random images: weak evidence"
     skipped = set() if data else set(reference.about.get("skipped", ()))  # what training went on without
     try:
         found = datasets.load_data(spec, skip_unreadable=bool(skipped))
@@ -273,14 +366,120 @@ def _parity_images(
     split = split.without(set(split.indices()) - set(kept.tolist()))
     with console.status(f"reading {split.count} images of {split.name}"):
         pictures, labels = evaluate.central_crops(reference, split)
-    return reference, split, pictures, labels, f"{split.count} images of {split.name}"
+    return reference, found, split, pictures, labels, f"{split.count} images of {split.name}"
+
+
+def _calibration_images(
+    reference: Predictor, data: Data | None, count: int | None, console: Console
+) -> tuple[np.ndarray, np.ndarray]:
+    """Central crops and labels of training images, as many of each class: as the model will see images."""
+    import numpy as np
+
+    from vggkeras import evaluate
+
+    if data is None:
+        raise InputError(
+            "int8 takes its ranges from training images, and there are none: give --data digits, tfds:NAME or a folder."
+        )
+    classes = len(data.class_names)
+    count = max(CALIBRATION_IMAGES, classes) if count is None else count
+    if count < classes:
+        raise InputError(
+            f"calibration: expected at least one image for each of {classes} classes; received {count}: give "
+            f"--calibration {classes} or more."
+        )
+    split = data.split("train")
+    skipped = set(data.skipped) | set(reference.about.get("skipped", ()))
+    split = split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
+    quota = [count // classes + (label < count % classes) for label in range(classes)]
+    if split.labels is not None:  # evenly spaced in each class
+        places = [np.flatnonzero(split.labels == label) for label in range(classes)]
+        kept = {
+            int(own[i])
+            for own, most in zip(places, quota, strict=True)
+            for i in np.linspace(0, len(own) - 1, min(most, len(own))).astype(int)
+        }
+    else:  # records tell their labels only when they are read: the first of each class
+        kept = set()
+        for index, _, label in split.examples():
+            if quota[label]:
+                quota[label] -= 1
+                kept.add(index)
+                if not any(quota):
+                    break
+    split = split.without(i for i in split.indices() if i not in kept)
+    if split.count < classes:
+        raise InputError(
+            f"calibration: {split.name} has only {split.count} images for {classes} classes: expected one a class at "
+            "least; add training images, or give other --data."
+        )
+    with console.status(f"reading {split.count} images of {split.name}, to calibrate on"):
+        return evaluate.central_crops(reference, split)
+
+
+def _tracked(parts: Sequence[int], console: Console) -> Iterator[int]:
+    """The parts of a calibration, with a progress bar."""
+    from vggkeras.terminal import progress_bar
+
+    with progress_bar(console) as bar:
+        yield from bar.track(parts, description="measuring ranges")
+
+
+def _golden(
+    reference: Predictor,
+    graph: Any,
+    split: Split | None,
+    pictures: np.ndarray,
+    labels: np.ndarray | None,
+    answers: np.ndarray,
+) -> Golden:
+    """What travels inside the files, but for their own answers; the first image with the file it was cut from."""
+    import numpy as np
+
+    from export import artifact, quantize
+    from vggkeras import augment, datasets
+
+    pictures, answers = pictures[:GOLDEN_IMAGES], answers[:GOLDEN_IMAGES]
+    known = None if labels is None else labels[:GOLDEN_IMAGES]
+    original, layers = None, {}
+    if split is not None:
+        # The one of most colour comes first: in a grey one the order of the channels cannot be told.
+        colour = np.abs(pictures - pictures.mean(axis=3, keepdims=True)).mean(axis=(1, 2, 3))
+        order = [int(colour.argmax()), *(i for i in range(len(pictures)) if i != colour.argmax())]
+        pictures, answers, known = pictures[order], answers[order], known if known is None else known[order]
+        encoded = next(itertools.islice(split.examples(), order[0], None))[1]
+        original = artifact.small_original(encoded, reference.scale)
+        decoded = datasets.decode(original)
+        layers["decode"] = artifact.decoded_samples(decoded)
+        crop = augment.center_crop(decoded, reference.scale, reference.input_shape[:2])
+        pictures[0] = augment.in_channels(crop, reference.input_shape[2])  # of what travels
+        answers[0] = reference(pictures[:1])[0]
+    for layer, values in quantize.activations(graph, pictures[:1]).items():
+        layers[layer] = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return artifact.Golden(pictures, known, answers, answers[:0], layers, original)
+
+
+def _sealed(path: Path, golden: Golden, reference: Predictor) -> Predictor:
+    """Put as many golden images as suit it into a file, with the answers it gives itself, and load it."""
+    from export import artifact
+
+    count = artifact.golden_count(path, golden.images)
+    candidate = _loaded(path, reference)
+    try:
+        answers = candidate(golden.images[:count])
+    except Exception:  # what a runtime raises is said when the file is proven, a moment later
+        return candidate
+    labels = None if golden.labels is None else golden.labels[:count]
+    inside = replace(golden, images=golden.images[:count], probabilities=golden.probabilities[:count], labels=labels)
+    artifact.seal(path, replace(inside, answers=answers))
+    return _loaded(path, reference)
 
 
 def _sizes(reference: Predictor, split: Split | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """(images, the dense network's answers) at several sizes, of a split's images or random ones."""
     import numpy as np
 
-    from vggkeras import augment, datasets, evaluate
+    from vggkeras import augment, datasets
 
     h, w, c = reference.input_shape
     first = itertools.islice(split.examples(), SIZE_IMAGES) if split else ()
@@ -291,7 +490,7 @@ def _sizes(reference: Predictor, split: Split | None) -> list[tuple[np.ndarray, 
         size = (h + down, w + right)
         if originals:
             crops = [augment.center_crop(image, max(size), size) for image in originals]
-            images = np.stack([evaluate.in_channels(reference, crop) for crop in crops])
+            images = np.stack([augment.in_channels(crop, reference.input_shape[2]) for crop in crops])
         else:
             images = np.random.default_rng(0).integers(0, 256, (SIZE_IMAGES, *size, c), np.uint8)
         found.append((images, dense(images)))
@@ -320,14 +519,18 @@ class _Peak:
         self.start, self.stop = time.perf_counter(), threading.Event()
         me = psutil.Process()
 
+        def look() -> None:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):  # a child that has just ended
+                    total += process.memory_info().rss
+            self.gigabytes = max(self.gigabytes, total / 1e9)
+
         def watch() -> None:
             while not self.stop.wait(0.02):
-                total = 0
-                for process in [me, *me.children(recursive=True)]:
-                    with contextlib.suppress(psutil.NoSuchProcess):  # a child that has just ended
-                        total += process.memory_info().rss
-                self.gigabytes = max(self.gigabytes, total / 1e9)
+                look()
 
+        look()
         self.thread = threading.Thread(target=watch, daemon=True)
         self.thread.start()
         return self
@@ -364,14 +567,17 @@ def _tell(console: Console, rows: list, evidence: str) -> None:
         "max error",
         "relative",
         "agreement",
-        "accuracy",
+        "accuracy [95%]",
         "ms an image",
         "written in",
         "peak memory",
     ):
         table.add_column(column, justify="left" if column == "artifact" else "right")
     for path, result, peak, milliseconds in rows:
-        accuracy = "-" if result.accuracy_artifact is None else f"{result.accuracy_artifact:.2%}"
+        accuracy = "-"
+        if result.accuracy_artifact is not None:
+            low, high = result.accuracy_interval
+            accuracy = f"{result.accuracy_artifact:.2%} [{100 * low:.1f}, {100 * high:.1f}]"
         table.add_row(
             path.name,
             f"{_bytes(path):,}",

@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from export import PARITY_IMAGES, export_model
+from export import export_model
 from vggkeras.errors import parsed, run_command
 
 
@@ -26,19 +26,22 @@ class Arguments:
     model: Path = Path("runs/latest")
     """A run's folder or a .keras file."""
     precision: str = "float32"
-    """float32."""
+    """float32, float16, int8 or all; float16 and int8 of ONNX and TFLite."""
     data: str | None = None
     """Whose validation images to prove it on: digits, tfds:NAME, a folder, or random (weak evidence). By default the
     data the model was trained on."""
     out: Path | None = None
     """Folder; by default `export` beside the .keras file, so inside the run."""
-    images: int = PARITY_IMAGES
-    """Images to compare; 0 for the whole validation split."""
+    images: int | None = None
+    """Images to compare; 0 for the whole validation split. 256 when not given, 1,000 where a precision may cost
+    accuracy."""
     opset: int | None = None
     """ONNX operator set, 14 to 18; 18 when not given."""
     dense: bool = False
     """Write fully convolutional files instead (model.dense.onnx and so on): images of any height and width from the
     training crop up, as the paper's dense evaluation needs them."""
+    calibration: int | None = None
+    """Training images that int8's ranges come from, as many of each class: 100 when not given, or one a class."""
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from vggkeras.evaluate import mcnemar, wilson
 from vggkeras.runtimes import Predictor
 
 BATCH_SIZES = (1, 2, 7)
@@ -23,16 +22,38 @@ class Parity:
 
     images: int
     batch_sizes: tuple[int, ...]
-    tolerance: float
+    tolerance: float | None  # None where values are not bounded, but accuracy is
     max_abs_error: float  # of a probability
     max_rel_error: float  # max_abs_error over the reference's largest probability
     top1_agreement: float  # share of images with the same most probable class
-    top1_agreement_interval: tuple[float, float]  # Wilson, 95%
     accuracy_reference: float | None = None  # None without labels
     accuracy_artifact: float | None = None
     mcnemar_p: float | None = None  # exact, two-sided
+    most_lost: float | None = None  # accuracy that may be lost
+    labelled: int = 0  # images that the accuracies are of
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of the images that were shown
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def top1_agreement_interval(self) -> tuple[float, float]:
+        """Wilson, 95%."""
+        from vggkeras.evaluate import wilson
+
+        return wilson(round(self.top1_agreement * self.images), self.images)
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float] | None:
+        """Wilson, 95%, of the artifact's accuracy; None without labels."""
+        from vggkeras.evaluate import wilson
+
+        if self.accuracy_artifact is None:
+            return None
+        return wilson(round(self.accuracy_artifact * self.labelled), self.labelled)
+
+    @property
+    def lost_too_much(self) -> bool:
+        """Whether it failed for its accuracy alone."""
+        return len(self.failures) == 1 and self.failures[0].startswith("accuracy: ")
 
     @property
     def passed(self) -> bool:
@@ -55,8 +76,9 @@ def compare(
     candidate: Predictor,
     images: np.ndarray,
     labels: np.ndarray | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float | None = 1e-5,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    most_lost: float | None = None,
 ) -> Parity:
     """Compare a candidate with a reference on the same images, at several batch sizes.
 
@@ -66,7 +88,9 @@ def compare(
         images: uint8 `[N, H, W, C]`; fewer than the batch sizes' sum are shown again, so that each size is tried.
         labels: int `[N]`, for the accuracies.
         tolerance: largest error of a probability, absolute and relative to the reference's largest probability.
+            None: values are not bounded.
         batch_sizes: tried in turn.
+        most_lost: the most accuracy, a share of the images, that may be lost; needs labels.
 
     Returns:
         Parity, with every failure that was found; errors are infinite where shapes forbid comparing values.
@@ -101,7 +125,7 @@ def compare(
         failures.append(f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}")
     if output.shape != answers.shape:
         return _incomparable(images, batch_sizes, tolerance, failures)
-    return _values(images, answers, output, labels, batch_sizes, tolerance, failures)
+    return _values(images, answers, output, labels, batch_sizes, tolerance, most_lost, failures)
 
 
 def merged(parts: Sequence[Parity]) -> Parity:
@@ -115,7 +139,6 @@ def merged(parts: Sequence[Parity]) -> Parity:
         max_abs_error=max(part.max_abs_error for part in parts),
         max_rel_error=max(part.max_rel_error for part in parts),
         top1_agreement=same / images,
-        top1_agreement_interval=wilson(same, images),
         sizes=tuple(size for part in parts for size in part.sizes),
         failures=first.failures
         + [f"at {h} x {w} px: {failure}" for part in others for h, w in part.sizes for failure in part.failures],
@@ -128,7 +151,8 @@ def _values(
     output: np.ndarray,
     labels: np.ndarray | None,
     batch_sizes: Sequence[int],
-    tolerance: float,
+    tolerance: float | None,
+    most_lost: float | None,
     failures: list[str],
 ) -> Parity:
     n = len(images)
@@ -140,28 +164,38 @@ def _values(
     error = float(np.nan_to_num(difference, nan=np.inf).max())
     relative = error / float(answers.max())
     worst = int(np.nan_to_num(difference, nan=np.inf).max(axis=1).argmax())
-    if not (error <= tolerance and relative <= tolerance):
+    if tolerance is not None and not (error <= tolerance and relative <= tolerance):
         failures.append(
             f"values: largest error {error:.3g} ({relative:.3g} relative) exceeds {tolerance:g}, at image {worst % n}"
         )
     ours, theirs = answers[:n].argmax(axis=1), output[:n].argmax(axis=1)
     same = int((ours == theirs).sum())
     parity = Parity(
-        n, tuple(batch_sizes), tolerance, error, relative, same / n, wilson(same, n), sizes=(images.shape[1:3],),
-        failures=failures,
+        n, tuple(batch_sizes), tolerance, error, relative, same / n, sizes=(images.shape[1:3],), failures=failures,
+        most_lost=most_lost,
     )  # fmt: skip
     if labels is not None:
+        from vggkeras.evaluate import mcnemar
+
+        parity.labelled = n
         right, kept = ours == labels, theirs == labels
         lost, gained = int((right & ~kept).sum()), int((kept & ~right).sum())
         parity.accuracy_reference, parity.accuracy_artifact = float(right.mean()), float(kept.mean())
         parity.mcnemar_p = mcnemar(gained, lost)
+        if most_lost is not None and lost - gained > most_lost * n:
+            failures.append(
+                f"accuracy: {kept.mean():.2%} against {right.mean():.2%} of {n} images: {(lost - gained) / n:.2%} lost, "
+                f"{most_lost:.1%} at most"
+            )
     return parity
 
 
-def _incomparable(images: np.ndarray, batch_sizes: Sequence[int], tolerance: float, failures: list[str]) -> Parity:
+def _incomparable(
+    images: np.ndarray, batch_sizes: Sequence[int], tolerance: float | None, failures: list[str]
+) -> Parity:
     size = (images.shape[1:3],)
     sizes = tuple(batch_sizes)
-    return Parity(len(images), sizes, tolerance, np.inf, np.inf, 0.0, (0.0, 1.0), sizes=size, failures=failures)
+    return Parity(len(images), sizes, tolerance, np.inf, np.inf, 0.0, sizes=size, failures=failures)
 
 
 def _short(value: Any) -> str:

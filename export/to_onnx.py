@@ -20,18 +20,29 @@ import tensorflow as tf
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from export.quantize import Plan, kernel_steps
 from vggkeras.errors import InputError
 
 DEFAULT_OPSET = 18
+BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
-def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None) -> None:
-    """Write what `to_saved_model.inference_model` made, checked by onnx.checker.
+def write(
+    model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None, plan: Plan | None = None
+) -> None:
+    """Write what `to_saved_model.inference_model` made, at `about`'s precision, checked by onnx.checker.
+
+    The tensors go by the layers' names: `block1_conv1` is that layer's output after the ReLU, `predictions` the scores
+    before soft-max. Every other runtime may ignore the metadata.
+
+    Args:
+        plan: of `quantize.calibrate`, for int8.
 
     Raises:
         InputError (a ValueError): weights of more than 2 GB, which one ONNX file cannot hold.
     """
-    total = sum(weight.shape.num_elements() for weight in model.weights) * 4
+    precision = about.get("precision", "float32")
+    total = sum(weight.shape.num_elements() for weight in model.weights) * BYTES[precision]
     if total > 2**31 - 2**20:
         raise InputError(
             f"An ONNX file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: reduce width or fc_units."
@@ -43,6 +54,13 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
     _fold_constants(graph, constants)
     if any(layer.name == "flatten" for layer in model.layers):  # a dense network has none
         _drop_second_transpose(graph, constants, model.get_layer("flatten").input.shape[1:])
+    _fuse_bias(graph)
+    _name(graph, constants, model)
+    if precision == "float16":
+        _to_float16(graph, constants)
+    elif precision == "int8":
+        assert plan is not None
+        _to_int8(graph, constants, plan)
 
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:], graph.input[1:], graph.value_info[:]
@@ -52,7 +70,7 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
         for dim, name in zip(value.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False):
             if not dim.dim_value:
                 dim.dim_param = name
-    graph.name = model.name
+    graph.name, graph.doc_string = model.name, ""  # the converter's has a number that another process need not give
     proto.producer_name, proto.producer_version = "vggkeras", about["versions"]["vggkeras"]
     onnx.helper.set_model_props(proto, {"labels": json.dumps(about["class_names"]), "vggkeras": json.dumps(about)})
     onnx.save(proto, str(path))
@@ -113,3 +131,137 @@ def _drop_second_transpose(
     constants[matmul.input[1]] = kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
     reshape.input[0] = transpose.input[0]
     graph.node.remove(transpose)
+
+
+def _fuse_bias(graph: onnx.GraphProto) -> None:
+    """MatMul and Add are one Gemm."""
+    adds = {node.input[0]: node for node in graph.node if node.op_type == "Add"}
+    for i, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "MatMul":
+            add = adds[node.output[0]]
+            gemm = onnx.helper.make_node("Gemm", [*node.input, add.input[1]], [add.output[0]])
+            graph.node.remove(add)
+            graph.node[i].CopyFrom(gemm)
+
+
+WEIGHTED = ("Conv", "Gemm")
+
+
+def _name(graph: onnx.GraphProto, constants: dict[str, np.ndarray], model: keras.Model) -> None:
+    """Call nodes, weights and tensors by the layers they come from."""
+    weighted = iter([layer.name for layer in model.layers if layer.weights])
+    pools = iter([layer.name for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)])
+    others = {"Sub": "mean_rgb", "LRN": "lrn", "Reshape": "flatten", "Softmax": "softmax"}
+    layer, renamed, seen = "", dict[str, str](), set()
+    for i, node in enumerate(graph.node):
+        kind = node.op_type
+        if kind in WEIGHTED:
+            layer = next(weighted)
+            for place, name in enumerate((f"{layer}.kernel", f"{layer}.bias"), start=1):
+                constants[name] = constants.pop(node.input[place])
+                node.input[place] = name
+        elif kind == "Sub":
+            constants["mean_rgb.mean"] = constants.pop(node.input[1])
+            node.input[1] = "mean_rgb.mean"
+        for place, name in enumerate(node.input):
+            if name in constants and "." not in name:  # a shape, an axis, by a name that counts what came before
+                node.input[place] = f"{kind.lower()}{i}.constant{place}"
+                constants[node.input[place]] = constants.pop(name)
+        if kind in WEIGHTED or (kind == "Relu" and layer):
+            node.name = f"{layer}.{kind.lower()}"
+            followed = i + 1 < len(graph.node) and graph.node[i + 1].op_type == "Relu"
+            tensor = node.name if followed else layer
+        else:
+            tensor = next(pools) if kind == "MaxPool" else others.get(kind, kind.lower())
+            while tensor in seen:  # a dense network reshapes more than once
+                tensor += "_"
+            seen.add(tensor)
+            node.name = tensor
+        for j, name in enumerate(node.input):
+            node.input[j] = renamed.get(name, name)
+        if node.output[0] != graph.output[0].name:
+            renamed[node.output[0]] = tensor
+            node.output[0] = tensor
+
+
+def _to_float16(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> None:
+    """Weights and computation in float16, but for centring, LRN and soft-max, which need float32's range or digits."""
+    nodes: list[onnx.NodeProto] = []
+
+    def cast(tensor: str, to: int) -> str:
+        name = f"{tensor}.float{'16' if to == onnx.TensorProto.FLOAT16 else '32'}"
+        nodes.append(onnx.helper.make_node("Cast", [tensor], [name], name, to=to))
+        return name
+
+    half, renamed = False, dict[str, str]()
+    for node in graph.node:
+        kind = node.op_type
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        wants = {"LRN": False, "Softmax": False}.get(kind, half or kind in WEIGHTED)
+        if kind not in ("Cast", "Sub") and wants != half:
+            node.input[0] = cast(node.input[0], onnx.TensorProto.FLOAT16 if wants else onnx.TensorProto.FLOAT)
+            half = wants
+        for name in node.input:
+            if half and name in constants and constants[name].dtype == np.float32:
+                constants[name] = constants[name].astype(np.float16)
+        nodes.append(node)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _to_int8(graph: onnx.GraphProto, constants: dict[str, np.ndarray], plan: Plan) -> None:
+    """QuantizeLinear and DequantizeLinear around what computes in int8: S8 kernels, a scale a filter; U8 activations.
+
+    A runtime that knows the pattern computes in int8 (ONNX Runtime's QLinearConv and QGemm); any other gives the same
+    answers in float.
+    """
+    nodes: list[onnx.NodeProto] = []
+    add = onnx.helper.make_node
+
+    def in_steps(tensor: str, site: str) -> str:
+        """The tensor, counted in the site's steps and back."""
+        scale, zero = f"{site}.scale", f"{site}.zero"
+        constants[scale] = np.array(plan.steps[site].scale, np.float32)
+        constants[zero] = np.array(plan.steps[site].zero, np.uint8)
+        nodes.append(add("QuantizeLinear", [tensor, scale, zero], [f"{tensor}.uint8"], f"{tensor}.quantize"))
+        nodes.append(add("DequantizeLinear", [f"{tensor}.uint8", scale, zero], [f"{tensor}.steps"], f"{tensor}.steps"))
+        return f"{tensor}.steps"
+
+    def kernel(layer: str, site: str, axis: int) -> list[str]:
+        """The names of a layer's dequantized kernel and bias."""
+        whole, bias = constants.pop(f"{layer}.kernel"), constants.pop(f"{layer}.bias")
+        steps, scales, biases = kernel_steps(np.moveaxis(whole, axis, -1), bias, plan.steps[site].scale)
+        del whole
+        constants[f"{layer}.kernel.int8"] = np.moveaxis(steps, -1, axis)
+        constants[f"{layer}.bias.int32"] = biases
+        constants[f"{layer}.kernel.scale"] = scales
+        constants[f"{layer}.bias.scale"] = scales * np.float32(plan.steps[site].scale)
+        constants[f"{layer}.kernel.zero"] = np.zeros(len(scales), np.int8)
+        for name, kind, at in (("kernel", "int8", axis), ("bias", "int32", 0)):
+            # A bias has no zero point: ONNX Runtime recognises the pattern without.
+            zero = [f"{layer}.kernel.zero"] if name == "kernel" else []
+            inputs = [f"{layer}.{name}.{kind}", f"{layer}.{name}.scale", *zero]
+            nodes.append(add("DequantizeLinear", inputs, [f"{layer}.{name}"], f"{layer}.{name}", axis=at))
+        return [f"{layer}.kernel", f"{layer}.bias"]
+
+    site, counted = "mean_rgb", False
+    renamed: dict[str, str] = {}
+    kinds = [node.op_type for node in graph.node] + [""]
+    for node, following in zip(graph.node, kinds[1:], strict=True):
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        layer = node.name.split(".")[0]
+        if node.op_type == "Conv" and site == "mean_rgb" and plan.in_steps(site):
+            node.input[0] = in_steps(node.input[0], site)
+        if node.op_type in WEIGHTED and plan.quantizes(layer):
+            node.input[1:] = kernel(layer, site, 0 if node.op_type == "Conv" else 1)
+        nodes.append(node)
+        if layer in plan.steps and node.op_type in (*WEIGHTED, "Relu", "LRN") and following != "Relu":
+            site, counted = layer, plan.in_steps(layer)
+        elif node.op_type not in ("MaxPool", "Reshape"):
+            continue
+        if counted:  # pooling and flattening keep the steps
+            renamed[node.output[0]] = in_steps(node.output[0], site)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)

@@ -7,6 +7,7 @@ SavedModel has it as its signature serving_default. A dense one takes any H and 
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers, ops
+from tensorflow.core.protobuf import fingerprint_pb2
 
 from vggkeras import models
 from vggkeras.errors import InputError
@@ -78,7 +80,7 @@ def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.nda
     return [(kernel * scale).astype(np.float32), (beta + (bias - mean) * scale).astype(np.float32)]
 
 
-def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None) -> None:
+def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None, plan: object = None) -> None:
     """Write what `inference_model` made. Raises OSError when the folder cannot be written."""
     # TensorFlow's own saving, of TensorFlow's own variables: Keras' ExportArchive stores every weight twice.
     module = tf.Module()
@@ -89,5 +91,14 @@ def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | No
         tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
     except tf.errors.OpError as error:  # TensorFlow's own file system layer
         raise OSError(f"{path} cannot be written: {error}") from error
+    _fix_fingerprint(path / "fingerprint.pb")
     (path / ABOUT).parent.mkdir()
     (path / ABOUT).write_text(json.dumps(about))
+
+
+def _fix_fingerprint(path: Path) -> None:
+    """TensorFlow gives every file another random name; let it be one that follows from what is in the file."""
+    fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
+    fingerprint.uuid = ""
+    fingerprint.uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, fingerprint.SerializeToString().hex()))
+    path.write_bytes(fingerprint.SerializeToString())

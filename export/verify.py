@@ -1,86 +1,205 @@
-"""A file against its own golden answers, with neither Keras nor TensorFlow for .onnx and .tflite.
+"""A file against what travels inside it: its checksums, and the answers it gave where it was made. Needs that one file.
 
-    python -m export.verify runs/latest/export/model.onnx runs/latest/export/model.tflite
+    python -m export.verify model.onnx model.int8.tflite
+    python -m export.verify --explain model.onnx             stage by stage, the first one that differs
+    python -m export.verify --original photo.jpg model.onnx  write its golden photograph: put it through your own
+    python -m export.verify --inputs mine.npy model.onnx     preprocessing, save the array, and learn what is wrong with it
 
-Exit code 0: every file is the certified one and gives the golden answers. 1: one differs. 2: nothing to verify.
+NumPy, Pillow and the file's runtime are enough: ONNX Runtime, LiteRT, or TensorFlow for a SavedModel.
+
+Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2: nothing to verify.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from dataclasses import dataclass
+import zipfile
 from pathlib import Path
 
-import tyro
-from rich.console import Console
+import numpy as np
 
-from export import artifact, parity
+from export import TOLERANCES, artifact, parity
 from vggkeras import files, runtimes
-from vggkeras.errors import InputError, parsed, run_command
-from vggkeras.terminal import load_tensorflow
+from vggkeras.errors import InputError, run_command
+
+# Of int8's own answers: another processor, or another version, may round a step the other way in every layer.
+INT8_TOLERANCE = 0.05
 
 
-def verify(path: Path) -> list[str]:
-    """What differs between an artifact and its certificate and golden answers, both beside it; [] when nothing does.
+def verify(path: Path, provider: str = "cpu") -> list[str]:
+    """What differs between an exported file and what travels inside it; [] when nothing does.
+
+    A file that is not what it was is not run: a damaged one may crash its runtime, and take the process with it. Where
+    certificate.json and golden.npz lie beside the file, it is held against these as well.
 
     Raises:
-        InputError (a ValueError): no such artifact, no golden answers, or a certificate that does not name it.
+        InputError (a ValueError): no such file, a file of another make, one that wants to read files elsewhere.
     """
-    expected_files = "expected an exported .onnx or .tflite file, or a SavedModel folder"
-    if not path.exists():
-        raise InputError(f"No artifact at {path}: {expected_files}.")
-    if path.suffix not in (".onnx", ".tflite") and not (path / "saved_model.pb").exists():
-        raise InputError(f"{path} is not an exported artifact: {expected_files}.")
-    images, labels, probabilities, sizes = artifact.load_golden(path.parent)
-    certified = files.read_certificate(path.parent).get(path.name)
-    if certified is None:
-        raise InputError(f"There is no entry {path.name!r} in {path.parent / files.CERTIFICATE}: export it again.")
-    problems = [] if certified["passed"] is True else [f"certificate: {'; '.join(certified['failures'])}"]
-    if (found := files.sha256(path)) != certified["sha256"]:
-        problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {found[:12]}…")
+    check(path)
     try:
-        candidate = runtimes.load(path)
+        contents = artifact.read(path)
+    except artifact.DamagedError as error:
+        return [str(error)]
+    problems = [f"{part}: not what it was when the file was made (sha256)" for part in contents.changed]
+    certified = files.read_certificate(path.parent).get(path.name)
+    if certified is not None:
+        problems += [] if certified["passed"] is True else [f"certificate: {'; '.join(certified['failures'])}"]
+        if (found := files.sha256(path)) != certified["sha256"]:
+            problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {found[:12]}…")
+    golden = contents.golden
+    if contents.changed or golden is None:
+        return problems
+    try:
+        candidate = runtimes.load(path, provider)
     except InputError as error:
+        if provider != "cpu":
+            raise
         return [*problems, str(error)]
+    about = contents.about
+    precision = about.get("precision", "float32")
+    tolerance = TOLERANCES[precision] or INT8_TOLERANCE
+    # int8 is held against itself, elsewhere; how near it is to Keras was measured when it was made.
+    answers = golden.answers if precision == "int8" else golden.probabilities
     expected = runtimes.Predictor(
         path,
         "golden answers",
         "",
         "",
-        images.shape[1:],
-        # The certificate does not repeat the labels: the file's own are under its sha256.
-        candidate.class_names,
-        certified["input"]["name"],
-        certified["output"]["name"],
+        golden.images.shape[1:],
+        list(about["class_names"]),
+        about["input"]["name"],
+        about["output"]["name"],
         {},
-        lambda _: probabilities,
+        lambda _: answers,
     )
-    results = [parity.compare((expected, probabilities), candidate, images, labels, certified["tolerance"])]
-    if candidate.dense:
-        results += [parity.compare((expected, p), candidate, shown, None, certified["tolerance"]) for shown, p in sizes]
+    results = [parity.compare((expected, answers), candidate, golden.images, None, tolerance)]
+    if candidate.dense and certified is not None and (path.parent / artifact.GOLDEN).is_file():
+        sizes = artifact.load_golden(path.parent)[3]
+        results += [parity.compare((expected, p), candidate, shown, None, tolerance) for shown, p in sizes]
     return problems + parity.merged(results).failures
 
 
-@dataclass
-class Arguments:
-    """Check exported files against the golden answers (golden.npz) and the certificate beside them."""
-
-    files: tyro.conf.Positional[tuple[Path, ...]]
-    """.onnx and .tflite files, SavedModel folders."""
+def check(path: Path) -> None:
+    """Raises InputError when a path is no exported file, or one that would have the runtime read other files."""
+    expected = "expected an exported .onnx or .tflite file, or a SavedModel folder"
+    if not path.exists():
+        raise InputError(f"No artifact at {path}: {expected}.")
+    if not ((path / "saved_model.pb").exists() if path.is_dir() else path.suffix in (".onnx", ".tflite")):
+        raise InputError(f"{path} is not an exported artifact: {expected}.")
+    if path.suffix != ".onnx" or path.is_dir():
+        return
+    try:
+        outside = artifact.external_data(path)
+    except ValueError:
+        return  # what cannot be read is said by those who read it
+    if outside:
+        raise InputError(
+            f"{path} keeps weights in {', '.join(map(repr, outside[:3]))}: expected them inside the file, as `python -m "
+            "export` writes it; do not load it."
+        )
 
 
 def main() -> int:
     """Parse, and verify each file."""
-    files = parsed(lambda: tyro.cli(Arguments, prog="python -m export.verify")).files
-    if not files:
-        raise InputError("Expected one file or more to verify; received none.")
-    load_tensorflow(Console(), *files)
+    parser = argparse.ArgumentParser(
+        prog="python -m export.verify",
+        description="Check exported files against the checksums and golden answers inside them.",
+        epilog="Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2: nothing to verify.",
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help=".onnx and .tflite files, SavedModel folders"
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--explain",
+        action="store_true",
+        help="say at which stage a file first differs: decode, resize, each layer, soft-max",
+    )
+    instead.add_argument(
+        "--original", type=Path, metavar="PHOTO", help="write the golden photograph that travels inside, and stop"
+    )
+    instead.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="ARRAY.npy",
+        help="what your own preprocessing makes of that photograph: say what is wrong",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=runtimes.PROVIDERS,
+        default="cpu",
+        help="what .onnx files run on; never another in silence",
+    )
+    arguments = parser.parse_args()
+    if any((path / "saved_model.pb").exists() for path in arguments.files):
+        from rich.console import Console  # TensorFlow's users have it
+
+        from vggkeras.terminal import load_tensorflow
+
+        load_tensorflow(Console(), *arguments.files)
+    if arguments.original or arguments.inputs:
+        return _own_preprocessing(arguments)
     failed = 0
-    for path in files:
-        problems = verify(path)
+    for path in arguments.files:
+        problems = verify(path, arguments.provider)
         print(f"{path}: " + ("passed" if not problems else "FAILED\n  " + "\n  ".join(problems)))
         failed += bool(problems)
+        if arguments.explain:
+            from export import explain
+
+            try:
+                print(explain.told(explain.stages(path)))
+            except InputError as error:
+                if not problems:
+                    raise
+                print(f"  {error}")  # beside what is wrong already, which is the answer
     return 1 if failed else 0
+
+
+def _own_preprocessing(arguments: argparse.Namespace) -> int:
+    from export import explain
+
+    if len(arguments.files) > 1:
+        raise InputError(f"--original and --inputs go with one file; received {len(arguments.files)}.")
+    (path,) = arguments.files
+    check(path)
+    try:
+        golden = artifact.read(path).golden
+    except artifact.DamagedError as error:
+        print(f"{path}: FAILED\n  {error}")
+        return 1
+    if golden is None or golden.original is None:
+        raise InputError(f"No photograph travels inside {path}: export it with real --data.")
+    if arguments.original:
+        files.check_file(arguments.original)
+        _write(arguments.original, golden.original)
+        print(
+            f"{arguments.original}: put it through your preprocessing, save what the network would get with numpy.save,"
+        )
+        print(f"and ask: python -m export.verify --inputs mine.npy {path}")
+        return 0
+    try:
+        mine = np.load(arguments.inputs, allow_pickle=False)
+        if not isinstance(mine, np.ndarray):
+            raise ValueError("it holds several arrays")
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{arguments.inputs} cannot be read ({error}): expected an array that numpy.save wrote."
+        ) from error
+    found = explain.preprocessing(path, mine, arguments.provider)
+    print(explain.told(found))
+    return 0 if all(stage.passed for stage in found) else 1
+
+
+def _write(path: Path, content: bytes) -> None:
+    """In one step, without files.replacing: what that needs to sweep a folder is not among what this command needs."""
+    beside = files.partial(path)
+    try:
+        beside.write_bytes(content)
+        files.move(beside, path)
+    finally:
+        files.remove(beside)
 
 
 def cli() -> int:

@@ -55,6 +55,13 @@ def grid_crops(image: np.ndarray, crop: tuple[int, int], grid: int) -> Iterator[
         yield image[y : y + crop[0], x : x + crop[1]]
 
 
+def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """What a network is shown of RGB, uint8 `[h, w, C]`: itself, or, for grey images, ITU-R 601 luma, as Pillow's "L"."""
+    if channels == 1:
+        return np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+    return image
+
+
 def draws(seed: int, epoch, index):
     """An image's random numbers in an epoch: uniform float32 `[4]` in [0, 1) and standard normal float32 `[3]`.
 

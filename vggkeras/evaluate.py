@@ -502,7 +502,7 @@ def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.nd
 
     def prepare(index: int, encoded: bytes, label: int) -> tuple[np.ndarray, int]:
         image = augment.rescale(datasets.decode(encoded, split.image_name(index)), predictor.scale)
-        return _center(predictor, in_channels(predictor, image)), label
+        return _center(predictor, augment.in_channels(image, predictor.input_shape[2])), label
 
     crops, labels = zip(*datasets.in_threads(prepare, split.examples()), strict=True)
     return np.stack(crops), np.array(labels, np.int64)
@@ -627,7 +627,7 @@ class _Plan:
             start = time.perf_counter()
             m, part, q = key
             model = self.models[m]
-            shown = [in_channels(model, image[q]) for image in images]
+            shown = [augment.in_channels(image[q], model.input_shape[2]) for image in images]
             if part == "dense":
                 answers[key] = _dense(self.dense[m], shown, self.mirrors)
             else:
@@ -682,13 +682,6 @@ def _dense(model: Predictor, images: list[np.ndarray], mirrors: bool) -> np.ndar
             stack = np.stack([view for i in some for view in _with_mirrors([images[i]], mirrors)])
             answers[some] = model(stack).reshape(len(some), views, -1).mean(axis=1)
     return answers
-
-
-def in_channels(model: Predictor, image: np.ndarray) -> np.ndarray:
-    """What a model is shown of RGB, uint8 `[h, w, C]`: itself, or, for grey images, ITU-R 601 luma, as Pillow's "L"."""
-    if model.input_shape[2] == 1:
-        return np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
-    return image
 
 
 def _windows(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,0 +1,230 @@
+"""What float16 and int8 must know of a network: how large its activations are, in which steps to count, whom it hurts.
+
+int8 as both formats have it: a value is (step - zero) * scale. Activations have one scale a tensor, from the images of a
+calibration; kernels one a filter, symmetric; biases are int32 in steps of input times kernel. The images come in, and the
+probabilities leave, as ever: centring, LRN and soft-max compute in float, and so does the sum that makes the class scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from vggkeras.errors import InputError
+
+FLOAT16_MAX = 65504.0
+BATCH = 4  # images at once: all activations of configuration D at 224 px take 60 MB each
+SHARES = np.linspace(0.3, 1, 36)  # of the largest value, tried as the end of a range
+BINS = 2048
+SAMPLED = 1 << 18  # values of an activation that a histogram counts, of a few images
+
+
+@dataclass(frozen=True)
+class Steps:
+    """256 steps: value = (step - zero) * scale, step in 0-255."""
+
+    scale: float
+    zero: int
+
+    @classmethod
+    def between(cls, low: float, high: float) -> Steps:
+        """Steps over a range, which is made to hold zero: padding is exact."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / 255 or 1.0
+        return cls(float(np.float32(scale)), int(np.clip(round(-low / scale), 0, 255)))
+
+    def rounded(self, values: Any) -> np.ndarray:
+        """The nearest values that these steps can say."""
+        steps = np.clip(np.rint(np.asarray(values) / np.float32(self.scale)) + self.zero, 0, 255)
+        return ((steps - self.zero) * np.float32(self.scale)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is quantized: the steps of every activation, and which layers are left in float."""
+
+    steps: dict[str, Steps]  # layer -> its output's, after the ReLU; in the network's order, from mean_rgb on
+    weighted: tuple[str, ...]  # the layers with kernels, in order
+    images: int  # that the ranges come from
+    classes: int  # that these show
+    floats: tuple[str, ...] = ()
+
+    def leaving(self, floats: Sequence[str]) -> Plan:
+        """The same with other layers left in float."""
+        return replace(self, floats=tuple(floats))
+
+    def quantizes(self, layer: str) -> bool:
+        """Whether a layer computes in int8."""
+        return layer in self.weighted and layer not in self.floats
+
+    def in_steps(self, layer: str) -> bool:
+        """Whether a layer's output is wanted in steps: an int8 layer makes it or takes it."""
+        sites = list(self.steps)
+        place = sites.index(layer) + 1
+        following = sites[place] if place < len(sites) else self.weighted[-1]
+        return self.quantizes(layer) or self.quantizes(following)
+
+
+def kernel_steps(kernel: np.ndarray, bias: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int8 kernel, one float32 scale a filter, and int32 bias, for an input counted in steps of `scale`.
+
+    Args:
+        kernel: float32 `[..., filters]`.
+        bias: float32 `[filters]`.
+        scale: of the input.
+    """
+    largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(axis=0)
+    # A filter of next to nothing must not make its bias overflow.
+    scales = np.maximum(largest / 127, np.abs(bias) / (scale * 2**30)).astype(np.float32)
+    scales[scales == 0] = 1.0
+    # Where scale * scales underflows, the filter and its bias are zero.
+    steps = np.clip(np.rint(kernel / scales), -127, 127).astype(np.int8)
+    return steps, scales, np.rint(bias.astype(np.float64) / (scales.astype(np.float64) * scale)).astype(np.int32)
+
+
+def _sites(graph: keras.Model) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The images, layer -> its output after the ReLU, and layer -> its input, as Keras tensors.
+
+    Outputs are of mean_rgb, lrn and whatever has a kernel, but of the last; inputs of whatever has a kernel.
+    """
+    images = x = keras.Input(graph.input_shape[1:], dtype="uint8")
+    outputs: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    for layer in graph.layers[1:]:  # a chain, whose layers belong to another model as well
+        if layer.weights:
+            inputs[layer.name] = x
+        x = layer(x)
+        if layer.name in ("mean_rgb", "lrn") or (layer.weights and layer.name != "predictions"):
+            outputs[layer.name] = x
+        elif isinstance(layer, layers.ReLU):
+            outputs[list(outputs)[-1]] = x
+    return images, outputs, inputs
+
+
+def activations(graph: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Every layer's output after the ReLU, and `predictions` before soft-max, of images uint8 `[N, H, W, C]`."""
+    shown, outputs, _ = _sites(graph)
+    found = {k: ops.convert_to_numpy(v) for k, v in keras.Model(shown, outputs)(images, training=False).items()}
+    last = graph.get_layer("predictions")
+    if isinstance(last, layers.Dense):
+        kernel, bias = (ops.convert_to_numpy(weight) for weight in last.weights)
+        found["predictions"] = found["fc2"] @ kernel + bias
+    return found
+
+
+def check_finite(graph: keras.Model, images: np.ndarray | None = None) -> None:
+    """Raises InputError naming the first layer with NaN or infinite weights or, of the images, activations."""
+    for layer in graph.layers:
+        for weight in layer.weights:
+            if not np.isfinite(ops.convert_to_numpy(weight)).all():
+                raise InputError(
+                    f"Layer {layer.name} has NaN or infinite numbers in its {weight.name}: expected a trained network; "
+                    "train it again, or export an earlier one."
+                )
+    if images is None:
+        return
+    for name, values in activations(graph, images).items():
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"Layer {name} gives NaN or infinite numbers: its weights are finite but too large; train again with a "
+                "lower rate, or export an earlier network."
+            )
+
+
+def check_float16(graph: keras.Model, images: np.ndarray) -> None:
+    """Raises InputError naming the first layer whose weights or, of the images, activations leave float16's range."""
+    advice = "export it as float32 or int8."
+    for layer in graph.layers:
+        for weight in layer.weights:
+            if (largest := np.abs(ops.convert_to_numpy(weight)).max()) > FLOAT16_MAX:
+                raise InputError(
+                    f"Layer {layer.name} does not fit float16: expected weights up to {FLOAT16_MAX:g}; its {weight.name} "
+                    f"reaches {largest:.4g}: {advice}"
+                )
+    for start in range(0, len(images), BATCH):
+        for name, values in activations(graph, images[start : start + BATCH]).items():
+            if (largest := np.abs(values).max()) > FLOAT16_MAX:
+                raise InputError(
+                    f"Layer {name} does not fit float16: expected outputs up to {FLOAT16_MAX:g}; they reach "
+                    f"{largest:.4g}: {advice}"
+                )
+
+
+def calibrate(graph: keras.Model, images: np.ndarray, classes: int, track=lambda parts: parts) -> Plan:
+    """The steps in which a network's activations are counted, from images uint8 `[N, H, W, C]`.
+
+    Where a range ends is chosen for each layer: the end that leaves the least squared error of what was seen, cut off and
+    rounded. A few large values would otherwise make the steps of all others coarse.
+
+    Raises:
+        InputError (a ValueError): NaN or infinite activations, by layer.
+    """
+    shown, sites, _ = _sites(graph)
+    network, starts = keras.Model(shown, sites), range(0, len(images), BATCH)
+    low, high = dict.fromkeys(sites, 0.0), dict.fromkeys(sites, 0.0)
+    counts = {name: np.zeros(BINS) for name in sites}
+    for histogram in (False, True):
+        for start in track(starts):
+            for name, value in network(images[start : start + BATCH], training=False).items():
+                values = ops.convert_to_numpy(value)
+                if not histogram:
+                    if not np.isfinite(values).all():
+                        check_finite(graph, images[start : start + BATCH])
+                    low[name], high[name] = min(low[name], values.min()), max(high[name], values.max())
+                elif high[name] > low[name]:
+                    every = values.size // SAMPLED + 1  # a histogram of all takes longer than the network
+                    counts[name] += np.histogram(values.ravel()[::every], BINS, (low[name], high[name]))[0]
+    steps = {name: _best(counts[name], low[name], high[name]) for name in sites}
+    steps["mean_rgb"] = Steps(1.0, int(np.clip(round(-low["mean_rgb"]), 0, 255)))  # pixels are whole numbers apart
+    weighted = tuple(layer.name for layer in graph.layers if layer.weights)
+    return Plan(steps, weighted, len(images), classes)
+
+
+def _best(counts: np.ndarray, low: float, high: float) -> Steps:
+    """Of the ranges that end at a share of the largest and smallest value, the one with the least squared error."""
+    if not counts.any():
+        return Steps.between(low, high)
+    centres = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
+    candidates = [Steps.between(low * share, high * share) for share in SHARES]
+    # Within a range the error is that of rounding, scale^2 / 12: the histogram's bins are hardly finer than the steps.
+    errors = []
+    for steps in candidates:
+        ends = (np.array([0, 255]) - steps.zero) * steps.scale
+        cut = centres - np.clip(centres, *ends)
+        nonzero = counts * (np.abs(centres) > (high - low) / BINS)  # zeros are exact
+        errors.append((counts * cut**2).sum() + nonzero.sum() * steps.scale**2 / 12)
+    return candidates[int(np.argmin(errors))]
+
+
+def signal_to_noise(graph: keras.Model, plan: Plan, images: np.ndarray) -> dict[str, float]:
+    """What a layer alone would add in int8: its output's signal over its error, dB, in the network's order.
+
+    The layer takes the float network's own activations, rounded to its input's steps; kernel and output are rounded too.
+    """
+    outputs = activations(graph, images)
+    sites, found = list(outputs), {}
+    shown, _, inputs = _sites(graph)
+    fed = keras.Model(shown, inputs)(images, training=False)
+    for name in plan.weighted:
+        layer, before = graph.get_layer(name), plan.steps[sites[sites.index(name) - 1]]
+        kernel, bias = (ops.convert_to_numpy(weight) for weight in layer.weights)
+        steps, scales, biases = kernel_steps(kernel, bias, before.scale)
+        # Pooling and flattening keep the steps, so that what comes in is in those of the site before.
+        x = before.rounded(ops.convert_to_numpy(fed[name]))
+        rounded = [steps * scales, (biases * scales.astype(np.float64) * before.scale).astype(np.float32)]
+        if name == plan.weighted[-1]:
+            y = x @ rounded[0] + rounded[1]
+        else:
+            y = ops.convert_to_numpy(layer.stateless_call(rounded, [], ops.convert_to_tensor(x))[0])
+            y = plan.steps[name].rounded(np.maximum(y, 0))
+        signal, noise = (
+            np.square(outputs[name], dtype=np.float64).sum(),
+            np.square(outputs[name] - y, dtype=float).sum(),
+        )
+        found[name] = float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+    return found

@@ -1,0 +1,307 @@
+"""float16 and int8: what is in the files, what they cost, and what is refused."""
+
+from __future__ import annotations
+
+import collections
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import export
+import vggkeras
+from export import quantize, to_saved_model
+from vggkeras import evaluate, files, models
+
+PRECISE = [f"model.{precision}.{kind}" for precision in ("float16", "int8") for kind in ("onnx", "tflite")]
+
+
+@pytest.fixture(scope="module")
+def validation(run):
+    """(crops, labels, Keras' answers) of the digits' validation split."""
+    predictor = vggkeras.load(run.path)
+    crops, labels = evaluate.central_crops(predictor, vggkeras.load_data("digits").split("validation"))
+    return crops, labels, predictor(crops)
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_each_takes_bytes_and_gives_float32_probabilities_as_accurate_as_keras(name, precise_exports, validation):
+    crops, labels, expected = validation
+    predictor = vggkeras.load(precise_exports / name)
+    p = predictor(crops)
+    assert (predictor.input_name, predictor.output_name) == ("images", "probabilities")
+    assert p.dtype == np.float32
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-3)
+    lost = (expected.argmax(axis=1) == labels).sum() - (p.argmax(axis=1) == labels).sum()
+    assert lost <= 0.005 * len(labels)
+    assert np.abs(p - expected).max() > 1e-6  # it is not float32 under another name
+    if "float16" in name:
+        assert np.abs(p - expected).max() < 1e-2
+    entry = json.loads((precise_exports / "certificate.json").read_text())[name]
+    assert entry["passed"]
+    assert (entry["precision"], entry["most_lost"]) == (name.split(".")[1], 0.005)
+    assert entry["accuracy_interval"][0] < entry["accuracy_artifact"] < entry["accuracy_interval"][1]
+    assert entry["accuracy_artifact"] == pytest.approx((p.argmax(axis=1) == labels).mean())
+
+
+def test_both_formats_count_in_the_same_steps(precise_exports, validation):
+    """Two programs that compute in int8, one plan: nearer to each other than to float32."""
+    crops, _, expected = validation
+    ours, theirs = (vggkeras.load(precise_exports / f"model.int8.{kind}")(crops) for kind in ("onnx", "tflite"))
+    assert np.abs(ours - theirs).mean() < 0.5 * np.abs(ours - expected).mean()
+
+
+def test_the_onnx_files(precise_exports):
+    half = onnx.load(precise_exports / "model.float16.onnx")
+    kinds = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
+    assert {kinds[f"{layer}.{part}"] for layer in ("block1_conv1", "fc1") for part in ("kernel", "bias")} == {
+        onnx.TensorProto.FLOAT16
+    }
+    assert kinds["mean_rgb.mean"] == onnx.TensorProto.FLOAT  # what leaves float16's range or needs its digits stays
+    whole = onnx.load(precise_exports / "model.int8.onnx")
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
+    for layer in ("block1_conv1", "block5_conv2", "fc1", "predictions"):
+        kernel, scale = tensors[f"{layer}.kernel.int8"], tensors[f"{layer}.kernel.scale"]
+        assert kernel.dtype == np.int8
+        assert len(scale) == kernel.shape[0 if kernel.ndim == 4 else 1]  # one a filter
+        assert tensors[f"{layer}.bias.int32"].dtype == np.int32
+    assert not [name for name, array in tensors.items() if array.dtype == np.float32 and array.size > 256]
+    assert [i.type.tensor_type.elem_type for i in whole.graph.input] == [onnx.TensorProto.UINT8]
+    about = json.loads({p.key: p.value for p in whole.metadata_props}["vggkeras"])
+    assert about["precision"] == "int8"
+    assert about["calibration"] == {"images": 100, "classes": 10, "data": "digits train"}
+    assert about["left_in_float"] == []
+    assert set(about["signal_to_noise_db"]) == {"fc1", "fc2", "predictions"} | {
+        t.removesuffix(".kernel.int8") for t in tensors if t.endswith(".kernel.int8")
+    }
+
+
+def test_onnx_runtime_computes_the_int8_file_in_int8(precise_exports, tmp_path):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(precise_exports / "model.int8.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert (kinds["QLinearConv"], kinds["QGemm"]) == (8, 3)  # A's eight convolutions and three FC layers
+    assert not {"Conv", "Gemm", "MatMul", "FusedConv"} & set(kinds)
+
+
+def test_the_tflite_file_has_int8_tensors_between_float_ends(precise_exports):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(precise_exports / "model.int8.tflite"))
+    tensors = {tensor["name"]: tensor for tensor in interpreter.get_tensor_details()}
+    assert tensors["images"]["dtype"] == np.uint8
+    assert tensors["probabilities"]["dtype"] == tensors["predictions"]["dtype"] == np.float32
+    for layer in ("block1_conv1", "block5_conv2", "fc1"):
+        assert tensors[layer]["dtype"] == tensors[f"{layer}.kernel"]["dtype"] == np.int8
+        scales = tensors[f"{layer}.kernel"]["quantization_parameters"]["scales"]
+        assert len(scales) == tensors[f"{layer}.kernel"]["shape"][0]
+    assert tensors["lrn"]["dtype"] == np.float32
+    kinds = {op["op_name"] for op in interpreter._get_ops_details()}
+    assert not {name for name in kinds if name.startswith("Flex")}
+
+
+def graph_of(run):
+    return to_saved_model.inference_model(models.load_model(run.path / "model.keras")[0])
+
+
+def test_steps_hold_zero_exactly_and_kernels_reach_127():
+    for low, high in ((-3, 5), (0, 7.5), (2, 9), (-4, -1), (0, 0)):
+        steps = quantize.Steps.between(low, high)
+        assert steps.rounded(0.0) == 0
+        values = np.linspace(min(low, 0), max(high, 0), 1000, dtype=np.float32)
+        assert np.abs(steps.rounded(values) - values).max() <= steps.scale * 1.01
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 4, 6)).astype(np.float32) * np.array([1e-6, 1, 10, 0, 1, 1], np.float32)
+    bias = np.array([1, 2, 3, 0, -1, 1e4], np.float32)
+    whole, scales, biases = quantize.kernel_steps(kernel, bias, 0.05)
+    assert np.abs(whole).reshape(-1, 6).max(axis=0)[[1, 2, 4]].tolist() == [127, 127, 127]
+    np.testing.assert_allclose(biases * scales.astype(np.float64) * 0.05, bias, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(whole * scales, kernel, atol=float(scales.max()))
+
+
+def test_signal_to_noise_is_what_rounding_makes_it(run):
+    """By hand, for the first layer: the same convolution of rounded pixels and kernel, in NumPy."""
+    graph = graph_of(run)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    plan = quantize.calibrate(graph, images, 1)
+    found = quantize.signal_to_noise(graph, plan, images)
+    assert list(found) == list(plan.weighted)
+    kernel, bias = graph.get_layer("block1_conv1").get_weights()
+    x = images - np.float32(graph.get_layer("mean_rgb").mean)
+
+    def convolved(x, kernel, bias):
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2))
+        return np.maximum(np.einsum("nyxchw,hwcf->nyxf", windows, kernel) + bias, 0)
+
+    signal = convolved(x, kernel, bias)
+    largest = np.abs(kernel).max(axis=(0, 1, 2)) / 127
+    step = plan.steps["block1_conv1"].scale
+    rough = convolved(np.rint(x), np.rint(kernel / largest) * largest, bias)
+    noise = signal - np.clip(np.rint(rough / step), 0, 255) * step
+    assert found["block1_conv1"] == pytest.approx(10 * np.log10((signal**2).sum() / (noise**2).sum()), abs=1)
+
+
+@pytest.fixture(scope="module")
+def hard_for_int8(run, workplace):
+    """The trained network, to the same function, with one channel of a layer 3,000 times as large as the others."""
+    model, about = models.load_model(run.path / "model.keras")
+    first, norm, second = (model.get_layer(n) for n in ("block3_conv1", "block3_bn1", "block3_conv2"))
+    gamma, beta, *moments = norm.get_weights()
+    kernel, bias = second.get_weights()
+    for array, factor in ((gamma, 3000), (beta, 3000)):
+        array[0] *= factor
+    kernel[:, :, 0] /= 3000
+    norm.set_weights([gamma, beta, *moments])
+    second.set_weights([kernel, bias])
+    assert first.name
+    models.save_model(model, workplace / "hard.keras", about)
+    return workplace / "hard.keras"
+
+
+def test_the_layers_that_int8_hurts_are_left_in_float_and_named(hard_for_int8, tmp_path, capsys):
+    entries = export.export_model(hard_for_int8, "onnx", "int8", out=tmp_path / "e")
+    entry = entries["model.int8.onnx"]
+    assert entry["passed"]
+    # The outlier is one layer's output and the next one's input: in float, the fewest that mend it.
+    assert 1 <= len(entry["left_in_float"]) <= 2
+    assert set(entry["left_in_float"]) <= {"block3_conv1", "block3_conv2"}
+    assert "left in float, as int8 hurts them most: block3_conv" in " ".join(capsys.readouterr().out.split())
+    tensors = {t.name: t.data_type for t in onnx.load(tmp_path / "e" / "model.int8.onnx").graph.initializer}
+    for layer in entry["left_in_float"]:
+        assert tensors[f"{layer}.kernel"] == onnx.TensorProto.FLOAT
+    assert "block4_conv1.kernel.int8" in tensors
+
+
+def test_an_int8_file_that_loses_too_much_is_rejected(hard_for_int8, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export.quantize, "signal_to_noise", lambda *_: {"fc1": 1.0, "fc2": 2.0})  # misleading
+    entries = export.export_model(hard_for_int8, "tflite", "int8", out=tmp_path / "e")
+    entry = entries["model.int8.tflite"]
+    assert not entry["passed"]
+    assert "0.5% at most" in entry["failures"][0]
+    assert (tmp_path / "e" / "model.int8.tflite.rejected").exists()
+    assert not (tmp_path / "e" / "model.int8.tflite").exists()
+    assert "do not mend it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path, in_process):
+    """Again, in this process; and what the fixture wrote."""
+    for kind in ("onnx", "tflite"):
+        export.export_model(run.path, kind, "all", out=tmp_path / "again")
+    names = sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert len(names) == 8  # six files, golden.npz, certificate.json
+    for name in names:
+        if name != "certificate.json":  # which has times
+            assert files.sha256(precise_exports / name) == files.sha256(tmp_path / "again" / name), name
+
+
+@pytest.mark.slow
+def test_the_same_command_writes_the_same_saved_model(run, tmp_path):
+    """TensorFlow numbers its functions within a process: two of them."""
+    for folder in ("one", "two"):
+        command = [sys.executable, "-m", "export", "--format", "saved_model", "--model", run.path, "--images", "20"]
+        subprocess.run([*command, "--out", tmp_path / folder], check=True, capture_output=True)
+    assert files.sha256(tmp_path / "one" / "saved_model") == files.sha256(tmp_path / "two" / "saved_model")
+
+
+def planted(run, tmp_path, layer, change):
+    model, about = models.load_model(run.path / "model.keras")
+    target = model.get_layer(layer)
+    weights = target.get_weights()
+    change(weights)
+    target.set_weights(weights)
+    models.save_model(model, tmp_path / "planted.keras", about)
+    return tmp_path / "planted.keras"
+
+
+def test_numbers_that_no_file_can_hold_are_refused_by_layer(run, tmp_path, command):
+    from export.__main__ import cli
+
+    def put(place, value):
+        def change(weights):
+            weights[place].flat[5] = value
+
+        return change
+
+    def enlarged(weights):
+        weights[1][:] += 1e6
+
+    def endless(weights):
+        weights[1][:] = 3e38
+
+    for layer, change, arguments, message in (
+        ("block2_conv1", put(0, np.nan), ("--format", "tflite"), "Layer block2_conv1 has NaN or infinite"),
+        ("fc1", put(1, np.inf), ("--format", "onnx"), "Layer fc1 has NaN or infinite"),
+        ("fc1", put(0, 1e5), ("--precision", "float16"), "Layer fc1 does not fit float16: expected weights"),
+        ("fc2", put(1, 1e5), ("--precision", "float16"), "Layer fc2 does not fit float16: expected weights"),
+        ("block2_bn1", enlarged, ("--precision", "all"), "Layer block2_conv1 does not fit float16"),
+        ("block3_bn1", endless, ("--precision", "int8"), "gives NaN or infinite numbers"),
+    ):
+        code, _, err = command(
+            cli, "--model", planted(run, tmp_path, layer, change), "--out", tmp_path / "e", *arguments
+        )
+        assert code == 2, (layer, err)
+        assert message in err
+        assert not (tmp_path / "e").exists()
+
+
+def test_bad_input(run, tmp_path, photos, command):
+    from export.__main__ import cli
+
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8).save(tmp_path / "bare.keras")
+    for arguments, message in (
+        (("--model", tmp_path / "bare.keras", "--precision", "int8"), "give --data digits, tfds:NAME or a folder"),
+        (("--precision", "int8", "--data", "random"), "give --data digits, tfds:NAME or a folder"),
+        (
+            ("--precision", "int8", "--calibration", 9),
+            "one image for each of 10 classes; received 9: give --calibration 10",
+        ),
+        (("--precision", "int4"), "Unknown precision 'int4': expected one of float32, float16, int8, all"),
+        (("--precision", "int8", "--format", "saved_model"), "saved_model has no precision 'int8'"),
+        (("--precision", "int8", "--dense"), "Fully convolutional files are float32"),
+        (("--precision", "int8", "--opset", 13), "opset must be 14 to 18"),
+    ):
+        code, _, err = command(
+            cli, "--out", tmp_path / "e", *(() if "--model" in arguments else ("--model", run.path)), *arguments
+        )
+        assert code == 2, arguments
+        assert message in err
+        assert not (tmp_path / "e").exists()
+
+
+def test_calibration_takes_as_many_of_each_class_from_records_and_files(photos):
+    from rich.console import Console
+
+    model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4)
+    reference = vggkeras.runtimes.keras_predictor(model, {"class_names": ["cat", "dog"]})
+    data = vggkeras.load_data(str(photos))
+    for count, expected in ((2, [1, 1]), (5, [3, 2]), (100, [8, 8])):
+        crops, labels = export._calibration_images(reference, data, count, Console())
+        assert np.bincount(labels).tolist() == expected
+        assert crops.shape == (sum(expected), 32, 32, 3)
+
+
+@pytest.mark.parametrize("opset", [14, 18])
+def test_every_opset_has_every_precision(run, tmp_path, opset):
+    entries = export.export_model(run.path, "onnx", "all", out=tmp_path / "e", opset=opset, images=100)
+    assert [entry["passed"] for entry in entries.values()] == [True] * 3
+
+
+@pytest.mark.parametrize("arch", ["C", "E"])
+def test_other_configurations_keep_their_answers(arch, tmp_path, photos):
+    """Without batch norm, with 1 x 1 convolutions, grey and not square: near Keras' answers at every precision."""
+    shape = (64, 96, 1) if arch == "C" else (64, 64, 3)
+    vggkeras.build(arch, shape, 2, width=0.06, fc_units=12, seed=0).save(tmp_path / "m.keras")
+    entries = export.export_model(tmp_path / "m.keras", precision="all", data=str(photos), calibration=16)
+    assert len(entries) == 7
+    for name, entry in entries.items():
+        assert entry["passed"], (name, entry["failures"])
+        assert entry["max_abs_error"] < 0.05
