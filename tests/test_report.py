@@ -45,6 +45,29 @@ def bare_run(folder: Path, classes: list[str], data: str, **changes) -> Path:
     return folder
 
 
+def speed_of(file: str, p50: float = 2.0, rate: float = 400.0) -> dict:
+    """A row as `python -m export.benchmark --json` writes it, of what the report reads."""
+    ratios = {"ratio": 0.5, "ratio_range": [0.25, 1.5], "rounds": [{}, {}]}
+    return {
+        "file": file,
+        "precision": "int8" if "int8" in file else "float32",
+        "runtime": "litert",
+        "version": "2.3.0",
+        "provider": "cpu",
+        "threads": 2,
+        "cold_start_s": 0.75,
+        "peak_memory_mib": 66.4,
+        "bytes": 12345,
+        "single_stream": {"queries": 1234, "p50_ms": p50, "p90_ms": 2 * p50, "p99_ms": 3 * p50, **ratios},
+        "offline": {"images_per_second": rate, **ratios},
+    }
+
+
+def speeds(*rows: dict, **changed) -> dict:
+    settings = {"official": False, "rounds": 2, "processor": "CPU", "cores": 2, "gpu": None, "loadgen": "6", "batch": 8}
+    return {"settings": {**settings, **changed}, "rows": list(rows)}
+
+
 @pytest.fixture(scope="module")
 def page(run, exports, tmp_path_factory) -> Path:
     """The report of the trained network, beside the JSON of an evaluation."""
@@ -55,7 +78,16 @@ def page(run, exports, tmp_path_factory) -> Path:
     about = {"data": "digits", "split": "validation", "skipped": []}
     records = evaluate.records(rows, [None] * len(rows), split.image_name, about)
     (folder / "multicrop.json").write_text(json.dumps(records))
-    return report.report(run.path, evaluations=[folder / "multicrop.json"], out=folder / "report.html")
+    fast = speeds(speed_of("run/model.keras"), speed_of("run/export/model.int8.tflite", 1.25, 1600))
+    (folder / "speed.json").write_text(json.dumps(fast))
+    gpu = speeds(speed_of("$a$<b>.onnx"), official=True, gpu="some GPU")
+    (folder / "gpu.json").write_text(json.dumps(gpu))
+    return report.report(
+        run.path,
+        evaluations=[folder / "multicrop.json"],
+        benchmarks=[folder / "speed.json", folder / "gpu.json"],
+        out=folder / "report.html",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +168,36 @@ def test_another_evaluation_is_a_group_of_its_own(page):
         assert cells[1:4] == [record["protocol"], "37", evaluate.with_interval(wrong, record["images"])]
         against = record["against"][0]["mcnemar_p"] if number else None
         assert cells[9] == (DASH if against is None else f"{against:.2g}")
+
+
+def test_a_benchmark_is_bars_and_rows(page):
+    shared = ["1,234", "0.75", "66", "12,345", "litert 2.3.0, cpu, 2 threads"]
+    first, second = table_rows(page, "speed")
+    assert first == ["run", "float32", "2.00", "0.50", "4.00", "6.00", shared[0], "400.0", "0.50", *shared[1:]]
+    spread = "0.50 [0.25, 1.50]"
+    assert second == [
+        "model.int8.tflite",
+        "int8",
+        "1.25",
+        spread,
+        "2.50",
+        "3.75",
+        shared[0],
+        "1600.0",
+        spread,
+        *shared[1:],
+    ]
+    told = text_of(page)
+    assert "speed.json: CPU, 2 cores; LoadGen 6, rounds in turn: 2; offline in batches of 8" in told
+    assert "gpu.json: CPU, 2 cores, some GPU; LoadGen 6, the smallest lengths of MLPerf" in told
+    section = page.read_text().partition('<section id="speed">')[2]
+    bars = re.findall(r'<svg class="plot".*?</svg>', section, re.DOTALL)
+    assert len(bars) == 4
+    labels = [re.findall(r"<text[^>]*>([^<]*:[^<]*)</text>", bar) for bar in bars]
+    assert labels[:2] == [["run: 2", "model.int8.tflite, int8: 1.25"], ["run: 400", "model.int8.tflite, int8: 1600"]]
+    assert labels[2] == ["$a$&lt;b&gt;.onnx: 2"]
+    assert "#0101" not in section  # no stand-in is left
+    assert "fill: #000000" not in section  # which dark paper would hide
 
 
 def test_the_mistakes_are_the_surest_ones(page, rows, tmp_path):
@@ -333,6 +395,9 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, run, expor
     )
     (tmp_path / "text.json").write_text("no json")
     (tmp_path / "other.json").write_text('[{"model": "a", "images": 5}]')
+    (tmp_path / "no-speed.json").write_text(json.dumps(speeds()))
+    (tmp_path / "half.json").write_text(json.dumps(speeds({"file": "a.onnx"})))
+    (tmp_path / "nan.json").write_text(json.dumps(speeds(speed_of("a.onnx", float("nan")))))
     (tmp_path / "file").write_text("")
     copy("moved", run=json.dumps({**run.metadata, "data": str(tmp_path / "gone")}))
     cases = [
@@ -356,6 +421,12 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, run, expor
         ([run.path, "--evaluation", "text.json"], "text.json is no evaluation"),
         ([run.path, "--evaluation", "other.json"], "evaluate --json FILE` writes"),
         ([run.path, "--evaluation", exports / "certificate.json"], "certificate.json is no evaluation"),
+        ([run.path, "--benchmark", "no.json"], "No benchmark at no.json"),
+        ([run.path, "--benchmark", "text.json"], "text.json is no benchmark"),
+        ([run.path, "--benchmark", "no-rows.json"], "no-rows.json is no benchmark"),
+        ([run.path, "--benchmark", "no-speed.json"], "export.benchmark --json FILE` writes"),
+        ([run.path, "--benchmark", "half.json"], "half.json is no benchmark (KeyError: 'single_stream')"),
+        ([run.path, "--benchmark", "nan.json"], "a figure of a.onnx is not a number above 0"),
         ([run.path, "--out", "empty"], "empty is a folder"),
         ([run.path, "--out", "file/page.html"], "a file, not a folder"),
         (["moved"], "give --data where they are now"),

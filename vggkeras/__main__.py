@@ -211,6 +211,7 @@ def evaluate(
     fuse: bool = False,
     mirrors: bool = True,
     provider: str = "cpu",
+    threads: int | None = None,
     json: Path | None = None,
     skip_unreadable: bool = False,
 ) -> int:
@@ -227,7 +228,8 @@ def evaluate(
             the one the model was trained for.
         fuse: also average the posteriors of all models.
         mirrors: average the mirror's answer too, where the protocol is dense or multicrop (never for digits).
-        provider: cpu or cuda.
+        provider: cpu, cuda, or tensorrt for .onnx files; an error where it does not load.
+        threads: CPU threads of one operation; by default one for every core.
         json: write the figures, per-class recall, confusions and every image that flips between two rows to this file.
         skip_unreadable: go on without images that cannot be read, and say which.
     """
@@ -238,8 +240,10 @@ def evaluate(
         raise InputError("--model expects one model or more; received none.")
     if json:
         files.check_file(json)
+    if provider == "tensorrt":  # in this process nothing has read it yet
+        os.environ.setdefault(runtimes.TF32_OVERRIDE, "0")
     load_tensorflow(console, *model)
-    predictors = [runtimes.load(path, provider) for path in model]
+    predictors = [runtimes.load(path, provider, threads=threads) for path in model]
     loaded = datasets.load_data(data, skip_unreadable=True)
     images, skipped = loaded.split(split), list(loaded.skipped)
     if skipped and not skip_unreadable:  # some are no images at all: those that are cut short are looked for too
@@ -263,7 +267,11 @@ def evaluate(
     title = f"{data}, {split}: {rows[0].images:,} images, {len(loaded.class_names)} classes; errors with Wilson 95% intervals"
     print_table(evaluation.table(rows, paper, title), console)
     short = evaluation.short_names([str(predictor.path) for predictor in predictors])
-    told = [f"{short[str(p.path)]}: {p.path} in {p.runtime} {p.version}, {p.provider}" for p in predictors]
+    told = [
+        f"{short[str(p.path)]}: {p.path} in {p.runtime} {p.version}, {p.provider}"
+        + (f", threads: {p.threads}" if p.threads else "")
+        for p in predictors
+    ]
     told.append(f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of each row's own crops and runs")
     told += evaluation.cost_ratios(rows) + evaluation.flips(rows, images.image_name)
     if not json:
@@ -283,6 +291,7 @@ def report(
     run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest"),
     data: str | None = None,
     evaluation: tuple[Path, ...] = (),
+    benchmark: tuple[Path, ...] = (),
     out: Path | None = None,
     skip_unreadable: bool = False,
 ) -> int:
@@ -292,13 +301,14 @@ def report(
         run: a run's folder, or an export's.
         data: whose validation images to evaluate on; by default the data the model was trained on.
         evaluation: files that `evaluate --json` wrote, whose rows are shown too.
+        benchmark: files that `python -m export.benchmark --json` wrote, shown as bars and rows.
         out: the page; by default report.html in the folder.
         skip_unreadable: go on without images that cannot be read, and say how many.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whose gradients show where it looks, whatever it was trained on
     from vggkeras.report import report as write
 
-    write(run, data, evaluation, out, console, skip_unreadable=skip_unreadable)
+    write(run, data, evaluation, benchmark, out, console, skip_unreadable=skip_unreadable)
     return 0
 
 
@@ -307,6 +317,7 @@ def predict(
     model: Path = Path("runs/latest"),
     top: int = 5,
     provider: str = "cpu",
+    threads: int | None = None,
     json: bool = False,
 ) -> int:
     """Classify image files, or the images of folders.
@@ -315,7 +326,8 @@ def predict(
         files: JPEG, PNG, BMP or GIF files, or folders of them.
         model: a run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder.
         top: how many classes to show, most probable first.
-        provider: cpu or cuda.
+        provider: cpu, cuda, or tensorrt for .onnx files; an error where it does not load.
+        threads: CPU threads of one operation; by default one for every core.
         json: print one JSON object a line instead of a table.
     """
     import numpy as np
@@ -334,8 +346,10 @@ def predict(
         paths += found
     if not paths:
         raise InputError("Expected image files or folders; received none.")
+    if provider == "tensorrt":  # in this process nothing has read it yet
+        os.environ.setdefault(runtimes.TF32_OVERRIDE, "0")
     load_tensorflow(console, model)
-    predictor = runtimes.load(model, provider)
+    predictor = runtimes.load(model, provider, threads=threads)
     probabilities = posteriors(predictor, paths)
     table = Table(title=f"{predictor.path} in {predictor.runtime}")
     table.add_column("image", overflow="fold")

@@ -67,6 +67,7 @@ def report(
     folder: str | os.PathLike = "runs/latest",
     data: str | None = None,
     evaluations: Sequence[str | os.PathLike] = (),
+    benchmarks: Sequence[str | os.PathLike] = (),
     out: str | os.PathLike | None = None,
     console: Console | None = None,
     *,
@@ -81,6 +82,7 @@ def report(
         folder: of a run (run.json) or of an export (certificate.json).
         data: whose validation split to evaluate on; by default the data the model was trained on.
         evaluations: files that `python -m vggkeras evaluate --json` wrote, whose rows are shown too.
+        benchmarks: files that `python -m export.benchmark --json` wrote, shown as bars and rows.
         out: the page; by default report.html in the folder.
         console: where to tell of it.
         skip_unreadable: go on without images that cannot be read; so does the report of a run that did.
@@ -97,6 +99,7 @@ def report(
     source = _source(folder)
     page = Path(out) if out else folder / "report.html"
     groups = [_read_evaluation(Path(path)) for path in evaluations]
+    speeds = [_speed(Path(path), number) for number, path in enumerate(benchmarks)]
     files.check_file(page)
     skip_unreadable |= bool(source.about.get("recipe", {}).get("skip_unreadable"))
 
@@ -116,6 +119,7 @@ def report(
         "command": _command(source.about["recipe"]) if "recipe" in source.about else None,
         "groups": [_error_rows(**group) for group in groups],
         "artifacts": _artifacts(source),
+        "speeds": speeds,
         "kernels": _kernels(network) if network else None,
     }
     files.write_text(page, _rendered(values))
@@ -233,6 +237,85 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     return group
 
 
+def _speed(path: Path, number: int) -> dict[str, Any]:
+    """Bars as SVG and rows, from the JSON of `python -m export.benchmark --json`; `number` keeps apart what is in a page."""
+    expected = "expected the JSON that `python -m export.benchmark --json FILE` writes"
+    if not path.is_file():
+        raise InputError(f"No benchmark at {path}: {expected}.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        settings, rows = found["settings"], found["rows"]
+        short = evaluate.short_names([row["file"] for row in rows])
+        shown: list[dict[str, Any]] = []
+        for row in rows:
+            single, offline = row["single_stream"], row["offline"]
+            figures = {name: float(single[name]) for name in ("p50_ms", "p90_ms", "p99_ms")}
+            figures |= {"images_per_second": float(offline["images_per_second"])}
+            figures |= {name: float(row[name]) for name in ("cold_start_s", "peak_memory_mib", "bytes")}
+            if not all(math.isfinite(value) and value > 0 for value in figures.values()):
+                raise ValueError(f"a figure of {row['file']} is not a number above 0")
+            threads = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
+            shown.append(
+                {
+                    "file": short[row["file"]],
+                    "precision": str(row["precision"]),
+                    "runtime": f"{row['runtime']} {row['version']}, {row['provider']}{threads}",
+                    "queries": int(single["queries"]),
+                    **{
+                        f"{name}_ratio": _ratio(part, not shown)
+                        for name, part in (("latency", single), ("rate", offline))
+                    },
+                    **figures,
+                }
+            )
+        if not shown:
+            raise ValueError("no row")
+        how = "the smallest lengths of MLPerf" if settings["official"] else f"rounds in turn: {settings['rounds']:d}"
+        gpu = f", {settings['gpu']}" if settings["gpu"] else ""
+        told = (
+            f"{path.name}: {settings['processor']}, {settings['cores']} cores{gpu}; LoadGen {settings['loadgen']}, {how}; "
+            f"offline in batches of {settings['batch']}"
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no benchmark ({type(error).__name__}: {error}): {expected}.") from error
+    return {
+        "told": told,
+        "rows": shown,
+        "latency": _bars(shown, "p50_ms", ("p90_ms", "p99_ms"), "ms", f"latency{number}", "Latency by file"),
+        "rate": _bars(shown, "images_per_second", (), "images/s", f"rate{number}", "Images a second by file"),
+    }
+
+
+def _ratio(part: dict[str, Any], first: bool) -> str:
+    """The median of the rounds' ratios, and the smallest and the largest where there is more than one round."""
+    low, high = part["ratio_range"]
+    spread = f" [{low:.2f}, {high:.2f}]" if len(part["rounds"]) > 1 and not first else ""
+    return f"{part['ratio']:.2f}{spread}"
+
+
+def _bars(rows: list[dict[str, Any]], value: str, marks: Sequence[str], unit: str, name: str, told: str) -> str:
+    """A horizontal bar a row, its name above it and its value after it; marks are ticks on a line from the bar's end."""
+    figure, axes = _figure(height=0.7 + 0.55 * len(rows))
+    places = np.arange(len(rows))
+    values = [row[value] for row in rows]
+    axes.barh(places, values, 0.36, color=VALIDATION, alpha=0.6)
+    for place, row in zip(places, rows, strict=True):
+        label = row["file"] + ("" if row["precision"] == "float32" else f", {row['precision']}")
+        number = f"{row[value]:.3g}" if row[value] < 1000 else f"{row[value]:.0f}"
+        axes.text(0, place - 0.26, f"{label}: {number}", va="bottom", color=INK, parse_math=False)
+        ends = [row[mark] for mark in marks]
+        if ends:
+            axes.plot([row[value], ends[-1]], [place, place], color=INK, linewidth=0.8)
+            axes.plot(ends, [place] * len(ends), "|", color=INK, markersize=9)
+    axes.set_ylim(len(rows) - 0.6, -0.85)
+    axes.set_xlim(left=0)
+    axes.set_yticks([])
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(unit)
+    return _svg(figure, name, told)
+
+
 def _loaded(source: _Source) -> tuple[_Source, list[Predictor], keras.Model | None]:
     """The folder's models, ready to run, and the Keras network where one of them is; what an export's file says of itself."""
     if not source.models:
@@ -339,7 +422,7 @@ class _Pictures:
         for index, (_, encoded, _) in zip(wanted, some.examples(), strict=True):
             image = datasets.decode(encoded, split.image_name(index))
             crop = augment.center_crop(image, predictor.scale, (h, w))
-            self.crops[index] = evaluate.in_channels(predictor, crop)
+            self.crops[index] = augment.in_channels(crop, predictor.input_shape[2])
             self.pictures[index] = augment.center_crop(image, side, size)
 
 
@@ -655,13 +738,13 @@ def _reliability(row: Evaluation) -> str:
     )
 
 
-def _figure(rows: int = 1) -> tuple[Figure, Any]:
-    """A figure as wide as a phone, and its axes, without pyplot's state."""
+def _figure(rows: int = 1, height: float = 3.0) -> tuple[Figure, Any]:
+    """A figure as wide as a phone, `height` inches high (or two axes, 4.4), without pyplot's state."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(PLOT):
-        figure = Figure((4.4, 3.0 if rows == 1 else 4.4))
+        figure = Figure((4.4, height if rows == 1 else 4.4))
         heights = [1] if rows == 1 else [4, 1]
         return figure, figure.subplots(rows, 1, sharex=True, height_ratios=heights)
 
