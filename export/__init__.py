@@ -597,6 +597,8 @@ def _tell(console: Console, rows: list, evidence: str) -> None:
     folder = rows[0][0].parent
     passed = all(result.passed for _, result, *_ in rows)
     console.print(f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, golden.npz)", soft_wrap=True)
+    if passed:
+        console.print(f"each proves itself wherever it goes: python -m export.verify {rows[-1][0]}", soft_wrap=True)
 
 
 def _bytes(path: Path) -> int:

@@ -54,7 +54,7 @@ def write(
     _fold_constants(graph, constants)
     if any(layer.name == "flatten" for layer in model.layers):  # a dense network has none
         _drop_second_transpose(graph, constants, model.get_layer("flatten").input.shape[1:])
-    _fuse_bias(graph)
+    _fuse_bias(graph, constants)
     _name(graph, constants, model)
     if precision == "float16":
         _to_float16(graph, constants)
@@ -133,15 +133,17 @@ def _drop_second_transpose(
     graph.node.remove(transpose)
 
 
-def _fuse_bias(graph: onnx.GraphProto) -> None:
-    """MatMul and Add are one Gemm."""
+def _fuse_bias(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> None:
+    """MatMul and Add are one Gemm; so are Conv and Add, which a convolution of one filter becomes, one Conv."""
     adds = {node.input[0]: node for node in graph.node if node.op_type == "Add"}
-    for i, node in reversed(list(enumerate(graph.node))):
-        if node.op_type == "MatMul":
+    for node in list(graph.node):
+        if node.op_type == "MatMul" or (node.op_type == "Conv" and len(node.input) == 2):
             add = adds[node.output[0]]
-            gemm = onnx.helper.make_node("Gemm", [*node.input, add.input[1]], [add.output[0]])
+            constants[add.input[1]] = constants[add.input[1]].reshape(-1)
+            node.op_type = node.op_type.replace("MatMul", "Gemm")
+            node.input.append(add.input[1])
+            node.output[0] = add.output[0]
             graph.node.remove(add)
-            graph.node[i].CopyFrom(gemm)
 
 
 WEIGHTED = ("Conv", "Gemm")
@@ -166,7 +168,7 @@ def _name(graph: onnx.GraphProto, constants: dict[str, np.ndarray], model: keras
         for place, name in enumerate(node.input):
             if name in constants and "." not in name:  # a shape, an axis, by a name that counts what came before
                 node.input[place] = f"{kind.lower()}{i}.constant{place}"
-                constants[node.input[place]] = constants.pop(name)
+                constants[node.input[place]] = constants[name]  # which another node may share
         if kind in WEIGHTED or (kind == "Relu" and layer):
             node.name = f"{layer}.{kind.lower()}"
             followed = i + 1 < len(graph.node) and graph.node[i + 1].op_type == "Relu"

@@ -156,7 +156,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
         (export_cli, ["--model", "junk.keras"], "junk.keras is not a .keras file"),
         (export_cli, ["--model", exports / "model.onnx"], "Expected a run's folder or a .keras file"),
         (export_cli, ["--model", run.path, "--format", "coreml"], "expected one of saved_model, onnx, tflite, all"),
-        (export_cli, ["--model", run.path, "--precision", "int4"], "no precision 'int4'"),
+        (export_cli, ["--model", run.path, "--precision", "int4"], "Unknown precision 'int4'"),
         (export_cli, ["--model", run.path, "--opset", "9"], "opset must be 14 to 18"),
         (export_cli, ["--model", run.path, "--images", "-5"], "images must be 1 or more"),
         (export_cli, ["--model", run.path, "--data", photos], "10 classes and the data 2"),

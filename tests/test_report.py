@@ -155,7 +155,8 @@ def test_the_figures_are_those_of_evaluate(page, rows, exports):
         entry = certificate[name]
         assert cells[:3] == [name, "passed", f"{entry['max_abs_error']:.1e}"]
         assert cells[3].startswith(f"{entry['top1_agreement']:.2%} [")
-        assert cells[4] == f"{entry['accuracy_artifact']:.2%}"
+        low, high = entry["accuracy_interval"]
+        assert cells[4] == f"{entry['accuracy_artifact']:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
         assert cells[6:] == [f"{entry['bytes']:,}", f"{entry['runtime']} {entry['version']}", "cpu"]
 
 

@@ -608,13 +608,18 @@ def _artifacts(source: _Source) -> list[dict[str, Any]]:
             doubt = "of another model.keras: export it again"
         else:
             doubt = None
-        agreement, interval = entry.get("top1_agreement"), entry.get("top1_agreement_interval")
-        shared = None if agreement is None else _percent(agreement)
-        if shared and interval:
-            shared += f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+        shares = {}
+        for share, interval in (
+            ("top1_agreement", "top1_agreement_interval"),
+            ("accuracy_artifact", "accuracy_interval"),
+        ):
+            known, ends = entry.get(share), entry.get(interval)
+            shown = None if known is None else _percent(known)
+            shares[share] = f"{shown} [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if shown and ends else shown
         # What an older certificate has not, is not known.
-        measured = dict.fromkeys(("max_abs_error", "accuracy_artifact", "milliseconds", "provider")) | entry
-        rows.append({**measured, "name": name, "agreement": shared, "doubt": doubt})
+        measured = dict.fromkeys(("max_abs_error", "milliseconds", "provider", "left_in_float")) | entry
+        told = {"agreement": shares["top1_agreement"], "accuracy": shares["accuracy_artifact"]}
+        rows.append({**measured, **told, "name": name, "doubt": doubt})
     return rows
 
 

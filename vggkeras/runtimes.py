@@ -300,6 +300,11 @@ def dense_path(path: Path) -> Path:
 
 def _dense_file(path: Path, about: dict[str, Any], loader: Callable[[Path], Predictor]) -> Callable[[], Predictor]:
     def load_dense() -> Predictor:
+        if about.get("precision", "float32") != "float32":
+            raise InputError(
+                f"{path} takes images of one size, and fully convolutional files are float32: give the float32 file, or use "
+                "--protocol center or multicrop."
+            )
         file = dense_path(path)
         if not file.exists():
             kind = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
@@ -470,7 +475,7 @@ def onnx_session(
         # TensorRT leaves to CUDA what it cannot run: still on the card.
         providers = [*([wanted] if provider == "tensorrt" else []), (ONNX_PROVIDERS["cuda"], cuda)]
         # Creating the session then fails where any operation is left to the CPU. Ours leave none: Cast, Sub, Transpose,
-        # Conv, Relu, LRN, MaxPool, Reshape by a constant, MatMul, Add, ReduceMean, Softmax and (De)QuantizeLinear have
+        # Conv, Relu, LRN, MaxPool, Reshape by a constant, Gemm, ReduceMean, Softmax and (De)QuantizeLinear have
         # CUDA kernels, and there is no Shape node, which ONNX Runtime puts on the CPU on purpose.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if provider == "cuda":
