@@ -441,11 +441,13 @@ def _golden(
 
     pictures, answers = pictures[:GOLDEN_IMAGES], answers[:GOLDEN_IMAGES]
     known = None if labels is None else labels[:GOLDEN_IMAGES]
+    # The least certain first: an answer that is sure hides much of what may be wrong with a file.
+    unsure = answers.max(axis=1).argsort(kind="stable")
     original, layers = None, {}
     if split is not None:
         # The one of most colour comes first: in a grey one the order of the channels cannot be told.
         colour = np.abs(pictures - pictures.mean(axis=3, keepdims=True)).mean(axis=(1, 2, 3))
-        order = [int(colour.argmax()), *(i for i in range(len(pictures)) if i != colour.argmax())]
+        order = [int(colour.argmax()), *(i for i in unsure if i != colour.argmax())]
         pictures, answers, known = pictures[order], answers[order], known if known is None else known[order]
         encoded = next(itertools.islice(split.examples(), order[0], None))[1]
         original = artifact.small_original(encoded, reference.scale)
@@ -454,6 +456,8 @@ def _golden(
         crop = augment.center_crop(decoded, reference.scale, reference.input_shape[:2])
         pictures[0] = augment.in_channels(crop, reference.input_shape[2])  # of what travels
         answers[0] = reference(pictures[:1])[0]
+    else:
+        pictures, answers = pictures[unsure], answers[unsure]
     for layer, values in quantize.activations(graph, pictures[:1]).items():
         layers[layer] = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64).astype(np.float32)
     return artifact.Golden(pictures, known, answers, answers[:0], layers, original)

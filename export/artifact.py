@@ -146,12 +146,13 @@ def golden_count(path: Path, golden: np.ndarray) -> int:
 
 
 def small_original(encoded: bytes, scale: int) -> bytes:
-    """An encoded photograph, made smaller where it is too large to travel: to twice the side it is rescaled to."""
+    """An encoded photograph; as a JPEG, of twice the side it is rescaled to at most, where it is too large to travel."""
     if len(encoded) <= ORIGINAL_BYTES:
         return encoded
-    image = Image.fromarray(augment.rescale(datasets.decode(encoded), 2 * scale))
+    image = datasets.decode(encoded)
+    smaller = augment.rescale(image, min(2 * scale, *image.shape[:2]))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
+    Image.fromarray(smaller).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -195,6 +196,8 @@ def read(path: Path) -> Contents:
         raise DamagedError(f"its description cannot be read ({error}): it is damaged") from error
     try:
         sealed = dict(json.loads(members[SEAL]))
+        if missing := [part for part in PARTS if part not in sealed]:
+            raise ValueError(f"none of {', '.join(missing)}")
     except (ValueError, TypeError) as error:
         raise DamagedError(f"its checksums cannot be read ({error}): it is cut short or damaged") from error
     changed = [part for part in PARTS if found[part] != sealed.get(part)]

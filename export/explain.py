@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ LAYER = {"float32": 1e-5, "float16": 1e-2, "int8": 0.2}
 SOFTMAX = {"float32": 1e-5, "float16": 1e-2, "int8": 0.3}
 LEVELS = 1.0  # of 255: a pixel that another decoder rounds the other way
 RESIZED = 0.5  # levels, on average
+NEARER = 1.25  # times: how much a fault must explain to be named
 
 
 @dataclass(frozen=True)
@@ -218,13 +219,16 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": lambda x: x,
     "channels are BGR: give RGB": lambda x: x[..., ::-1],
 }
-IMAGENET_STD = np.array([0.229, 0.224, 0.225]) * 255  # what torchvision divides by
+IMAGENET_MEAN, IMAGENET_STD = (  # what torchvision subtracts and divides by
+    np.array(values) * 255 for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+)
 
 
 def _scalings(mean: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     imagenet = np.array(configs.IMAGENET_MEAN_RGB)
-    imagenet = imagenet if len(mean) == 3 else imagenet.mean()
-    deviation = IMAGENET_STD if len(mean) == 3 else IMAGENET_STD.mean()
+    center, deviation = IMAGENET_MEAN, IMAGENET_STD
+    if len(mean) != 3:
+        imagenet, center, deviation = imagenet.mean(), center.mean(), deviation.mean()
     again = "the mean is subtracted already, and the network subtracts it again"
     return {
         "": lambda x: x,
@@ -232,7 +236,7 @@ def _scalings(mean: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]
         "pixels are scaled to -1-1: give 0-255": lambda x: (x + 1) * 127.5,
         f"{again}: give 0-255": lambda x: x + mean,
         f"{again} (ImageNet's): give 0-255": lambda x: x + imagenet,
-        "pixels are normalised by ImageNet's mean and deviation: give 0-255": lambda x: x * deviation + imagenet,
+        "pixels are normalised by ImageNet's mean and deviation: give 0-255": lambda x: x * deviation + center,
     }
 
 
@@ -262,41 +266,46 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
     if image.ndim == 2:
         image = image[..., None]
     h, w, c = right.shape
-    if image.ndim != 3 or not np.issubdtype(image.dtype, np.number) or sorted(image.shape) != sorted(right.shape):
-        raise InputError(
-            f"Expected the golden photograph as one image of {h} x {w} px and {c} channels; received {array.dtype} of shape "
-            f"{list(array.shape)}: rescale its smallest side to {about['scale']} px, take the central {h} x {w} px, save that."
-        )
+    expected = (
+        f"Expected the golden photograph as one image of {h} x {w} px and {c} channels; received {array.dtype} of shape "
+        f"{list(array.shape)}"
+    )
+    advice = f"rescale its smallest side to {about['scale']} px, take the central {h} x {w} px, save that."
+    if not np.issubdtype(image.dtype, np.integer) and not np.issubdtype(image.dtype, np.floating):
+        raise InputError(f"{expected}: save the numbers that the network would get.")
+    if not np.isfinite(image).all():
+        raise InputError(f"{expected}, not all of it finite: save the numbers that the network would get.")
+    layouts = {
+        name: moved for name, move in LAYOUTS.items() if image.ndim == 3 and (moved := move(image)).shape == right.shape
+    }
+    if not layouts:
+        raise InputError(f"{expected}: {advice}")
     scalings = _scalings(np.array(about["mean_rgb"]))
-    best: tuple[float, int, tuple[str, str, str], np.ndarray] | None = None
-    for names in itertools.product(LAYOUTS, ORDERS, scalings):
+    tried: list[tuple[float, float, tuple[str, str, str], np.ndarray]] = []
+    for names in itertools.product(layouts, ORDERS, scalings):
         layout, order, scaling = names
-        moved = LAYOUTS[layout](image.astype(np.float64))
-        if moved.shape != right.shape:
-            continue
-        undone = scalings[scaling](ORDERS[order](moved))
-        faults = sum(map(bool, names))
+        undone = scalings[scaling](ORDERS[order](layouts[layout].astype(np.float64)))
         error = _apart(undone.clip(-1000, 1000), right)
-        if best is None or (error + 0.1 * faults, faults) < (
-            best[0] + 0.1 * best[1],
-            best[1],
-        ):  # the simpler one of two alike
-            best = (error, faults, names, undone)
-    assert best is not None
-    error, _, (layout, order, scaling), undone = best
+        # A fault more must bring the image much nearer: one of another place may be a little nearer by chance.
+        tried.append(((error + 0.1) * NEARER ** sum(map(bool, names)), error, names, undone))
+    _, error, (layout, order, scaling), undone = min(tried, key=lambda one: one[0])
     candidate = runtimes.load(path, provider)
     given = np.rint(image if image.shape == right.shape else np.zeros_like(right)).clip(0, 255).astype(np.uint8)
     mended = np.rint(undone).clip(0, 255).astype(np.uint8)
     before, after = (float(np.abs(candidate(x[None]) - golden.probabilities[:1]).max()) for x in (given, mended))
-    damage = f" (answers are off by {before:.2g}; with this undone, by {after:.2g})"
+    told_before = f"answers are off by {before:.2g}" if image.shape == right.shape else "the network refuses its shape"
+    damage = f" ({told_before}; with this undone, answers are off by {after:.2g})"
     found = [
         Stage("decode (order)", float(bool(order)), 0.0, "faults", order + damage if order else ""),
         Stage("layout", float(bool(layout)), 0.0, "faults", layout + damage if layout else ""),
     ]
-    note = ""
-    if error > RESIZED:
+    # Rounded down instead of to the nearest, all of it is off, and none of it by more than a level.
+    rounding = np.abs(undone - right).max() < 1.01 * LEVELS
+    resize = Stage("resize", error, LEVELS if rounding else RESIZED, "levels")
+    if not resize.passed:
         note = f"{_likely_filter(about, golden, undone)}; answers are then off by {after:.2g}"
-    found.append(Stage("resize", error, RESIZED, "levels", note))
+        resize = replace(resize, note=note)
+    found.append(resize)
     found.append(Stage("normalise", float(bool(scaling)), 0.0, "faults", scaling + damage if scaling else ""))
     return found
 

@@ -34,14 +34,14 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
     certificate.json and golden.npz lie beside the file, it is held against these as well.
 
     Raises:
-        InputError (a ValueError): no such file, a file of another make, one that wants to read files elsewhere.
+        InputError (a ValueError): no such file, a file of another make, one that keeps weights in other files.
     """
     check(path)
     try:
         contents = artifact.read(path)
     except artifact.DamagedError as error:
         return [str(error)]
-    problems = [f"{part}: not what it was when the file was made (sha256)" for part in contents.changed]
+    problems = _changed(contents)
     certified = files.read_certificate(path.parent).get(path.name)
     if certified is not None:
         problems += [] if certified["passed"] is True else [f"certificate: {'; '.join(certified['failures'])}"]
@@ -78,6 +78,10 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
         sizes = artifact.load_golden(path.parent)[3]
         results += [parity.compare((expected, p), candidate, shown, None, tolerance) for shown, p in sizes]
     return problems + parity.merged(results).failures
+
+
+def _changed(contents: artifact.Contents) -> list[str]:
+    return [f"{part}: not what it was when the file was made (sha256)" for part in contents.changed]
 
 
 def check(path: Path) -> None:
@@ -165,9 +169,12 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
     (path,) = arguments.files
     check(path)
     try:
-        golden = artifact.read(path).golden
+        contents = artifact.read(path)
+        golden, problems = contents.golden, _changed(contents)
     except artifact.DamagedError as error:
-        print(f"{path}: FAILED\n  {error}")
+        golden, problems = None, [str(error)]
+    if problems:  # nothing can be judged by it
+        print(f"{path}: FAILED\n  " + "\n  ".join(problems))
         return 1
     if golden is None or golden.original is None:
         raise InputError(f"No photograph travels inside {path}: export it with real --data.")
