@@ -165,39 +165,46 @@ def calibrate(graph: keras.Model, images: np.ndarray, classes: int, track=lambda
         InputError (a ValueError): NaN or infinite activations, by layer.
     """
     shown, sites, _ = _sites(graph)
-    network, starts = keras.Model(shown, sites), range(0, len(images), BATCH)
-    low, high = dict.fromkeys(sites, 0.0), dict.fromkeys(sites, 0.0)
-    counts = {name: np.zeros(BINS) for name in sites}
-    for histogram in (False, True):
-        for start in track(starts):
-            for name, value in network(images[start : start + BATCH], training=False).items():
-                values = ops.convert_to_numpy(value)
-                if not histogram:
-                    if not np.isfinite(values).all():
-                        check_finite(graph, images[start : start + BATCH])
-                    low[name], high[name] = min(low[name], values.min()), max(high[name], values.max())
-                elif high[name] > low[name]:
-                    every = values.size // SAMPLED + 1  # a histogram of all takes longer than the network
-                    counts[name] += np.histogram(values.ravel()[::every], BINS, (low[name], high[name]))[0]
-    steps = {name: _best(counts[name], low[name], high[name]) for name in sites}
-    steps["mean_rgb"] = Steps(1.0, int(np.clip(round(-low["mean_rgb"]), 0, 255)))  # pixels are whole numbers apart
+    # What is centred is bytes less their mean, whatever is seen; all others are positive, by a ReLU.
+    mean = graph.get_layer("mean_rgb").mean
+    steps = {"mean_rgb": Steps.between(-max(mean), 255 - min(mean))}
+    network = keras.Model(shown, {name: sites[name] for name in sites if name not in steps})
+    counts = {name: np.zeros(BINS) for name in network.output}
+    high = dict.fromkeys(network.output, 0.0)  # where the bins end
+    largest = dict.fromkeys(network.output, 0.0)
+    for start in track(range(0, len(images), BATCH)):
+        for name, value in network(images[start : start + BATCH], training=False).items():
+            values = ops.convert_to_numpy(value).ravel()
+            most = float(values.max())
+            if not np.isfinite(most):
+                check_finite(graph, images[start : start + BATCH])
+            largest[name] = max(largest[name], most)
+            high[name] = high[name] or most
+            while most > high[name] > 0:  # bins twice as wide
+                counts[name] = np.concatenate([counts[name].reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2)])
+                high[name] *= 2
+            if high[name]:
+                every = len(values) // SAMPLED + 1  # a histogram of all takes longer than the network
+                counts[name] += np.histogram(values[::every], BINS, (0, high[name]))[0]
+    steps |= {name: _best(counts[name], high[name], largest[name]) for name in network.output}
+    steps = {name: steps[name] for name in sites}
     weighted = tuple(layer.name for layer in graph.layers if layer.weights)
     return Plan(steps, weighted, len(images), classes)
 
 
-def _best(counts: np.ndarray, low: float, high: float) -> Steps:
-    """Of the ranges that end at a share of the largest and smallest value, the one with the least squared error."""
-    if not counts.any():
-        return Steps.between(low, high)
-    centres = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-    candidates = [Steps.between(low * share, high * share) for share in SHARES]
-    # Within a range the error is that of rounding, scale^2 / 12: the histogram's bins are hardly finer than the steps.
+def _best(counts: np.ndarray, high: float, largest: float) -> Steps:
+    """Of the ranges that end at a share of the largest value, the one with the least squared error.
+
+    The counts are of bins up to `high`.
+    """
+    width = high / BINS
+    centres = (np.arange(BINS) + 0.5) * width
+    candidates = [Steps.between(0.0, largest * share) for share in SHARES]
     errors = []
     for steps in candidates:
-        ends = (np.array([0, 255]) - steps.zero) * steps.scale
-        cut = centres - np.clip(centres, *ends)
-        nonzero = counts * (np.abs(centres) > (high - low) / BINS)  # zeros are exact
-        errors.append((counts * cut**2).sum() + nonzero.sum() * steps.scale**2 / 12)
+        cut = np.maximum(centres - 255 * steps.scale, 0)
+        # Within a range the error is that of rounding, scale^2 / 12; zeros, in the first bin, are exact.
+        errors.append((counts * cut**2).sum() + counts[1:].sum() * steps.scale**2 / 12)
     return candidates[int(np.argmin(errors))]
 
 
