@@ -137,6 +137,8 @@ def export_model(
     folder = Path(out) if out else _default_folder(source)
     if opset not in (None, *OPSETS):
         raise InputError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {opset}.")
+    if calibration is not None and "int8" not in precisions:
+        raise InputError("--calibration is of int8: give --precision int8 or all too.")
     images = images if images is not None else PARITY_IMAGES if precisions == {"float32"} else GATE_IMAGES
     if images < 0:
         raise InputError(f"images must be 1 or more, or 0 for all of the validation split; received {images}.")
@@ -413,6 +415,8 @@ def _calibration_images(
             f"calibration: {split.name} has only {split.count} images for {classes} classes: expected one a class at "
             "least; add training images, or give other --data."
         )
+    if split.count < count:
+        console.print(f"calibration: {split.count} images, all that {split.name} has for {count}", style="yellow")
     with console.status(f"reading {split.count} images of {split.name}, to calibrate on"):
         return evaluate.central_crops(reference, split)
 

@@ -234,6 +234,7 @@ def _scalings(mean: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]
         "": lambda x: x,
         "pixels are scaled to 0-1: give 0-255": lambda x: x * 255,
         "pixels are scaled to -1-1: give 0-255": lambda x: (x + 1) * 127.5,
+        "128 is subtracted, as for signed bytes: give 0-255": lambda x: x + 128,
         f"{again}: give 0-255": lambda x: x + mean,
         f"{again} (ImageNet's): give 0-255": lambda x: x + imagenet,
         "pixels are normalised by ImageNet's mean and deviation: give 0-255": lambda x: x * deviation + center,
@@ -253,7 +254,7 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
         provider: what a .onnx file runs on.
 
     Returns:
-        The stages decode (order of channels), layout, resize, normalise; of those that fail, a note says what to do.
+        The stages decode (order of channels), layout, resize, normalise, type; of those that fail, a note says what to do.
 
     Raises:
         InputError (a ValueError): no photograph in the file; an array that is no image of this network's size.
@@ -273,6 +274,10 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
     advice = f"rescale its smallest side to {about['scale']} px, take the central {h} x {w} px, save that."
     if not np.issubdtype(image.dtype, np.integer) and not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"{expected}: save the numbers that the network would get.")
+    if image.size and image.min() == image.max():
+        raise InputError(
+            f"{expected}, every number {image.min():g}: save what the network would get of the photograph."
+        )
     if not np.isfinite(image).all():
         raise InputError(f"{expected}, not all of it finite: save the numbers that the network would get.")
     layouts = {
@@ -307,7 +312,12 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
         resize = replace(resize, note=note)
     found.append(resize)
     found.append(Stage("normalise", float(bool(scaling)), 0.0, "faults", scaling + damage if scaling else ""))
-    return found
+    note = (
+        ""
+        if scaling or image.dtype == np.uint8
+        else f"{image.dtype}: the file takes bytes: numpy.rint(array).astype('uint8')"
+    )
+    return [*found, Stage("type", float(bool(note)), 0.0, "faults", note)]
 
 
 def _likely_filter(about: dict[str, Any], golden: artifact.Golden, image: np.ndarray) -> str:

@@ -13,11 +13,13 @@ Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from export import TOLERANCES, artifact, parity
 from vggkeras import files, runtimes
@@ -90,6 +92,8 @@ def check(path: Path) -> None:
     if not path.exists():
         raise InputError(f"No artifact at {path}: {expected}.")
     if not ((path / "saved_model.pb").exists() if path.is_dir() else path.suffix in (".onnx", ".tflite")):
+        if inside := sorted(name for name in files.read_certificate(path) if (path / name).exists()):
+            raise InputError(f"{path} is a folder of them: name the files themselves: {', '.join(inside)}.")
         raise InputError(f"{path} is not an exported artifact: {expected}.")
     if path.suffix != ".onnx" or path.is_dir():
         return
@@ -180,6 +184,12 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
         raise InputError(f"No photograph travels inside {path}: export it with real --data.")
     if arguments.original:
         files.check_file(arguments.original)
+        kind = Image.open(io.BytesIO(golden.original)).format or ""
+        known = [suffix for suffix, name in Image.registered_extensions().items() if name == kind]
+        if arguments.original.suffix.lower() not in known:
+            raise InputError(
+                f"--original {arguments.original}: the photograph is a {kind}: give a name ending in {' or '.join(known[:3])}."
+            )
         _write(arguments.original, golden.original)
         print(
             f"{arguments.original}: put it through your preprocessing, save what the network would get with numpy.save,"

@@ -162,6 +162,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(exports, command, tmp_path, m
         ([tflite, "--seconds", "nan"], "seconds must be more than 0"),
         ([tflite, "--official", "--rounds", 3], "--official has lengths of its own"),
         ([tflite, "--json", "bad"], "bad is a folder"),
+        ([tflite, "--json", tflite], "no model is overwritten"),
     ]
     before = sorted(tmp_path.rglob("*"))
     for arguments, message in cases:
@@ -193,7 +194,12 @@ def test_the_processes_end_with_the_command(exports, tmp_path, end):
     paths = [str(exports / name) for name in ("model.onnx", "model.tflite")]
     command = [sys.executable, "-m", "export.benchmark", *paths, "--rounds", "2", "--seconds", "600"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born deaf to Ctrl-C
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    parent = subprocess.Popen(command, env=environment, preexec_fn=listen, **quiet)
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("vggkeras-benchmark-*/0/mlperf_log_detail.txt")):

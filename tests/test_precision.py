@@ -287,6 +287,7 @@ def test_bad_input(run, tmp_path, photos, command):
             ("--precision", "int8", "--calibration", 9),
             "one image for each of 10 classes; received 9: give --calibration 10",
         ),
+        (("--calibration", 20), "--calibration is of int8"),
         (("--precision", "int4"), "Unknown precision 'int4': expected one of float32, float16, int8, all"),
         (("--precision", "int8", "--format", "saved_model"), "saved_model has no precision 'int8'"),
         (("--precision", "int8", "--dense"), "Fully convolutional files are float32"),

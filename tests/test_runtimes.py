@@ -14,8 +14,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import photo
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 from rich.console import Console
 
@@ -437,22 +435,8 @@ def test_a_stream_answers_batch_by_batch(predictors, pictures, name):
 
 
 @pytest.fixture(scope="module")
-def int8(exports, tmp_path_factory):
-    """The network in int8, as ONNX Runtime quantises it: QDQ, int8 kernels by channel, int32 biases."""
-    folder = tmp_path_factory.mktemp("int8")
-    batches = np.random.default_rng(1).integers(0, 256, (4, 8, 32, 32, 3), np.uint8)
-
-    class Reader(CalibrationDataReader):
-        left = iter(batches)
-
-        def get_next(self):
-            batch = next(self.left, None)
-            return None if batch is None else {"images": batch}
-
-    quant_pre_process(str(exports / "model.onnx"), str(folder / "shapes.onnx"))
-    kinds = {"weight_type": QuantType.QInt8, "activation_type": QuantType.QUInt8}
-    quantize_static(folder / "shapes.onnx", folder / "int8.onnx", Reader(), QuantFormat.QDQ, per_channel=True, **kinds)
-    return folder / "int8.onnx"
+def int8(precise_exports):
+    return precise_exports / "model.int8.onnx"
 
 
 def test_int8_leaves_nothing_that_cuda_has_no_kernel_for(pretend, int8, tmp_path):

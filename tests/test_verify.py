@@ -744,6 +744,7 @@ TORCH_MEAN, TORCH_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224,
 FAULTS = {
     "BGR": (lambda image, crop: crop()[..., ::-1], "decode (order): channels are BGR: give RGB"),
     "0-1": (lambda image, crop: crop() / np.float32(255), "normalise: pixels are scaled to 0-1: give 0-255"),
+    "signed bytes": (lambda image, crop: (crop() - 128.0).astype(np.int8), "normalise: 128 is subtracted"),
     "-1-1": (lambda image, crop: crop() / 127.5 - 1, "normalise: pixels are scaled to -1-1: give 0-255"),
     "mean subtracted": (lambda image, crop: crop() - MEAN, "normalise: the mean is subtracted already"),
     "torchvision's": (
@@ -791,7 +792,7 @@ def test_a_fault_of_preprocessing_is_named(fault, made, way, tmp_path, command):
 def test_several_faults_at_once_are_each_named(made, way):
     mine = (way[1]()[..., ::-1] / 255).transpose(2, 0, 1)
     found = {stage.name: stage for stage in explain.preprocessing(made / "model.tflite", mine)}
-    assert [stage.passed for stage in found.values()] == [False, False, True, False]
+    assert [name for name, stage in found.items() if not stage.passed] == ["decode (order)", "layout", "normalise"]
     assert "BGR" in found["decode (order)"].note
     assert "channels come first" in found["layout"].note
     assert "0-1" in found["normalise"].note
@@ -811,7 +812,12 @@ def test_several_faults_at_once_are_each_named(made, way):
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_right_preprocessing_passes(name, right, made, way):
-    assert all(stage.passed for stage in explain.preprocessing(made / name, right(way[1])))
+    found = {stage.name: stage for stage in explain.preprocessing(made / name, right(way[1]))}
+    kind = found.pop("type")
+    assert all(stage.passed for stage in found.values())
+    # The runtime takes bytes alone.
+    assert kind.passed == (right(way[1]).dtype == np.uint8)
+    assert kind.passed or "astype('uint8')" in kind.note
 
 
 def test_what_posteriors_does_is_right(made, tmp_path, command, monkeypatch):
@@ -897,3 +903,31 @@ def test_a_photograph_too_large_to_travel_is_made_smaller():
         again = artifact.small_original(encoded, 73)
         assert len(again) < artifact.ORIGINAL_BYTES
         assert Image.open(io.BytesIO(again)).size == size
+
+
+@pytest.mark.parametrize("name", ["photo.onnx", "model.tflite", "photo.png", "photo", "."])
+def test_the_photograph_takes_no_models_place_nor_another_kinds_name(made, tmp_path, command, name):
+    shutil.copy(made / "model.onnx", tmp_path)
+    code, _, err = command(verify.cli, "--original", tmp_path / name, tmp_path / "model.onnx")
+    assert code == 2
+    assert (
+        "no model is overwritten"
+        if name.endswith((".onnx", ".tflite"))
+        else "is a folder"
+        if name == "."
+        else "give a name ending in .j"
+    ) in err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_folder_of_exports_names_its_files(exports, command):
+    code, _, err = command(verify.cli, exports)
+    assert code == 2
+    assert "name the files themselves: model.onnx, model.tflite, saved_model" in err
+
+
+def test_one_number_everywhere_is_no_photograph(made, tmp_path, command):
+    np.save(tmp_path / "mine.npy", np.zeros((64, 64, 3), np.uint8))
+    code, _, err = command(verify.cli, "--inputs", tmp_path / "mine.npy", made / "model.onnx")
+    assert code == 2
+    assert "every number 0" in err

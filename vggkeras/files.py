@@ -56,10 +56,18 @@ def check_writable(folder: Path) -> None:
         )
 
 
+MODELS = (".keras", ".onnx", ".tflite")
+
+
 def check_file(path: Path) -> None:
-    """Raises InputError when a path cannot be that of a file to write, before long work is done for it."""
+    """Raises InputError when a path cannot be that of a file to write, before long work is done for it.
+
+    Nothing that we write there takes the place of a model.
+    """
     if path.is_dir() or not path.name:
-        raise InputError(f"{path} is a folder: expected the path of a file to write, such as {path / 'figures.json'}.")
+        raise InputError(f"{path} is a folder: expected the path of a file to write.")
+    if path.suffix in MODELS:
+        raise InputError(f"{path} is a model's name: expected that of another file to write; no model is overwritten.")
     check_writable(path.parent)
 
 
