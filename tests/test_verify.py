@@ -77,7 +77,7 @@ def alone(made, tmp_path) -> Callable[[str], Path]:
     """Copies a file into an empty folder."""
 
     def copy(name: str) -> Path:
-        folder = tmp_path / "alone"
+        folder = tmp_path / f"alone-{name}"
         folder.mkdir()
         if (made / name).is_dir():
             return Path(shutil.copytree(made / name, folder / name))
@@ -146,9 +146,8 @@ def test_numpy_pillow_and_the_runtime_are_enough(name, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "package"), [("model.onnx", "onnxruntime"), ("model.tflite", "ai-edge-litert")])
-def test_a_fresh_environment_is_enough(name, package, alone, tmp_path):
-    path = alone(name)
+@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")])
+def test_a_fresh_environment_is_enough(kind, package, alone, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     asked = subprocess.run([python, "-m", "pip", "install", "numpy", "pillow", package], capture_output=True, text=True)
@@ -157,10 +156,12 @@ def test_a_fresh_environment_is_enough(name, package, alone, tmp_path):
     assert asked.returncode == 0, asked.stderr
     environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     environment["PYTHONPATH"] = str(REPOSITORY)
-    child = [python, "-m", "export.verify", "--explain", name]
-    told = subprocess.run(child, cwd=path.parent, env=environment, capture_output=True, text=True)
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert f"{name}: passed" in told.stdout
+    for name in (f"model.{kind}", f"model.float16.{kind}", f"model.int8.{kind}"):
+        path = alone(name)
+        child = [python, "-m", "export.verify", "--explain", name]
+        told = subprocess.run(child, cwd=path.parent, env=environment, capture_output=True, text=True)
+        assert told.returncode == 0, told.stdout + told.stderr
+        assert f"{name}: passed" in told.stdout
 
 
 # What was altered is found, and named.
