@@ -173,7 +173,8 @@ def export_model(
     plan, noise = None, {}
     if shown is not None:
         plan = quantize.calibrate(graph, shown[0], len(np.unique(shown[1])), lambda parts: _tracked(parts, console))
-        noise = quantize.signal_to_noise(graph, plan, shown[0][:: len(shown[0]) // quantize.BATCH][: quantize.BATCH])
+        noise = quantize.signal_to_noise(graph, plan, shown[0][:: -(-len(shown[0]) // quantize.BATCH)])
+        console.print(f"int8: ranges from {plan.images} training images of {plan.classes} classes", soft_wrap=True)
     sha256 = files.sha256(source)
     # From here on the answers stand for the reference, whose weights go with the graph once that is written.
     reference = replace(reference, run=lambda _: answers)
@@ -296,12 +297,16 @@ def _loaded(path: Path, reference: Predictor) -> Predictor:
     try:
         return runtimes.load(path)
     except InputError as error:
-        reason = error
+        return _failing(replace(reference, path=path), error)
+
+
+def _failing(predictor: Predictor, reason: Exception) -> Predictor:
+    """A predictor that raises whenever it is run."""
 
     def run(images: np.ndarray) -> np.ndarray:
         raise reason
 
-    return replace(reference, path=path, run=run)
+    return replace(predictor, run=run)
 
 
 def _chosen(format: str, precision: str, dense: bool) -> list[tuple[str, str]]:
@@ -475,8 +480,8 @@ def _sealed(path: Path, golden: Golden, reference: Predictor) -> Predictor:
     candidate = _loaded(path, reference)
     try:
         answers = candidate(golden.images[:count])
-    except Exception:  # what a runtime raises is said when the file is proven, a moment later
-        return candidate
+    except Exception as error:  # whatever a runtime raises: said when the file is proven, which it then never is
+        return _failing(candidate, error)
     labels = None if golden.labels is None else golden.labels[:count]
     inside = replace(golden, images=golden.images[:count], probabilities=golden.probabilities[:count], labels=labels)
     artifact.seal(path, replace(inside, answers=answers))

@@ -323,10 +323,10 @@ class _AlignedBuffer(schema.BufferT):
 def _standard_metadata(about: dict[str, Any]) -> bytes:
     """A classifier's ModelMetadata, a flatbuffer of TFLite's metadata_schema.fbs, as MediaPipe and ML Kit read it.
 
-    No process units: the image goes in as bytes, and the probabilities come out as they are.
-
-    It names the file in the zip archive at the end whose lines are the labels: phones' tools find them by it.
+    No process units: the image goes in as bytes, and the probabilities come out as they are. It names the file in the zip archive at the end whose lines are the labels: phones' tools find them by it.
     """
+    import flatbuffers
+
     h, w, c = about["input"]["smallest"]
     uint8, uint32, color = "Uint8", "Uint32", {1: 2, 3: 1}.get(c, 0)  # ColorSpaceType: RGB 1, GRAYSCALE 2
     size = {0: (uint32, w), 1: (uint32, h)}
@@ -342,8 +342,6 @@ def _standard_metadata(about: dict[str, Any]) -> bytes:
         3: [{2: [image], 3: [output]}],
         7: "1.0.0",  # min_parser_version: the first, which knew every field here
     }
-    import flatbuffers
-
     builder = flatbuffers.Builder()
     builder.Finish(_put(builder, model), b"M001")
     return bytes(builder.Output())

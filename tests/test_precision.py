@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import subprocess
 import sys
@@ -299,6 +300,34 @@ def test_bad_input(run, tmp_path, photos, command):
         assert code == 2, arguments
         assert message in err
         assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_handful_of_images_is_enough_to_calibrate_on_and_is_counted(count, tmp_path, photos, capsys):
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, seed=0).save(tmp_path / "m.keras")
+    entries = export.export_model(tmp_path / "m.keras", "onnx", "int8", data=str(photos), calibration=count)
+    assert entries["model.int8.onnx"]["calibration"]["images"] == count
+    assert f"int8: ranges from {count} training images of 2 classes" in capsys.readouterr().out
+
+
+def test_a_file_that_fails_once_while_it_is_sealed_is_never_proven(run, tmp_path, monkeypatch):
+    real, failed = vggkeras.runtimes.load, []
+
+    def load(path, *arguments, **options):
+        found = real(path, *arguments, **options)
+
+        def once(images):
+            if not failed:
+                failed.append(1)
+                raise RuntimeError("out of memory, this once")
+            return found.run(images)
+
+        return dataclasses.replace(found, run=once)
+
+    monkeypatch.setattr(vggkeras.runtimes, "load", load)
+    entry = export.export_model(run.path, "onnx", images=20, out=tmp_path / "e")["model.onnx"]
+    assert not entry["passed"]
+    assert "out of memory, this once" in entry["failures"][0]
 
 
 def test_calibration_takes_as_many_of_each_class_from_records_and_files(photos):
