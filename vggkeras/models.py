@@ -249,6 +249,21 @@ def dense_classifier(model: keras.Model) -> keras.Model:
     return keras.Model(dense.input, x, name=dense.name)
 
 
+def dense_features(model: keras.Model) -> keras.Model:
+    """The very deep features of Appendix B: images of any size from the training crop up -> `[N, fc_units]`, float32.
+
+    The last FC layer is dropped; what fc2 gives after its ReLU, computed densely as by `to_dense`, is averaged over space.
+    On the training size that is fc2's own output. Mirrors, scales and normalisation are of `vggkeras.features`.
+
+    Raises:
+        InputError (a ValueError): the model cannot be converted (see `to_dense`).
+    """
+    dense = to_dense(model)
+    x = dense.get_layer("fc2_dropout").output  # the layers before are taken, predictions is left out
+    x = layers.GlobalAveragePooling2D(dtype="float32", name="features")(x)  # [N, fc_units]
+    return keras.Model(dense.input, x, name=f"{model.name}_features")
+
+
 ABOUT = "vggkeras.json"  # entry of a .keras file (a zip archive) that Keras itself passes over
 
 

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # NVIDIA's libraries read it once a proc
 class Predictor:
     """A model in some runtime: uint8 RGB images `[N, H, W, C]` in, float32 class probabilities `[N, classes]` out.
 
-    A dense one takes images of any size from `input_shape` up; what it answers is `models.dense_classifier`'s.
+    A dense one takes images of any size from `input_shape` up; what it answers is `models.dense_classifier`'s. One of
+    features is dense too, and answers `models.dense_features`', float32 `[N, units]`, instead of probabilities.
     """
 
     path: Path
@@ -65,6 +66,8 @@ class Predictor:
     make_dense: Callable[[], Predictor] | None = field(default=None, repr=False)
     threads: int | None = None  # CPU threads of one operation; None: not known
     tf32: bool = False  # whether a GPU may round the factors of its products to TensorFloat-32 (10 bits)
+    features: int = 0  # how many of them it answers; 0: it answers probabilities
+    make_features: Callable[[], Predictor] | None = field(default=None, repr=False)
 
     def dense_form(self) -> Predictor:
         """The same network as a dense predictor; of a file, the one that `python -m export --dense` wrote beside it.
@@ -76,6 +79,17 @@ class Predictor:
         if self.make_dense is None:
             raise InputError(f"{self.path} has no dense form.")
         return self.make_dense()
+
+    def features_form(self) -> Predictor:
+        """The same network's very deep features (Appendix B); of a file, the one that `python -m export --features` wrote.
+
+        Raises InputError when there is none, or it is of another model.
+        """
+        if self.features:
+            return self
+        if self.make_features is None:
+            raise InputError(f"{self.path} has no form that gives features.")
+        return self.make_features()
 
     @property
     def scale(self) -> int:
@@ -110,7 +124,7 @@ class Predictor:
                 "rescale and crop first (vggkeras.posteriors does), and add the batch axis to a single image."
             )
         parts = [self.run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.class_names)), np.float32)
+        return np.concatenate(parts) if parts else np.empty((0, self.features or len(self.class_names)), np.float32)
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Probabilities float32 `[N, classes]` of each batch uint8 `[N, H, W, C]`, in order; N may change.
@@ -270,6 +284,13 @@ def keras_predictor(
         network = models.dense_classifier(model)
         return keras_predictor(network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32)
 
+    def make_features() -> Predictor:
+        from vggkeras import models
+
+        network = models.dense_features(model)
+        found = keras_predictor(network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32)
+        return replace(found, class_names=[], output_name="features", features=network.output_shape[-1])
+
     return Predictor(
         path,
         "keras",
@@ -285,6 +306,7 @@ def keras_predictor(
         make_dense,
         known,
         tf32,
+        make_features=make_features,
     )
 
 
