@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vggkeras.errors import InputError
 
@@ -37,6 +37,8 @@ RANDOM = "random"  # the --data that asks for random images
 # (height, width) beyond the training size, at which dense files are proven: odd, tall, wide, and large ones.
 MARGINS = ((1, 0), (0, 45), (37, 77), (96, 3), (130, 130))
 SIZE_IMAGES = 8  # shown at each
+# The classifier of one size; it made fully convolutional; and that without its last layer, for the features before.
+Form = Literal["classifier", "dense", "features"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class Format:
     write: Callable[[Any, Path, dict[str, Any], int | None, Any], None]
     precisions: tuple[str, ...]
 
-    def named(self, precision: str, dense: bool) -> str:
-        """The file's name: model.onnx, model.int8.onnx, model.dense.onnx, saved_model.dense."""
-        from vggkeras.runtimes import dense_path
+    def named(self, precision: str, form: Form = "classifier") -> str:
+        """The file's name: model.onnx, model.int8.onnx, model.dense.onnx, saved_model.features."""
+        from vggkeras.runtimes import dense_path, features_path
 
         path = Path(self.file)
         path = path if precision == "float32" else path.with_name(f"{path.stem}.{precision}{path.suffix}")
-        return (dense_path(path) if dense else path).name
+        return {"classifier": path, "dense": dense_path(path), "features": features_path(path)}[form].name
 
 
 def _saved_model(*arguments: Any) -> None:
@@ -79,8 +81,8 @@ FORMATS = {
     "onnx": Format("model.onnx", _onnx, ("float32", "float16", "int8")),
     "tflite": Format("model.tflite", _tflite, ("float32", "float16", "int8")),
 }
-# Largest error of a probability, absolute and relative to the largest. float16 keeps 11 binary digits; of int8, accuracy
-# is what is bounded.
+# Largest error of a probability, absolute and relative to the largest; of a feature, relative alone. float16 keeps 11
+# binary digits; of int8, accuracy is what is bounded.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-5, "float16": 1e-2, "int8": None}
 
 
@@ -93,12 +95,14 @@ def export_model(
     images: int | None = None,
     opset: int | None = None,
     dense: bool = False,
+    features: bool = False,
     calibration: int | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a trained model, and prove every file on real images in the runtime that will serve it.
 
-    Writes the files, golden.npz and certificate.json into `out`. A file that fails keeps the suffix .rejected.
+    Writes the files, golden.npz (for features golden.features.npz) and certificate.json into `out`. A file that fails
+    keeps the suffix .rejected.
 
     Args:
         model: a run's folder or a .keras file.
@@ -114,6 +118,10 @@ def export_model(
         opset: ONNX operator set, 14 to 18.
         dense: write fully convolutional files instead (model.dense.onnx and so on), which take images of any height and
             width from the training crop up (paper, section 3.2): the class scores averaged over space, then soft-max.
+        features: write files that give the very deep features of Appendix B instead (model.features.onnx and so on): fc2's
+            activations, the last FC layer dropped, averaged over space; float32 `[N, fc_units]`, of images of any height
+            and width from the training crop up. Mirrors, scales and normalisation are the user's. `data` may have other
+            classes than the model.
         calibration: how many images of the training split int8's ranges come from, as many of each class; by default 100,
             one a class where there are more classes.
 
@@ -122,7 +130,8 @@ def export_model(
 
     Raises:
         InputError (a ValueError): no model; unknown format or precision; classes that differ from the data's; too few
-            images, to calibrate on too; weights or activations that are no numbers, or too large for float16, by layer.
+            images, to calibrate on too; weights or activations that are no numbers, or too large for float16, by layer;
+            features that are all zero.
         OSError: a folder that cannot be written.
     """
     import numpy as np
@@ -131,7 +140,10 @@ def export_model(
     from vggkeras.terminal import load_tensorflow
 
     console = console or Console()
-    chosen = _chosen(format, precision, dense)
+    if dense and features:
+        raise InputError("--dense and --features write other files each: give one of them at a time.")
+    form: Form = "dense" if dense else "features" if features else "classifier"
+    chosen = _chosen(format, precision, form)
     precisions = {p for _, p in chosen}
     source = _source(Path(model))
     folder = Path(out) if out else _default_folder(source)
@@ -156,17 +168,24 @@ def export_model(
 
     with console.status(f"loading {source}"):
         network, about = models.load_model(source)
-        graph = to_saved_model.inference_model(network, dense=dense)
+        graph = to_saved_model.inference_model(network, form)
         quantize.check_finite(graph)
         about = {"mean_rgb": list(network.get_layer("mean_rgb").mean), "arch": network.name, **about}
     reference = runtimes.keras_predictor(network, about, source)
+    reference = reference.features_form() if features else reference
     reference, found, split, pictures, labels, evidence = _parity_images(reference, data, images, console)
     shown = _calibration_images(reference, found, calibration, console) if "int8" in precisions else None
     with console.status(f"asking Keras about {len(pictures)} images"):
         answers = parity.in_batches(reference, pictures, (32,))
         if not np.isfinite(answers).all():
             quantize.check_finite(graph, pictures[~np.isfinite(answers).all(axis=1)][:1])
-        sizes = _sizes(reference, split) if dense else []
+        if features and not answers.any():  # which any file would give as well
+            raise InputError(
+                f"{source}: fc2 gives zeros alone for all {len(pictures)} images: expected a trained network; train it again "
+                "with a lower rate, or export an earlier one."
+            )
+        any_size = form != "classifier"
+        sizes = _sizes(reference if features else reference.dense_form(), split) if any_size else []
         if "float16" in precisions:
             quantize.check_float16(graph, pictures[:CALIBRATION_IMAGES])
         golden = _golden(reference, graph, split, pictures, labels, answers)
@@ -177,21 +196,22 @@ def export_model(
         console.print(f"int8: ranges from {plan.images} training images of {plan.classes} classes", soft_wrap=True)
     sha256 = files.sha256(source)
     # From here on the answers stand for the reference, whose weights go with the graph once that is written.
-    reference = replace(reference, run=lambda _: answers)
+    reference = replace(reference, run=lambda _: answers, make_dense=None, make_features=None)
     del network
 
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
     certified = files.read_certificate(folder)  # a damaged one is said before anything is written
-    if not dense and any(entry["model_sha256"] == sha256 for entry in certified.values()):
+    ours = {name for name, entry in certified.items() if entry["model_sha256"] == sha256}
+    if form == "classifier" and any(FORMATS[name].named("float32", "dense") in ours for name in FORMATS):
         sizes = artifact.golden_sizes(folder)  # of this model's dense files, which stay
     entries: dict[str, dict[str, Any]] = {}
     rows = []
 
     def write(name: str, kind: str, floats: Sequence[str] = ()) -> _Peak:
         """Write a file beside its place, with some layers left in float."""
-        description = artifact.describe(about, reference, sha256, dense, kind)
+        description = artifact.describe(about, reference, sha256, any_size, kind)
         if plan is not None and found is not None and kind == "int8":
             description |= {
                 "calibration": {"images": plan.images, "classes": plan.classes, "data": f"{found.spec} train"},
@@ -199,29 +219,29 @@ def export_model(
                 "signal_to_noise_db": {layer: round(ratio, 2) for layer, ratio in noise.items()},
             }
         files.remove(besides[name, kind])
-        with console.status(f"writing {folder / FORMATS[name].named(kind, dense)}"), _Peak() as peak:
+        with console.status(f"writing {folder / FORMATS[name].named(kind, form)}"), _Peak() as peak:
             FORMATS[name].write(graph, besides[name, kind], description, opset, plan and plan.leaving(floats))
         return peak
 
     def prove(name: str, kind: str) -> tuple[Predictor, Parity]:
         """Seal a written file, and compare it with Keras."""
-        with console.status(f"proving {folder / FORMATS[name].named(kind, dense)}"):
+        with console.status(f"proving {folder / FORMATS[name].named(kind, form)}"):
             candidate = _sealed(besides[name, kind], golden, reference)
             most_lost = MOST_LOST if kind != "float32" and labels is not None else None
             known = (reference, answers)
             parts = [parity.compare(known, candidate, pictures, labels, TOLERANCES[kind], most_lost=most_lost)]
-            if dense:
+            if any_size:
                 others = [(shown, (reference, p)) for shown, p in sizes]
                 parts += [parity.compare(r, candidate, i, None, TOLERANCES[kind]) for i, r in others]
         return candidate, parity.merged(parts)
 
-    besides = {(name, kind): files.partial(folder / FORMATS[name].named(kind, dense)) for name, kind in chosen}
+    besides = {(name, kind): files.partial(folder / FORMATS[name].named(kind, form)) for name, kind in chosen}
     try:
         peaks = {key: write(*key) for key in chosen}
         if "int8" not in precisions:  # which may have to be written again
             del graph
         for name, kind in chosen:
-            file, beside = FORMATS[name].named(kind, dense), besides[name, kind]
+            file, beside = FORMATS[name].named(kind, form), besides[name, kind]
             candidate, result = prove(name, kind)
             if kind == "int8" and result.lost_too_much:
                 del candidate
@@ -232,7 +252,7 @@ def export_model(
 
                 candidate, result = _least_in_float(attempt, noise, file, console)
             milliseconds = _milliseconds(candidate, pictures) if result.passed else None
-            entries[file] = artifact.entry(beside, candidate, result, evidence, sha256, milliseconds, dense)
+            entries[file] = artifact.entry(beside, candidate, result, evidence, sha256, milliseconds, any_size)
             del candidate
             final = folder / (file if result.passed else f"{file}.rejected")
             files.move(beside, final)
@@ -241,9 +261,8 @@ def export_model(
             rows.append((final, result, peaks[name, kind], milliseconds))
         count = min(GOLDEN_IMAGES, len(pictures))
         golden_labels = None if labels is None else labels[:count]
-        artifact.save_golden(
-            folder, pictures[:count], golden_labels, answers[:count], [(shown[:2], p[:2]) for shown, p in sizes]
-        )
+        shown_sizes = [(shown[:2], p[:2]) for shown, p in sizes]
+        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count], shown_sizes, features=features)
         stale = artifact.update_certificate(folder, entries, sha256)
     finally:
         for beside in besides.values():
@@ -309,14 +328,15 @@ def _failing(predictor: Predictor, reason: Exception) -> Predictor:
     return replace(predictor, run=run)
 
 
-def _chosen(format: str, precision: str, dense: bool) -> list[tuple[str, str]]:
+def _chosen(format: str, precision: str, form: Form) -> list[tuple[str, str]]:
     """(format, precision) of what to write."""
     if format != "all" and format not in FORMATS:
         raise InputError(f"Unknown format {format!r}: expected one of {', '.join(FORMATS)}, all.")
     if precision != "all" and precision not in TOLERANCES:
         raise InputError(f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all.")
-    if dense and precision != "float32":
-        raise InputError(f"Fully convolutional files are float32: leave out --dense or --precision {precision}.")
+    if form != "classifier" and precision != "float32":
+        what = {"dense": "Fully convolutional files", "features": "Files of features"}[form]
+        raise InputError(f"{what} are float32: leave out --{form} or --precision {precision}.")
     formats = list(FORMATS) if format == "all" else [format]
     precisions = list(TOLERANCES) if precision == "all" else [precision]
     chosen = [(name, kind) for name in formats for kind in precisions if kind in FORMATS[name].precisions]
@@ -343,8 +363,8 @@ def _source(model: Path) -> Path:
 def _parity_images(
     reference: Predictor, data: str | None, count: int, console: Console
 ) -> tuple[Predictor, Data | None, Split | None, np.ndarray, np.ndarray | None, str]:
-    """The reference (with the data's class names, if it had none), the data, a split (None: random images) and its
-    central crops and labels, and what evidence they are.
+    """The reference (a classifier with the data's class names, if it had none), the data, a split (None: random images)
+    and its central crops and labels, and what evidence they are.
     """
     import numpy as np
 
@@ -362,9 +382,10 @@ def _parity_images(
         if data:
             raise
         raise InputError(f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)") from error
-    evaluate.check_classes(reference, found.class_names)
-    if not reference.about.get("class_names"):
-        reference = replace(reference, class_names=found.class_names)
+    if not reference.features:  # which are of any images
+        evaluate.check_classes(reference, found.class_names)
+        if not reference.about.get("class_names"):
+            reference = replace(reference, class_names=found.class_names)
     split = found.split("validation")
     split = split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
     # Evenly spaced: folders list class after class, so every class has its share.
@@ -450,13 +471,13 @@ def _golden(
 
     pictures, answers = pictures[:GOLDEN_IMAGES], answers[:GOLDEN_IMAGES]
     known = None if labels is None else labels[:GOLDEN_IMAGES]
-    # The least certain first: an answer that is sure hides much of what may be wrong with a file.
-    unsure = answers.max(axis=1).argsort(kind="stable")
+    # The least certain first: an answer that is sure hides much of what may be wrong with a file. Features hide nothing.
+    unsure = np.arange(len(answers)) if reference.features else answers.max(axis=1).argsort(kind="stable")
     original, layers = None, {}
     if split is not None:
         # The one of most colour comes first: in a grey one the order of the channels cannot be told.
         colour = np.abs(pictures - pictures.mean(axis=3, keepdims=True)).mean(axis=(1, 2, 3))
-        order = [int(colour.argmax()), *(i for i in unsure if i != colour.argmax())]
+        order = [int(colour.argmax()), *(int(i) for i in unsure if i != colour.argmax())]
         pictures, answers, known = pictures[order], answers[order], known if known is None else known[order]
         encoded = next(itertools.islice(split.examples(), order[0], None))[1]
         original = artifact.small_original(encoded, reference.scale)
@@ -488,22 +509,21 @@ def _sealed(path: Path, golden: Golden, reference: Predictor) -> Predictor:
     return _loaded(path, reference)
 
 
-def _sizes(reference: Predictor, split: Split | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(images, the dense network's answers) at several sizes, of a split's images or random ones."""
+def _sizes(dense: Predictor, split: Split | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(images, a dense predictor's answers) at several sizes, of a split's images or random ones."""
     import numpy as np
 
     from vggkeras import augment, datasets
 
-    h, w, c = reference.input_shape
+    h, w, c = dense.input_shape
     first = itertools.islice(split.examples(), SIZE_IMAGES) if split else ()
     originals = [datasets.decode(encoded) for _, encoded, _ in first]
-    dense = reference.dense_form()
     found = []
     for down, right in MARGINS:
         size = (h + down, w + right)
         if originals:
             crops = [augment.center_crop(image, max(size), size) for image in originals]
-            images = np.stack([augment.in_channels(crop, reference.input_shape[2]) for crop in crops])
+            images = np.stack([augment.in_channels(crop, c) for crop in crops])
         else:
             images = np.random.default_rng(0).integers(0, 256, (SIZE_IMAGES, *size, c), np.uint8)
         found.append((images, dense(images)))
@@ -568,17 +588,20 @@ def _lifetime_peak() -> float:
 def _tell(console: Console, rows: list, evidence: str) -> None:
     from rich.table import Table
 
+    from export import artifact
     from vggkeras.terminal import print_table
 
     sizes = [f"{h} x {w}" for h, w in rows[0][1].sizes]
     table = Table(
         title=f"Parity with Keras on {evidence}{', at ' + ', '.join(sizes) + ' px' if len(sizes) > 1 else ''}"
     )
+    of_features = any(result.smallest_cosine is not None for _, result, *_ in rows)
     for column in (
         "artifact",
         "bytes",
         "max error",
         "relative",
+        *(["smallest cosine"] if of_features else []),
         "agreement",
         "accuracy [95%]",
         "ms an image",
@@ -596,7 +619,8 @@ def _tell(console: Console, rows: list, evidence: str) -> None:
             f"{_bytes(path):,}",
             f"{result.max_abs_error:.1e}",
             f"{result.max_rel_error:.1e}",
-            f"{result.top1_agreement:.2%}",
+            *([f"{result.smallest_cosine:.9f}"] if result.smallest_cosine is not None else []),
+            "-" if result.top1_agreement is None else f"{result.top1_agreement:.2%}",
             accuracy,
             "-" if milliseconds is None else f"{milliseconds:.2f}",
             f"{peak.seconds:.1f} s",
@@ -609,7 +633,8 @@ def _tell(console: Console, rows: list, evidence: str) -> None:
             console.print(f"{path.name}: {failure}", style="red", soft_wrap=True)
     folder = rows[0][0].parent
     passed = all(result.passed for _, result, *_ in rows)
-    console.print(f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, golden.npz)", soft_wrap=True)
+    golden = artifact.golden_path(folder, features=of_features).name
+    console.print(f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, {golden})", soft_wrap=True)
     if passed:
         console.print(f"each proves itself wherever it goes: python -m export.verify {rows[-1][0]}", soft_wrap=True)
 

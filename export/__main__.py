@@ -40,6 +40,9 @@ class Arguments:
     dense: bool = False
     """Write fully convolutional files instead (model.dense.onnx and so on): images of any height and width from the
     training crop up, as the paper's dense evaluation needs them."""
+    features: bool = False
+    """Write files that give the very deep features of the paper's Appendix B instead (model.features.onnx and so on): the
+    last FC layer dropped, fc2's activations averaged over space; of images of any size, as with --dense."""
     calibration: int | None = None
     """Training images that int8's ranges come from, as many of each class: 100 when not given, or one a class."""
 

@@ -32,9 +32,13 @@ import vggkeras
 from export.parity import Parity
 from vggkeras import augment, datasets, files
 from vggkeras.errors import InputError
-from vggkeras.runtimes import Predictor
+from vggkeras.runtimes import Predictor, features_path
 
 GOLDEN = "golden.npz"
+USE = (  # of features
+    "Not normalised: average an image's and its mirror's and divide by their length at each scale, then average or stack "
+    "the scales and divide by the length again."
+)
 SEAL = "sha256.json"
 PARTS = ("weights", "graph", "labels", "mean RGB", "description", "golden answers", "other bytes")  # each with a sha256
 INSIDE = (2, 16)  # golden images inside a file, at least and at most,
@@ -59,15 +63,16 @@ ORIGINAL_BYTES = 1 << 18  # of the encoded photograph that the first one was cut
 def describe(
     about: dict[str, Any], reference: Predictor, model_sha256: str, dense: bool = False, precision: str = "float32"
 ) -> dict[str, Any]:
-    """The JSON that travels inside an exported file."""
+    """The JSON that travels inside an exported file, which gives what the reference does: probabilities or features."""
     h, w, c = reference.input_shape
+    output = {"name": reference.output_name, "type": "float32", "shape": _answer_shape(reference)}
     rescaled = f"smallest side to {reference.scale} px (Pillow BILINEAR), then "
     return {
         "precision": precision,
         "class_names": reference.class_names,
         "mean_rgb": about["mean_rgb"],
         "input": {"name": "images", "type": "uint8", "shape": _shape(reference, dense), "smallest": [h, w, c], "order": "RGB" if c == 3 else "as trained"},
-        "output": {"name": "probabilities", "type": "float32", "shape": ["batch", len(reference.class_names)]},
+        "output": output | ({"use": USE} if reference.features else {}),
         "scale": reference.scale,
         "resize": rescaled + ("the whole image" if dense else f"the central {h} x {w} crop"),
         "provenance": {
@@ -77,6 +82,10 @@ def describe(
     }  # fmt: skip
 
 
+def _answer_shape(predictor: Predictor) -> list[str | int]:
+    return ["batch", predictor.features or len(predictor.class_names)]
+
+
 def _shape(predictor: Predictor, dense: bool) -> list[str | int]:
     h, w, c = predictor.input_shape
     return ["batch", "height", "width", c] if dense else ["batch", h, w, c]
@@ -84,7 +93,7 @@ def _shape(predictor: Predictor, dense: bool) -> list[str | int]:
 
 @dataclass(frozen=True)
 class Golden:
-    """Images that travel inside a file, and what answers to expect."""
+    """Images that travel inside a file, and what answers to expect; of a file of features, these are the probabilities."""
 
     images: np.ndarray  # uint8 [N, H, W, C]
     labels: np.ndarray | None  # int64 [N]
@@ -455,20 +464,33 @@ def save_golden(
     folder: Path,
     images: np.ndarray,
     labels: np.ndarray | None,
-    probabilities: np.ndarray,
+    answers: np.ndarray,
     sizes: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    *,
+    features: bool = False,
 ) -> None:
     """Write golden.npz: images uint8 `[N, H, W, C]`, labels int64 `[N]` (-1: unknown), probabilities float32.
 
-    `sizes` are (images, probabilities) of other sizes, for dense files: images_HxW and probabilities_HxW.
+    `sizes` are (images, probabilities) of other sizes, for dense files: images_HxW and probabilities_HxW. Features go to
+    golden.features.npz, with features and features_HxW in the probabilities' place.
     """
+    output = _answers_name(features)
     known = np.full(len(images), -1, np.int64) if labels is None else labels
-    arrays: dict[str, Any] = {"images": images, "labels": known, "probabilities": probabilities}
-    for shown, answers in sizes:
+    arrays: dict[str, Any] = {"images": images, "labels": known, output: answers}
+    for shown, others in sizes:
         size = f"{shown.shape[1]}x{shown.shape[2]}"
-        arrays |= {f"images_{size}": shown, f"probabilities_{size}": answers}
-    with files.replacing(folder / GOLDEN) as beside:
+        arrays |= {f"images_{size}": shown, f"{output}_{size}": others}
+    with files.replacing(golden_path(folder, features=features)) as beside:
         np.savez_compressed(beside, **arrays)
+
+
+def golden_path(folder: Path, *, features: bool = False) -> Path:
+    """Where the golden answers of a folder's files lie: golden.npz; of those that give features, golden.features.npz."""
+    return features_path(folder / GOLDEN) if features else folder / GOLDEN
+
+
+def _answers_name(features: bool) -> str:
+    return "features" if features else "probabilities"
 
 
 def golden_sizes(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -477,25 +499,25 @@ def golden_sizes(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def load_golden(
-    folder: Path,
+    folder: Path, *, features: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Images, labels (None where unknown), probabilities, and (images, probabilities) of other sizes.
+    """Images, labels (None where unknown), probabilities, and (images, probabilities) of other sizes; or features.
 
     Raises InputError when the file is missing or damaged.
     """
-    path = folder / GOLDEN
+    path, output = golden_path(folder, features=features), _answers_name(features)
     if not path.is_file():
         raise InputError(f"There is no {path} to verify against: export with `python -m export`, which writes it.")
     try:
         with np.load(path, allow_pickle=False) as golden:
-            images, labels, probabilities = golden["images"], golden["labels"], golden["probabilities"]
+            images, labels, answers = golden["images"], golden["labels"], golden[output]
             others = [name for name in golden.files if name.startswith("images_")]
-            sizes = [(golden[name], golden[name.replace("images", "probabilities")]) for name in others]
+            sizes = [(golden[name], golden[name.replace("images", output)]) for name in others]
     except Exception as error:  # a damaged zip raises what its layer raises
         raise InputError(f"{path} cannot be read ({error}): export again.") from error
-    if not len(images) or len(images) != len(probabilities):
-        raise InputError(f"{path} has {len(images)} images and {len(probabilities)} answers: export again.")
-    return images, None if (labels < 0).any() else labels, probabilities, sizes
+    if not len(images) or len(images) != len(answers):
+        raise InputError(f"{path} has {len(images)} images and {len(answers)} answers: export again.")
+    return images, None if (labels < 0).any() else labels, answers, sizes
 
 
 def entry(
@@ -507,7 +529,10 @@ def entry(
     milliseconds: float | None,
     dense: bool = False,
 ) -> dict[str, Any]:
-    """A certificate's entry: what was checked, where, and how it came out; median time of a call with one image, ms."""
+    """A certificate's entry: what was checked, where, and how it came out; median time of a call with one image, ms.
+
+    How many features a file gives is None of a classifier, whose agreement and accuracies are None of features.
+    """
     record = asdict(parity)
     failures = record.pop("failures")
     record.pop("labelled")
@@ -528,8 +553,9 @@ def entry(
         "output": {
             "name": candidate.output_name,
             "type": "float32",
-            "shape": ["batch", len(candidate.class_names)],
+            "shape": _answer_shape(candidate),
         },
+        "features": candidate.features or None,
         "batch_sizes": list(record.pop("batch_sizes")),
         "sizes": [list(size) for size in record.pop("sizes")],
         **{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()},

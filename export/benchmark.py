@@ -338,9 +338,10 @@ def _images(predictor: Predictor) -> tuple[np.ndarray, str]:
     """What the file is shown: its golden images, or a run's export's, where there are any of its size; and which."""
     from export import artifact
 
+    features = bool(predictor.features)
     for folder in (predictor.path.parent, predictor.path.parent / "export"):
-        if (folder / artifact.GOLDEN).is_file():
-            images = artifact.load_golden(folder)[0]
+        if artifact.golden_path(folder, features=features).is_file():
+            images = artifact.load_golden(folder, features=features)[0]
             if images.shape[1:] == tuple(predictor.input_shape):
                 return images, f"{len(images)} golden images"
     return _random_images(predictor, IMAGES), f"{IMAGES} random images"

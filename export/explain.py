@@ -20,7 +20,8 @@ from export import artifact
 from vggkeras import augment, configs, datasets, runtimes
 from vggkeras.errors import InputError
 
-# Largest error of a layer's channel means, relative to the largest of them; of probabilities, absolute.
+# Largest error of a layer's channel means, relative to the largest of them; of probabilities, absolute. Features, which
+# are float32, are held to a layer's.
 LAYER = {"float32": 1e-5, "float16": 1e-2, "int8": 0.2}
 SOFTMAX = {"float32": 1e-5, "float16": 1e-2, "int8": 0.3}
 LEVELS = 1.0  # of 255: a pixel that another decoder rounds the other way
@@ -62,7 +63,7 @@ def told(found: list[Stage]) -> str:
 
 
 def stages(path: Path) -> list[Stage]:
-    """Every stage of a .onnx or .tflite file on the golden photograph, on the CPU: decode, resize, layers, soft-max.
+    """Every stage of a .onnx or .tflite file on the golden photograph, on the CPU: decode, resize, layers, the answer.
 
     A layer is compared with the Keras model's by the mean of each of its channels.
 
@@ -83,9 +84,7 @@ def stages(path: Path) -> list[Stage]:
         except InputError as cause:
             found.append(Stage("decode", np.inf, LEVELS, "levels", str(cause)))
     names = [name for name in golden.layers if name != "decode"]
-    outputs, probabilities = (_onnx_layers if path.suffix == ".onnx" else _tflite_layers)(
-        path, names, golden.images[:1]
-    )
+    outputs, answers = (_onnx_layers if path.suffix == ".onnx" else _tflite_layers)(path, names, golden.images[:1])
     for name in names:
         expected, received = golden.layers[name], outputs.get(name)
         label = {"mean_rgb": "normalise (mean_rgb)", "predictions": "predictions (scores)"}.get(name, name)
@@ -99,18 +98,26 @@ def stages(path: Path) -> list[Stage]:
             continue
         error = float(np.nan_to_num(np.abs(received - expected), nan=np.inf).max() / max(np.abs(expected).max(), 1e-12))
         found.append(Stage(label, error, LAYER[precision], "relative"))
-    note = ""
+    note, error = "", np.inf
+    if answers.shape == golden.probabilities[:1].shape:
+        error = float(np.nan_to_num(np.abs(answers[0] - golden.probabilities[0]), nan=np.inf).max())
+    if contents.about["output"]["name"] == "features":
+        fc2 = outputs.get("fc2")
+        if fc2 is not None and fc2.shape == answers[0].shape and not _alike(fc2, answers[0], LAYER[precision]):
+            note = "not the average over space of its own fc2"
+        largest = float(golden.probabilities[0].max())
+        return [*found, Stage("features", error / max(largest, 1e-12), LAYER[precision], "relative", note)]
     scores = outputs.get("predictions")
-    if scores is not None and scores.shape == probabilities[0].shape:
+    if scores is not None and scores.shape == answers[0].shape:
         own = np.exp(scores - scores.max())
-        if np.abs(own / own.sum() - probabilities[0]).max() > LAYER[precision]:
+        if np.abs(own / own.sum() - answers[0]).max() > LAYER[precision]:
             note = "not the soft-max of its own scores"
-    error = (
-        float(np.nan_to_num(np.abs(probabilities[0] - golden.probabilities[0]), nan=np.inf).max())
-        if probabilities.shape == golden.probabilities[:1].shape
-        else np.inf
-    )
     return [*found, Stage("soft-max", error, SOFTMAX[precision], "absolute", note)]
+
+
+def _alike(values: np.ndarray, others: np.ndarray, tolerance: float) -> bool:
+    """Whether they differ by no more than a share of the largest."""
+    return bool(np.abs(values - others).max() <= tolerance * np.abs(others).max())
 
 
 def _golden(path: Path) -> tuple[artifact.Contents, artifact.Golden]:
@@ -134,7 +141,7 @@ def _apart(image: np.ndarray, other: np.ndarray) -> float:
 
 
 def _onnx_layers(path: Path, names: list[str], images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The layers' channel means, by name, and the probabilities. The file is read as it is, with more outputs."""
+    """The layers' channel means, by name, and the answers. The file is read as it is, with more outputs."""
     import onnxruntime as ort
 
     def outputs(wanted: list[str]) -> bytes:
@@ -297,7 +304,9 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
     candidate = runtimes.load(path, provider)
     given = np.rint(image if image.shape == right.shape else np.zeros_like(right)).clip(0, 255).astype(np.uint8)
     mended = np.rint(undone).clip(0, 255).astype(np.uint8)
-    before, after = (float(np.abs(candidate(x[None]) - golden.probabilities[:1]).max()) for x in (given, mended))
+    right_answer = golden.probabilities[:1]
+    largest = float(right_answer.max()) if candidate.features else 1.0  # what features are measured by
+    before, after = (float(np.abs(candidate(x[None]) - right_answer).max()) / largest for x in (given, mended))
     told_before = f"answers are off by {before:.2g}" if image.shape == right.shape else "the network refuses its shape"
     damage = f" ({told_before}; with this undone, answers are off by {after:.2g})"
     found = [

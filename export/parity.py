@@ -18,14 +18,15 @@ BATCH_SIZES = (1, 2, 7)
 
 @dataclass
 class Parity:
-    """How a candidate's probabilities differ from a reference's on the same images."""
+    """How a candidate's probabilities, or features, differ from a reference's on the same images."""
 
     images: int
     batch_sizes: tuple[int, ...]
     tolerance: float | None  # None where values are not bounded, but accuracy is
-    max_abs_error: float  # of a probability
-    max_rel_error: float  # max_abs_error over the reference's largest probability
-    top1_agreement: float  # share of images with the same most probable class
+    max_abs_error: float  # of a probability, or a feature
+    max_rel_error: float  # max_abs_error over the reference's largest one
+    top1_agreement: float | None  # share of images with the same most probable class; None of features
+    smallest_cosine: float | None = None  # of features: between the two vectors of an image
     accuracy_reference: float | None = None  # None without labels
     accuracy_artifact: float | None = None
     mcnemar_p: float | None = None  # exact, two-sided
@@ -35,10 +36,12 @@ class Parity:
     failures: list[str] = field(default_factory=list)
 
     @property
-    def top1_agreement_interval(self) -> tuple[float, float]:
-        """Wilson, 95%."""
+    def top1_agreement_interval(self) -> tuple[float, float] | None:
+        """Wilson, 95%; None of features."""
         from vggkeras.evaluate import wilson
 
+        if self.top1_agreement is None:
+            return None
         return wilson(round(self.top1_agreement * self.images), self.images)
 
     @property
@@ -62,7 +65,7 @@ class Parity:
 
 
 def in_batches(predictor: Predictor, images: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES) -> np.ndarray:
-    """Probabilities of all images, passed in batches of 1, 2, 7, 1, 2, 7, ... so that one pass tries every size."""
+    """A predictor's answers to all images, passed in batches of 1, 2, 7, 1, 2, 7, ... so that one pass tries every size."""
     parts, start, turn = [], 0, 0
     while start < len(images):
         size = batch_sizes[turn % len(batch_sizes)]
@@ -83,12 +86,13 @@ def compare(
     """Compare a candidate with a reference on the same images, at several batch sizes.
 
     Args:
-        reference: a Predictor, or one with its answers, float32 `[N, classes]`, where they are known already.
+        reference: a Predictor, or one with its answers, float32 `[N, classes]` or `[N, units]`, where they are known
+            already. What it gives, probabilities or features, is expected of the candidate.
         candidate: the Predictor to check.
         images: uint8 `[N, H, W, C]`; fewer than the batch sizes' sum are shown again, so that each size is tried.
         labels: int `[N]`, for the accuracies.
-        tolerance: largest error of a probability, absolute and relative to the reference's largest probability.
-            None: values are not bounded.
+        tolerance: largest error of a probability, absolute and relative to the reference's largest probability; of a
+            feature, whose size is any, relative to the largest alone. None: values are not bounded.
         batch_sizes: tried in turn.
         most_lost: the most accuracy, a share of the images, that may be lost; needs labels.
 
@@ -113,18 +117,20 @@ def compare(
     if answers is None:
         answers = in_batches(known, images, (32,))
     if known.input_shape != candidate.input_shape:
-        return _incomparable(images, batch_sizes, tolerance, failures)
+        return _incomparable(known, images, batch_sizes, tolerance, failures)
     shown = np.arange(max(len(images), sum(batch_sizes))) % len(images)
     answers = answers[shown]
     try:
         output = in_batches(candidate, images[shown], batch_sizes)
     except Exception as error:  # whatever a runtime raises is a failure of the file, and is reported as one
         failures.append(f"running: {type(error).__name__}: {str(error)[:300]}")
-        return _incomparable(images, batch_sizes, tolerance, failures)
+        return _incomparable(known, images, batch_sizes, tolerance, failures)
     if output.shape != answers.shape or output.dtype != np.float32:
         failures.append(f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}")
     if output.shape != answers.shape:
-        return _incomparable(images, batch_sizes, tolerance, failures)
+        return _incomparable(known, images, batch_sizes, tolerance, failures)
+    if known.features:
+        return _features(images, answers, output, batch_sizes, tolerance, failures)
     return _values(images, answers, output, labels, batch_sizes, tolerance, most_lost, failures)
 
 
@@ -132,13 +138,15 @@ def merged(parts: Sequence[Parity]) -> Parity:
     """What several comparisons of one candidate, on images of several sizes, come to; the accuracies are the first's."""
     first, *others = parts
     images = sum(part.images for part in parts)
-    same = round(sum(part.top1_agreement * part.images for part in parts))
+    agreements = [part.top1_agreement * part.images for part in parts if part.top1_agreement is not None]
+    cosines = [part.smallest_cosine for part in parts if part.smallest_cosine is not None]
     return replace(
         first,
         images=images,
         max_abs_error=max(part.max_abs_error for part in parts),
         max_rel_error=max(part.max_rel_error for part in parts),
-        top1_agreement=same / images,
+        top1_agreement=round(sum(agreements)) / images if agreements else None,
+        smallest_cosine=min(cosines) if cosines else None,
         sizes=tuple(size for part in parts for size in part.sizes),
         failures=first.failures
         + [f"at {h} x {w} px: {failure}" for part in others for h, w in part.sizes for failure in part.failures],
@@ -156,14 +164,7 @@ def _values(
     failures: list[str],
 ) -> Parity:
     n = len(images)
-    if not np.isfinite(output).all():
-        failures.append(
-            f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {len(output)} answers are NaN or infinite"
-        )
-    difference = np.abs(output.astype(np.float64) - answers)
-    error = float(np.nan_to_num(difference, nan=np.inf).max())
-    relative = error / float(answers.max())
-    worst = int(np.nan_to_num(difference, nan=np.inf).max(axis=1).argmax())
+    error, relative, worst = _errors(answers, output, failures)
     if tolerance is not None and not (error <= tolerance and relative <= tolerance):
         failures.append(
             f"values: largest error {error:.3g} ({relative:.3g} relative) exceeds {tolerance:g}, at image {worst % n}"
@@ -190,12 +191,53 @@ def _values(
     return parity
 
 
-def _incomparable(
-    images: np.ndarray, batch_sizes: Sequence[int], tolerance: float | None, failures: list[str]
+def _features(
+    images: np.ndarray,  # answers and outputs may be more
+    answers: np.ndarray,
+    output: np.ndarray,
+    batch_sizes: Sequence[int],
+    tolerance: float | None,
+    failures: list[str],
 ) -> Parity:
+    n = len(images)
+    error, relative, worst = _errors(answers, output, failures)
+    if tolerance is not None and not relative <= tolerance:
+        failures.append(
+            f"values: largest error {error:.3g} is {relative:.3g} of the largest feature and exceeds {tolerance:g}, at "
+            f"image {worst % n}"
+        )
+    cosine = float(_cosines(answers.astype(np.float64), output.astype(np.float64)).min())
     size = (images.shape[1:3],)
-    sizes = tuple(batch_sizes)
-    return Parity(len(images), sizes, tolerance, np.inf, np.inf, 0.0, sizes=size, failures=failures)
+    return Parity(n, tuple(batch_sizes), tolerance, error, relative, None, cosine, sizes=size, failures=failures)
+
+
+def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Between the rows: 1 where both are all zeros, 0 where one alone is, or is not finite."""
+    lengths, others = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+    known = (lengths > 0) & (others > 0) & np.isfinite(others)
+    found = np.where((lengths == 0) & (others == 0), 1.0, 0.0)
+    found[known] = (ours[known] * theirs[known]).sum(axis=1) / (lengths[known] * others[known])
+    return found.clip(-1, 1)
+
+
+def _errors(answers: np.ndarray, output: np.ndarray, failures: list[str]) -> tuple[float, float, int]:
+    """The largest error, absolute and relative to the largest answer, and the place of its image."""
+    if not np.isfinite(output).all():
+        failures.append(
+            f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {len(output)} answers are NaN or infinite"
+        )
+    difference = np.nan_to_num(np.abs(output.astype(np.float64) - answers), nan=np.inf)
+    error, largest = float(difference.max()), float(answers.max())
+    relative = error / largest if largest else (np.inf if error else 0.0)  # all zeros
+    return error, relative, int(difference.max(axis=1).argmax())
+
+
+def _incomparable(
+    known: Predictor, images: np.ndarray, batch_sizes: Sequence[int], tolerance: float | None, failures: list[str]
+) -> Parity:
+    size, sizes = (images.shape[1:3],), tuple(batch_sizes)
+    agreement, cosine = (None, 0.0) if known.features else (0.0, None)
+    return Parity(len(images), sizes, tolerance, np.inf, np.inf, agreement, cosine, sizes=size, failures=failures)
 
 
 def _short(value: Any) -> str:

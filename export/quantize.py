@@ -107,10 +107,12 @@ def _sites(graph: keras.Model) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 
 
 def activations(graph: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every layer's output after the ReLU, and `predictions` before soft-max, of images uint8 `[N, H, W, C]`."""
+    """Every layer's output after the ReLU, and `predictions`, where a Dense layer, before soft-max, of images uint8
+    `[N, H, W, C]`.
+    """
     shown, outputs, _ = _sites(graph)
     found = {k: ops.convert_to_numpy(v) for k, v in keras.Model(shown, outputs)(images, training=False).items()}
-    last = graph.get_layer("predictions")
+    last = [layer for layer in graph.layers if layer.weights][-1]
     if isinstance(last, layers.Dense):
         kernel, bias = (ops.convert_to_numpy(weight) for weight in last.weights)
         found["predictions"] = found["fc2"] @ kernel + bias

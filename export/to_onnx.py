@@ -72,7 +72,8 @@ def write(
                 dim.dim_param = name
     graph.name, graph.doc_string = model.name, ""  # the converter's has a number that another process need not give
     proto.producer_name, proto.producer_version = "vggkeras", about["versions"]["vggkeras"]
-    onnx.helper.set_model_props(proto, {"labels": json.dumps(about["class_names"]), "vggkeras": json.dumps(about)})
+    labels = {"labels": json.dumps(about["class_names"])} if about["class_names"] else {}  # features have none
+    onnx.helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(about)})
     onnx.save(proto, str(path))
     del proto, graph
     onnx.checker.check_model(str(path), full_check=True)

@@ -1,7 +1,8 @@
 """A model -> the graph that is exported, and that graph -> a SavedModel folder.
 
 The graph takes `images`, uint8 `[batch, H, W, C]`, RGB, and gives `probabilities`, float32 `[batch, classes]`; the
-SavedModel has it as its signature serving_default. A dense one takes any H and W from the training crop up.
+SavedModel has it as its signature serving_default. A dense one takes any H and W from the training crop up; so does one
+of features, which gives `features`, float32 `[batch, units]`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tensorflow as tf
 from keras import layers, ops
 from tensorflow.core.protobuf import fingerprint_pb2
 
+from export import Form
 from vggkeras import models
 from vggkeras.errors import InputError
 
@@ -34,16 +36,18 @@ class _Flatten(layers.Layer):
         return ops.reshape(x, (-1, self.units))
 
 
-def inference_model(model: keras.Model, *, dense: bool = False) -> keras.Model:
-    """The model as it is exported: uint8 images in, a dict of probabilities out, no dropout, batch norm in the kernels.
+def inference_model(model: keras.Model, form: Form = "classifier") -> keras.Model:
+    """The model as it is exported: uint8 images in, a dict of one output, no dropout, batch norm in the kernels.
 
-    Layers that need no change are shared with the model, not copied; of a dense one (`models.dense_classifier`), a copy is.
+    Layers that need no change are shared with the model, not copied; of the other forms (`models.dense_classifier`,
+    `models.dense_features`), a copy is.
 
     A normalised convolution is the convolution with its kernel and bias scaled and shifted; left as it is, batch norm
     stays between transposes in the exported graph.
 
     Raises:
-        InputError (a ValueError): the model is no classifier of `vggkeras.build()` ending in soft-max.
+        InputError (a ValueError): the model is no classifier of `vggkeras.build()`, or does not end in soft-max, which
+            features do without.
     """
     names = [layer.name for layer in model.layers]
     kept = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
@@ -52,9 +56,11 @@ def inference_model(model: keras.Model, *, dense: bool = False) -> keras.Model:
             f"Expected a classifier of vggkeras.build(), with layers {', '.join(sorted(kept))}; received {model.name!r} "
             f"with {', '.join(names[:6])}…"
         )
-    if keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
+    if form == "features":
+        model = models.dense_features(model)
+    elif keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
         raise InputError("Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'.")
-    if dense:
+    elif form == "dense":
         model = models.dense_classifier(model)
 
     images = x = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
@@ -70,7 +76,7 @@ def inference_model(model: keras.Model, *, dense: bool = False) -> keras.Model:
             conv.set_weights(_folded(layer, model.get_layer(norm)))
         else:
             x = layer(x)  # the layer itself, for a copy of its weights would take as much memory again
-    return keras.Model(images, {"probabilities": x}, name=model.name)
+    return keras.Model(images, {"features" if form == "features" else "probabilities": x}, name=model.name)
 
 
 def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:

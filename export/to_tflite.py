@@ -78,7 +78,8 @@ def write(model: Any, path: Path, about: dict[str, Any], opset: int | None = Non
         file.write(memoryview(builder.Bytes)[builder.Head() :])
     with zipfile.ZipFile(path, "a") as archive:
         # Without a date, so that the same network gives the same bytes.
-        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(about["class_names"]) + "\n")
+        if about["class_names"]:  # features have none
+            archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(about["class_names"]) + "\n")
         archive.writestr(zipfile.ZipInfo("vggkeras.json"), json.dumps(about))
 
 
@@ -100,7 +101,7 @@ def _converted_skeleton(model: Any, about: dict[str, Any], folder: Path) -> byte
         x = copy(x)
         # No two weights alike and none zero: the converter shares equal ones and drops zero biases.
         copy.set_weights([random.uniform(0.1, 1.0, weight.shape) for weight in copy.weights])
-    skeleton = keras.Model(images, {"probabilities": x})
+    skeleton = keras.Model(images, {_output(model): x})
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{files.PARTIAL}{os.getpid()}-skeleton-") as temporary:
         saved, converted = Path(temporary, "saved_model"), Path(temporary, "skeleton.tflite")
         to_saved_model.write(skeleton, saved, about)
@@ -110,6 +111,12 @@ def _converted_skeleton(model: Any, about: dict[str, Any], folder: Path) -> byte
         if child.returncode != 0:
             raise RuntimeError(f"TensorFlow's TFLite converter failed: {child.stderr.strip()[-1000:]}")
         return converted.read_bytes()
+
+
+def _output(model: Any) -> str:
+    """The name of the one output of what `inference_model` made."""
+    (name,) = model.output
+    return name
 
 
 def _put_weights(graph: schema.ModelT, model: Any, smallest: Sequence[int]) -> None:
@@ -162,7 +169,7 @@ def _put_weights(graph: schema.ModelT, model: Any, smallest: Sequence[int]) -> N
     if (left := next(layers, None)) is not None:
         raise RuntimeError(f"the converted skeleton has no place for layer {left.name}")
     images = tensors[subgraph.inputs[0]]
-    images.name, tensors[subgraph.outputs[0]].name = b"images", b"probabilities"
+    images.name, tensors[subgraph.outputs[0]].name = b"images", _output(model).encode()
     images.shape = np.array([1, *smallest], np.int32)  # what an interpreter plans for first: a dense network's are ones
 
 
@@ -321,9 +328,10 @@ class _AlignedBuffer(schema.BufferT):
 
 
 def _standard_metadata(about: dict[str, Any]) -> bytes:
-    """A classifier's ModelMetadata, a flatbuffer of TFLite's metadata_schema.fbs, as MediaPipe and ML Kit read it.
+    """The ModelMetadata, a flatbuffer of TFLite's metadata_schema.fbs, as MediaPipe and ML Kit read it.
 
-    No process units: the image goes in as bytes, and the probabilities come out as they are. It names the file in the zip archive at the end whose lines are the labels: phones' tools find them by it.
+    No process units: the image goes in as bytes, and the answers come out as they are. Of a classifier it names the file
+    in the zip archive at the end whose lines are the labels: phones' tools find them by it.
     """
     import flatbuffers
 
@@ -333,11 +341,17 @@ def _standard_metadata(about: dict[str, Any]) -> bytes:
     content = {0: (uint8, 2), 1: {0: (uint8, color), 1: size}}  # ContentProperties.ImageProperties
     file = {0: LABELS, 1: "A line a class.", 2: (uint8, 2)}  # AssociatedFileType.TENSOR_AXIS_LABELS
     image = {0: about["input"]["name"], 1: f"uint8, 0-255, {about['resize']}", 3: content}
-    output = {0: about["output"]["name"], 1: "Probability of each class, float32, 0-1.", 6: [file]}
+    output: dict[int, Any] = {0: about["output"]["name"]}
+    if classes := len(about["class_names"]):
+        output |= {1: "Probability of each class, float32, 0-1.", 6: [file]}
+        what = f"Image classifier of {classes} classes"
+    else:
+        output[1] = f"float32, 0 or more. {about['output']['use']}"
+        what = f"Very deep features, {about['output']['shape'][-1]} an image, of a network"
     provenance = about["provenance"]
     model = {
         0: f"VGG {provenance['arch']}",
-        1: f"Image classifier of {len(about['class_names'])} classes, trained on {provenance.get('data', 'unnamed data')}.",
+        1: f"{what}, trained on {provenance.get('data', 'unnamed data')}.",
         2: provenance["model_sha256"][:12],
         3: [{2: [image], 3: [output]}],
         7: "1.0.0",  # min_parser_version: the first, which knew every field here

@@ -33,7 +33,7 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
     """What differs between an exported file and what travels inside it; [] when nothing does.
 
     A file that is not what it was is not run: a damaged one may crash its runtime, and take the process with it. Where
-    certificate.json and golden.npz lie beside the file, it is held against these as well.
+    certificate.json and its golden answers lie beside the file, it is held against these as well.
 
     Raises:
         InputError (a ValueError): no such file, a file of another make, one that keeps weights in other files.
@@ -59,6 +59,7 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
             raise
         return [*problems, str(error)]
     about = contents.about
+    features = about["output"]["name"] == "features"
     precision = about.get("precision", "float32")
     tolerance = TOLERANCES[precision] or INT8_TOLERANCE
     # int8 is held against itself, elsewhere; how near it is to Keras was measured when it was made.
@@ -74,10 +75,11 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
         about["output"]["name"],
         {},
         lambda _: answers,
+        features=answers.shape[1] if features else 0,
     )
     results = [parity.compare((expected, answers), candidate, golden.images, None, tolerance)]
-    if candidate.dense and certified is not None and (path.parent / artifact.GOLDEN).is_file():
-        sizes = artifact.load_golden(path.parent)[3]
+    if candidate.dense and certified is not None and artifact.golden_path(path.parent, features=features).is_file():
+        sizes = artifact.load_golden(path.parent, features=features)[3]
         results += [parity.compare((expected, p), candidate, shown, None, tolerance) for shown, p in sizes]
     return problems + parity.merged(results).failures
 
@@ -122,7 +124,7 @@ def main() -> int:
     instead.add_argument(
         "--explain",
         action="store_true",
-        help="say at which stage a file first differs: decode, resize, each layer, soft-max",
+        help="say at which stage a file first differs: decode, resize, each layer, the answer",
     )
     instead.add_argument(
         "--original", type=Path, metavar="PHOTO", help="write the golden photograph that travels inside, and stop"

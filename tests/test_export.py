@@ -51,11 +51,12 @@ def trained_looking(arch: str, shape, batch_norm: bool, **options):
 
 
 def write_and_compare(model, folder, *images, dense=False) -> dict[str, parity.Parity]:
-    graph = to_saved_model.inference_model(model, dense=dense)
+    form = "dense" if dense else "classifier"
+    graph = to_saved_model.inference_model(model, form)
     reference = runtimes.keras_predictor(model, {"class_names": ABOUT["class_names"]})
     results = {}
     for name, kind in export.FORMATS.items():
-        path = folder / kind.named("float32", dense)
+        path = folder / kind.named("float32", form)
         kind.write(graph, path, ABOUT | {"input": {"name": "images", "smallest": reference.input_shape}}, None, None)
         found = runtimes.load(path)
         assert found.dense == dense

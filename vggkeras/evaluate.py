@@ -28,7 +28,7 @@ from vggkeras import augment, datasets
 from vggkeras.configs import LARGEST_SCALE
 from vggkeras.datasets import Split
 from vggkeras.errors import InputError
-from vggkeras.runtimes import MAX_BATCH, Predictor
+from vggkeras.runtimes import MAX_BATCH, Predictor, check_probabilities
 
 PROTOCOLS = ("center", "dense", "multicrop", "both")
 PARTS = {"center": ("center",), "dense": ("dense",), "multicrop": ("multicrop",), "both": ("dense", "multicrop")}
@@ -230,7 +230,7 @@ def evaluate(
             elif skipped is not None or not unreadable:  # what is lost already is only read on, and counted
                 yield index, label, images
 
-    for window in _windows(readable(), WINDOW):
+    for window in windows(readable(), WINDOW):
         indices, labels, images = zip(*window, strict=True)
         seen += zip(indices, labels, strict=True)
         parts = plan.posteriors(list(images))
@@ -466,7 +466,8 @@ def records(
 
 
 def check_classes(predictor: Predictor, class_names: Sequence[str]) -> None:
-    """Raises InputError when a model's classes are not the data's."""
+    """Raises InputError when a model's classes are not the data's, or it has none."""
+    check_probabilities(predictor)
     own = predictor.about.get("class_names")
     if len(class_names) != len(predictor.class_names):
         raise InputError(
@@ -478,6 +479,15 @@ def check_classes(predictor: Predictor, class_names: Sequence[str]) -> None:
         raise InputError(
             f"{predictor.path} and the data name class {first} differently, {own[first]!r} and {class_names[first]!r}: "
             "give the data it was trained for."
+        )
+
+
+def check_channels(predictor: Predictor) -> None:
+    """Raises InputError when a model cannot be shown what image files hold."""
+    channels = predictor.input_shape[2]
+    if channels not in (1, 3):
+        raise InputError(
+            f"{predictor.path} takes images of {channels} channels, and image files have 3 (or 1, if grey)."
         )
 
 
@@ -536,15 +546,16 @@ def posteriors(
     models = [predictors] if isinstance(predictors, Predictor) else list(predictors)
     plan = _Plan(models, [protocol], scales, mirrors, grid)
     row = plan.rows(fuse=len(models) > 1)[-1]
-    prepared = datasets.in_threads(lambda image: plan.rescaled(_pixels(image)), ((image,) for image in images))
+    prepared = datasets.in_threads(lambda image: plan.rescaled(pixels(image)), ((image,) for image in images))
     answers = []
-    for window in _windows(prepared, WINDOW):
+    for window in windows(prepared, WINDOW):
         parts = plan.posteriors(window)
         answers.append(np.mean([parts[key] for key in row.keys], axis=0))
     return np.concatenate(answers) if answers else np.empty((0, len(models[0].class_names)), np.float32)
 
 
-def _pixels(image: str | os.PathLike | np.ndarray) -> np.ndarray:
+def pixels(image: str | os.PathLike | np.ndarray) -> np.ndarray:
+    """A file's image, or an array as it is: RGB, uint8 `[H, W, 3]`; InputError for what is neither."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise InputError(
@@ -583,10 +594,8 @@ class _Plan:
         self.scales = [checked_scales(model, protocol, scales) for model in models for protocol in self.protocols]
         self.scales = self.scales[:: len(self.protocols)]  # of each model
         for model in models:
-            if model.input_shape[2] not in (1, 3):
-                raise InputError(
-                    f"{model.path} takes images of {model.input_shape[2]} channels, and image files have 3 (or 1, if grey)."
-                )
+            check_probabilities(model)
+            check_channels(model)
         needed = dict.fromkeys(part for protocol in self.protocols for part in PARTS[protocol])
         self.keys = [(m, part, q) for m in range(len(models)) for part in needed for q in self.scales[m]]
         self.dense = [model.dense_form() for model in models] if "dense" in needed else []
@@ -629,7 +638,7 @@ class _Plan:
             model = self.models[m]
             shown = [augment.in_channels(image[q], model.input_shape[2]) for image in images]
             if part == "dense":
-                answers[key] = _dense(self.dense[m], shown, self.mirrors)
+                answers[key] = of_whole_images(self.dense[m], shown, self.mirrors)
             else:
                 views = (1, False) if part == "center" else (self.grid, self.mirrors)
                 answers[key] = _of_crops(model, shown, *views)
@@ -643,7 +652,7 @@ def _of_crops(model: Predictor, images: list[np.ndarray], grid: int, mirrors: bo
     Crops of several images share a batch, so that all batches but the last are full.
     """
     crops = (crop for image in images for crop in _with_mirrors(_grid(model, image, grid), mirrors))
-    p = np.concatenate([model(np.stack(batch)) for batch in _windows(crops, MAX_BATCH)])
+    p = np.concatenate([model(np.stack(batch)) for batch in windows(crops, MAX_BATCH)])
     return p.reshape(len(images), -1, p.shape[-1]).mean(axis=1)
 
 
@@ -663,8 +672,8 @@ def _center(model: Predictor, image: np.ndarray) -> np.ndarray:
     return next(_grid(model, image, 1))
 
 
-def _dense(model: Predictor, images: list[np.ndarray], mirrors: bool) -> np.ndarray:
-    """Posteriors of whole images: uint8 `[h, w, C]` each -> float32 `[n, classes]`.
+def of_whole_images(model: Predictor, images: list[np.ndarray], mirrors: bool) -> np.ndarray:
+    """Posteriors, or features, of whole images by a dense model: uint8 `[h, w, C]` each -> float32 `[n, classes]`.
 
     The model averages its class scores over space, then takes the soft-max (in the graph, so that every runtime does
     the same: `models.dense_classifier`); the mirror's posterior is averaged here. Images of one shape go together, in
@@ -674,17 +683,17 @@ def _dense(model: Predictor, images: list[np.ndarray], mirrors: bool) -> np.ndar
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         by_shape.setdefault(image.shape, []).append(i)
-    answers = np.empty((len(images), len(model.class_names)), np.float32)
+    answers = np.empty((len(images), model.features or len(model.class_names)), np.float32)
     views = 2 if mirrors else 1
     for shape, places in sorted(by_shape.items()):
         count = max(1, MAX_BATCH * h * w // (shape[0] * shape[1] * views))
-        for some in _windows(places, count):
+        for some in windows(places, count):
             stack = np.stack([view for i in some for view in _with_mirrors([images[i]], mirrors)])
             answers[some] = model(stack).reshape(len(some), views, -1).mean(axis=1)
     return answers
 
 
-def _windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items, but for the last."""
     iterator = iter(items)
     while window := list(itertools.islice(iterator, size)):

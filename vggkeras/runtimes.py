@@ -72,8 +72,9 @@ class Predictor:
     def dense_form(self) -> Predictor:
         """The same network as a dense predictor; of a file, the one that `python -m export --dense` wrote beside it.
 
-        Raises InputError when there is none, or it is of another model.
+        Raises InputError when there is none, it is of another model, or this one gives features.
         """
+        check_probabilities(self)
         if self.dense:
             return self
         if self.make_dense is None:
@@ -88,7 +89,7 @@ class Predictor:
         if self.features:
             return self
         if self.make_features is None:
-            raise InputError(f"{self.path} has no form that gives features.")
+            raise InputError(f"{self.path} has no form that gives features: give the classifier that it is a form of.")
         return self.make_features()
 
     @property
@@ -133,6 +134,17 @@ class Predictor:
         the same memory of the card for as long as their shape stays the same. Raises InputError as a call does.
         """
         return map(self, batches)
+
+
+def check_probabilities(predictor: Predictor) -> None:
+    """Raises InputError when a predictor gives features, of which no class can be told."""
+    if predictor.features:
+        named = predictor.path.with_name(predictor.path.name.replace(".features", ""))
+        classifier = "the one it was made of" if named == predictor.path else named
+        raise InputError(
+            f"{predictor.path} gives {predictor.features} features, not probabilities: expected a classifier; give "
+            f"{classifier}, or the run's folder."
+        )
 
 
 def load(
@@ -228,6 +240,13 @@ def _class_names(about: dict[str, Any], classes: int) -> list[str]:
     return list(about.get("class_names") or map(str, range(classes)))
 
 
+def _answers(about: dict[str, Any], output_name: str, count: int, dense: bool) -> tuple[list[str], int]:
+    """The class names of what a file answers, and no features, or no class names and how many features."""
+    if dense and output_name == "features":
+        return [], count
+    return _class_names(about, count), 0
+
+
 def _load_keras(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
     import keras
 
@@ -306,7 +325,7 @@ def keras_predictor(
         make_dense,
         known,
         tf32,
-        make_features=make_features,
+        make_features=None if dense else make_features,
     )
 
 
@@ -317,30 +336,45 @@ def _with_smallest(about: dict[str, Any], shape: tuple[int, ...]) -> dict[str, A
 
 def dense_path(path: Path) -> Path:
     """Where a file's dense form is: model.onnx -> model.dense.onnx."""
-    return path.with_name(f"{path.stem}.dense{path.suffix}")
+    return _form_path(path, "dense")
 
 
-def _dense_file(path: Path, about: dict[str, Any], loader: Callable[[Path], Predictor]) -> Callable[[], Predictor]:
-    def load_dense() -> Predictor:
+def features_path(path: Path) -> Path:
+    """Where the form of a file that gives features is: model.onnx -> model.features.onnx."""
+    return _form_path(path, "features")
+
+
+def _form_path(path: Path, form: str) -> Path:
+    return path.with_name(f"{path.stem}.{form}{path.suffix}")
+
+
+def _forms(
+    path: Path, about: dict[str, Any], dense: bool, features: int, loader: Callable[[Path], Predictor]
+) -> dict[str, Any]:
+    """What a file is, and the forms of it that lie beside it, loaded when asked for: fields of its `Predictor`."""
+
+    def load_form(form: str, does: str, files: str, otherwise: str = "") -> Predictor:
         if about.get("precision", "float32") != "float32":
-            raise InputError(
-                f"{path} takes images of one size, and fully convolutional files are float32: give the float32 file, or use "
-                "--protocol center or multicrop."
-            )
-        file = dense_path(path)
+            raise InputError(f"{path} {does}, and {files} are float32: give the float32 file{otherwise}.")
+        file = _form_path(path, form)
         if not file.exists():
             kind = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
             raise InputError(
-                f"{path} takes images of one size, and there is no dense form of it at {file}: write it with "
-                f"`python -m export --dense --format {kind} --model RUN`, or use --protocol center or multicrop."
+                f"{path} {does}, and there is no {form} form of it at {file}: write it with "
+                f"`python -m export --{form} --format {kind} --model RUN`{otherwise}."
             )
         found = loader(file)
         ours, theirs = (a.get("provenance", {}).get("model_sha256") for a in (about, found.about))
-        if not found.dense or ours != theirs:
-            raise InputError(f"{file} is not the dense form of {path}, but of another model: export both again.")
+        if not found.dense or bool(found.features) != (form == "features") or ours != theirs:
+            raise InputError(f"{file} is not the {form} form of {path}, but of another model: export both again.")
         return found
 
-    return load_dense
+    fields: dict[str, Any] = {"dense": dense, "features": features}
+    if not dense:
+        size, otherwise = "takes images of one size", ", or use --protocol center or multicrop"
+        fields["make_dense"] = lambda: load_form("dense", size, "fully convolutional files", otherwise)
+        fields["make_features"] = lambda: load_form("features", "gives probabilities", "files of features")
+    return fields
 
 
 def _smallest(path: Path, about: dict[str, Any]) -> tuple[int, int, int]:
@@ -349,7 +383,7 @@ def _smallest(path: Path, about: dict[str, Any]) -> tuple[int, int, int]:
     except (KeyError, ValueError) as error:
         raise InputError(
             f"{path} takes images of any size and does not say its training size: export it with "
-            "`python -m export --dense`."
+            "`python -m export --dense` or --features."
         ) from error
     return h, w, c
 
@@ -427,11 +461,12 @@ def _load_saved_model(path: Path, provider: str, threads: int | None, tf32: bool
         with _tensorflow_device(provider, tf32):
             return function(**{input_name: tf.constant(images)})[output_name].numpy()
 
-    names, dense = _class_names(about, output.shape[-1]), None in spec.shape[1:]
+    dense = None in spec.shape[1:]
     shape = _smallest(path, about) if dense else tuple(spec.shape[1:])
+    names, features = _answers(about, output_name, output.shape[-1], dense)
     known = ("tensorflow", tf.__version__, provider, shape, names, input_name, output_name, about, run)
     again = functools.partial(load, provider=provider, threads=threads, tf32=tf32)
-    return Predictor(path, *known, dense, _dense_file(path, about, again), has, tf32)
+    return Predictor(path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again))
 
 
 def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
@@ -439,7 +474,7 @@ def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Pr
 
     has = threads or _cores()
     try:
-        session, reason = onnx_session(str(path), provider, has, tf32, path.stem.endswith(".dense"))
+        session, reason = onnx_session(str(path), provider, has, tf32, path.stem.endswith((".dense", ".features")))
     except Exception as error:  # onnxruntime's errors have no common base
         if "fallback to CPU EP" in str(error):
             raise InputError(
@@ -454,8 +489,9 @@ def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Pr
         )
     details, (output,) = session.get_inputs()[0], session.get_outputs()
     about = json.loads(session.get_modelmeta().custom_metadata_map.get("vggkeras", "{}"))
-    names, dense = _class_names(about, output.shape[-1]), any(isinstance(side, str) for side in details.shape[1:])
+    dense = any(isinstance(side, str) for side in details.shape[1:])
     shape = _smallest(path, about) if dense else tuple(details.shape[1:])
+    names, features = _answers(about, output.name, output.shape[-1], dense)
 
     def plain(images: np.ndarray) -> np.ndarray:
         return session.run([output.name], {details.name: np.ascontiguousarray(images)})[0]
@@ -463,7 +499,7 @@ def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Pr
     run = plain if provider == "cpu" else bound(session, "cuda")
     known = ("onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run)
     again = functools.partial(load, provider=provider, threads=threads, tf32=tf32)
-    return Predictor(path, *known, dense, _dense_file(path, about, again), has, tf32)
+    return Predictor(path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again))
 
 
 def onnx_session(
@@ -535,7 +571,7 @@ def _not_loaded(said: str) -> str:
 def bound(session: Any, device: str) -> Callable[[np.ndarray], np.ndarray]:
     """`session.run` by way of memory of a device (cpu, cuda), kept for as long as the images' shape stays the same.
 
-    Takes uint8 images `[N, H, W, C]` and gives float32 `[N, classes]`; calls from several threads take turns.
+    Takes uint8 images `[N, H, W, C]` and gives float32 `[N, classes]`, or features; calls from several threads take turns.
     """
     from onnxruntime import OrtValue
 
@@ -587,13 +623,14 @@ def _load_tflite(path: Path, provider: str, threads: int | None, tf32: bool) -> 
         return interpreter.get_tensor(output["index"])
 
     ((_, signature),) = interpreter.get_signature_list().items()
-    names, (_, h, w, c) = _class_names(about, output["shape"][-1]), map(int, details["shape"])
+    _, h, w, c = map(int, details["shape"])
     try:
         number = version("ai-edge-litert")
     except PackageNotFoundError:
         number = "unknown"
     dense = -1 in details["shape_signature"][1:]
     ends = (signature["inputs"][0], signature["outputs"][0])
+    names, features = _answers(about, ends[1], int(output["shape"][-1]), dense)
     known = ("litert", number, "cpu", (h, w, c), names, *ends, about, run)
     again = functools.partial(load, threads=threads)
-    return Predictor(path, *known, dense, _dense_file(path, about, again), has, tf32)
+    return Predictor(path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again))
