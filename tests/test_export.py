@@ -35,18 +35,24 @@ ABOUT = {
 
 
 def trained_looking(arch: str, shape, batch_norm: bool, **options):
-    """A network whose biases and batch norm are not what they start as."""
+    """A network whose biases and batch norm are not what they start as, and whose answers follow the image.
+
+    Moving averages are near those of images, for with any others the maps end up constant.
+    """
     model = vggkeras.build(arch, shape, 5, batch_norm=batch_norm, seed=0, **options)
     rng = np.random.default_rng(0)
-    for layer in model.layers:
+    x = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
+    for layer in model.layers[1:]:
         if "_bn" in layer.name:
-            n = layer.moving_mean.shape[0]
-            layer.set_weights(
-                [rng.uniform(0.5, 2, n), rng.normal(0, 0.5, n), rng.normal(0, 5, n), rng.uniform(50, 90, n)]
-            )
+            n, maps = layer.moving_mean.shape[0], np.asarray(x)
+            mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
+            near = [mean + rng.normal(0, 0.1, n) * np.sqrt(variance), variance * rng.uniform(0.8, 1.25, n)]
+            layer.set_weights([rng.uniform(0.5, 2, n), rng.normal(0, 0.5, n), *near])
         elif layer.weights:
             kernel, bias = layer.get_weights()
             layer.set_weights([kernel, rng.normal(0, 0.1, bias.shape)])
+        x = layer(x, training=False)
+    assert np.asarray(x).std(axis=0).max() > 1e-3, "one answer for all images proves little"
     return model
 
 

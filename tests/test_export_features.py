@@ -35,25 +35,10 @@ UNITS, SMALLEST = 24, (64, 96)
 SIZES = (SMALLEST, (65, 96), (101, 163), (64, 230))
 
 
-def sensitive(arch: str, shape, **options):
-    """A network with batch norm whose moving mean and variance are those of images, so that features follow the image."""
-    import keras
-
-    model = trained_looking(arch, shape, True, **options)
-    x = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
-    for layer in model.layers[1:]:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            gamma, beta, *_ = layer.get_weights()
-            maps = np.asarray(x)
-            layer.set_weights([gamma, beta, maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))])
-        x = layer(x, training=False)
-    return model
-
-
 @pytest.fixture(scope="module")
 def network():
     """Of two places by three before fc1, LRN and batch norm in it, five classes."""
-    return sensitive("A-LRN", (*SMALLEST, 3), width=0.06, fc_units=UNITS, dropout=0.5)
+    return trained_looking("A-LRN", (*SMALLEST, 3), True, width=0.06, fc_units=UNITS, dropout=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +155,7 @@ def test_at_the_training_size_they_are_fc2s_output(loaded, network):
 
 def test_another_configuration_and_operator_set(tmp_path, in_process):
     """1 x 1 kernels, one channel, no dropout, ONNX's oldest operators."""
-    model = sensitive("C", (64, 64, 1), width=0.06, fc_units=12, dropout=0.0)
+    model = trained_looking("C", (64, 64, 1), True, width=0.06, fc_units=12, dropout=0.0)
     graph = to_saved_model.inference_model(model, "features")
     reference = runtimes.keras_predictor(model, {}).features_form()
     about = artifact.describe({"mean_rgb": [0.0], "arch": "C"}, reference, "", dense=True)
