@@ -36,6 +36,8 @@ print("HEAVY", sorted(heavy))
         ["vggkeras", "evaluate", "--help"],
         ["vggkeras", "report", "--help"],
         ["vggkeras", "predict", "--help"],
+        ["vggkeras", "features", "--help"],
+        ["vggkeras", "convert", "--help"],
         ["vggkeras", "info"],
         ["export", "--help"],
         ["export.verify", "--help"],

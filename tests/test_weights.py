@@ -98,7 +98,6 @@ def test_other_classes_take_all_but_the_last_layer(tmp_path, names):
             r"layer block1_conv1 has shapes \[\(3, 3, 3, 6\), \(6,\)\] there and \[\(3, 3, 3, 3\), \(3,\)\]",
         ),
         ({"fc_units": 9}, {}, r"layer fc1 has shapes .* --fc-units differ"),
-        ({"side": 64}, {}, r"layer fc1 has shapes .*the image size"),
         (
             {"arch": "C"},
             {"arch": "D"},
@@ -115,6 +114,29 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(tmp_path, source, targ
     with pytest.raises(InputError, match=message):
         weights.init_from(model, path, CLASSES)
     assert equal_layers(model, before) == {layer.name for layer in model.layers if layer.weights}
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_another_image_size_keeps_the_convolutions_and_says_what_happens_to_fc1(tmp_path, batch_norm):
+    path = saved(tmp_path / "a.keras", shaken(build(side=64, batch_norm=batch_norm)))
+    source, model = weights.open_source(path), build(seed=1, batch_norm=batch_norm)
+    before = build(seed=1, batch_norm=batch_norm)
+    copied = weights.init_from(model, source, CLASSES)
+    assert equal_layers(model, build(side=64, batch_norm=batch_norm)) == set()
+    assert equal_layers(model, before) == FC == {name for name, origin in copied.items() if origin is None}
+    assert weights.explain(copied, source, model) == [
+        "fc1 starts anew: its kernel covers 2 x 2 x 26 there and 1 x 1 x 26 here; so do fc2 and predictions, which read it"
+    ]
+
+
+def test_what_was_not_taken_is_explained(tmp_path):
+    source = weights.open_source(saved(tmp_path / "a.keras", build("A"), ["a", "b"]))
+    model = build("B", 1)
+    assert weights.explain(weights.init_from(model, source, CLASSES), source, model) == [
+        "6 layers start anew (block1_conv2, block2_conv2, block4_conv1 …): "
+        f"{tmp_path / 'a.keras'} is a shallower network, of which the first 4 convolutions are taken",
+        "predictions starts anew: the 2 classes there have other names, or none",
+    ]
 
 
 def test_no_run_there_is_said(tmp_path):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vggkeras.datasets import load_data as load_data
     from vggkeras.errors import InputError as InputError
     from vggkeras.evaluate import posteriors as posteriors
+    from vggkeras.features import features as features
     from vggkeras.models import LRN as LRN
     from vggkeras.models import MeanRGB as MeanRGB
     from vggkeras.models import build as build
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from vggkeras.runtimes import Predictor as Predictor
     from vggkeras.runtimes import load as load
     from vggkeras.train import train as train
+    from vggkeras.weights import load_weights as load_weights
+    from vggkeras.weights import pretrained as pretrained
+    from vggkeras.weights import save_weights as save_weights
 
 __version__ = "0.1.0"
 
@@ -32,9 +36,13 @@ _HOME = {
     "Predictor": "runtimes",
     "Recipe": "configs",
     "build": "models",
+    "features": "features",
     "load": "runtimes",
     "load_data": "datasets",
+    "load_weights": "weights",
     "posteriors": "evaluate",
+    "pretrained": "weights",
+    "save_weights": "weights",
     "to_dense": "models",
     "train": "train",
 }
@@ -52,10 +60,12 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `vggkeras.train` the function: importing the submodule of that name would put the module in its place."""
+    """Keeps `vggkeras.train` and `features` functions: importing a submodule of that name would put it in their place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value.train if name == "train" and isinstance(value, ModuleType) else value)
+        if _HOME.get(name) == name and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

@@ -1,4 +1,4 @@
-"""python -m vggkeras info | train | benchmark | evaluate | report | predict | doctor | demo"""
+"""python -m vggkeras info | train | benchmark | evaluate | features | report | predict | convert | doctor | demo"""
 
 from __future__ import annotations
 
@@ -287,6 +287,131 @@ def evaluate(
     return 0
 
 
+def features(
+    model: Path,
+    data: str,
+    out: Path,
+    split: tuple[str, ...] = (),
+    scales: tuple[int, ...] = (),
+    aggregate: str = "average",
+    mirrors: bool = True,
+    svm: bool = False,
+    train_images: int = 30,
+    test_images: int = 50,
+    repeats: int = 3,
+    seed: int = 0,
+    neighbours: Path | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    json: Path | None = None,
+    skip_unreadable: bool = False,
+) -> int:
+    """Describe images by a network's very deep features (Appendix B), for a linear SVM and a page of nearest neighbours.
+
+    Args:
+        model: a run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder. An exported file needs its form for
+            features beside it (`python -m export --features`).
+        data: digits, tfds:NAME[/CONFIG], or a folder: of class folders, or of images alone, which have no labels.
+        out: the .npz or .parquet file to write.
+        split: train, validation or test, one or more; all there are when not given.
+        scales: smallest sides Q images are rescaled to, px; by default the one the model was trained for.
+        aggregate: average or stack: what becomes of the features of several scales.
+        mirrors: average with the features of the mirror (never for digits).
+        svm: fit a linear SVM on the features, by Caltech-101's protocol, and print its mean class recall.
+        train_images: of each class, drawn from all images, for the SVM.
+        test_images: of each class, at most, drawn from those left.
+        repeats: random splits for the SVM.
+        seed: decides the splits.
+        neighbours: write a page of queries with their closest images to this .html file.
+        provider: cpu, cuda, or tensorrt for .onnx files; an error where it does not load.
+        threads: CPU threads of one operation; by default one for every core.
+        json: write what was done, and the figures of the SVM and the neighbours, to this file too.
+        skip_unreadable: go on without images that cannot be read, and say which.
+    """
+    from vggkeras import files, runtimes
+    from vggkeras.features import (
+        check_out,
+        check_page,
+        check_split,
+        describe,
+        load_images,
+        svm_recall,
+        svm_record,
+        svm_table,
+        write,
+        write_page,
+    )
+
+    check_out(out)
+    if neighbours:
+        check_page(neighbours)
+    if json:
+        files.check_file(json)
+    loaded = load_images(data, skip_unreadable=skip_unreadable)
+    protocol = (train_images, test_images, repeats, seed)
+    if svm:
+        check_split(loaded, split, *protocol)
+    if provider == "tensorrt":  # in this process nothing has read it yet
+        os.environ.setdefault(runtimes.TF32_OVERRIDE, "0")
+    load_tensorflow(console, model)
+    predictor, skipped = runtimes.load(model, provider, threads=threads), list(loaded.skipped)
+    with progress_bar(console) as bar:
+        found = describe(
+            predictor,
+            loaded,
+            split,
+            scales,
+            aggregate,
+            mirrors=mirrors,
+            skipped=skipped if skip_unreadable else None,
+            track=lambda items, total: bar.track(items, total=total, description="features"),
+        )
+    write(found, out)
+    about = found.about
+    console.print(
+        f"{about['model']} in {about['runtime']} {about['version']}, {about['provider']}, on {data}: {', '.join(about['splits'])}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table()
+    columns = ("images", "Q", "aggregate", "features", "seconds", "images/s", "file")
+    cells = (
+        f"{about['images']:,}",
+        " ".join(map(str, about["scales"])),
+        f"{aggregate}{', mirrors' if about['mirrors'] else ''}",
+        f"{about['dimensions']:,}",
+        f"{found.seconds:.1f}",
+        f"{about['images'] / found.seconds:.1f}",
+        str(out),
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("Q", "aggregate", "file") else "right")
+    table.add_row(*cells)
+    print_table(table, console)
+    if skipped:
+        console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
+    if found.flatters and (svm or neighbours):
+        console.print(f"[yellow]{found.flatters}[/]", soft_wrap=True)
+    record = {**about, "seconds": found.seconds, "skipped": skipped}
+    if svm:
+        with console.status("linear SVM"):
+            recall = svm_recall(found.features, found.labels, *protocol, class_names=loaded.class_names)
+        print_table(svm_table(recall, train_images, test_images), console)
+        asked = {"train_images": train_images, "test_images": test_images, "repeats": repeats, "seed": seed}
+        record["svm"] = {**asked, **svm_record(recall, loaded.class_names)}
+    if neighbours:
+        with console.status("nearest neighbours"):
+            share = write_page(found, neighbours)
+        console.print(f"neighbours: {neighbours}" + (f"; {share}" if share else ""), soft_wrap=True, highlight=False)
+        record["neighbours"] = share.record() if share else None
+    elif not svm:
+        svm_too = "--svm fits a linear SVM on them, " if loaded.class_names else ""
+        console.print(f"{svm_too}--neighbours PAGE.html shows images with their closest ones", highlight=False)
+    if json:
+        files.write_json(json, record)
+    return 0
+
+
 def report(
     run: Annotated[Path, tyro.conf.Positional] = Path("runs/latest"),
     data: str | None = None,
@@ -370,6 +495,70 @@ def predict(
     return 0
 
 
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    destination: Annotated[str, tyro.conf.Positional],
+) -> int:
+    """Turn weights of another library into a model of ours, or ours into another library's.
+
+    Args:
+        source: a run's folder or a .keras file; keras:vgg16, keras:vgg19 (downloaded once, into Keras' cache),
+            keras:FILE.h5, keras:FILE.weights.h5; torchvision:FILE or timm:FILE, .pth (through torch) or .safetensors;
+            kerashub:FOLDER.
+        destination: FILE.keras; or torchvision:FILE, timm:FILE (.pth or .safetensors), keras:FILE.h5,
+            keras:FILE.weights.h5.
+    """
+    import warnings
+
+    from vggkeras import files
+
+    foreign = destination.partition(":")[0] in ("torchvision", "timm", "keras")
+    path = Path(destination.partition(":")[2] if foreign else destination)
+    if not foreign and path.suffix != ".keras":
+        raise InputError(f"{destination}: expected FILE.keras, or torchvision:FILE, timm:FILE or keras:FILE.h5.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: expected the path of a file to write.")
+    files.check_writable(path.parent)
+    load_tensorflow(console)
+    from vggkeras import weights
+
+    opened = weights.open_source(source)
+    model = weights.pretrained(opened)
+    said: list[str] = []
+    if foreign:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            asked = weights.save_weights(model, destination)
+        said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        mean, std = (", ".join(f"{value:.5g}" for value in asked[key]) for key in ("mean", "std"))
+        scale = "0-1" if asked["scale"] != 1 else "0-255"
+        means = f"its reader takes {asked['order']}, {scale}, minus ({mean}), over ({std})"
+        following = ""
+    else:
+        weights.save_model(model, path, opened.about)
+        mean = ", ".join(f"{value:.3f}" for value in opened.mean_rgb)
+        means = f"it takes RGB, 0-255, and subtracts ({mean}) itself"
+        following = f". Next: python -m vggkeras predict --model {path} YOUR_IMAGE, or python -m export --format all --model {path}"
+    table = Table(title=f"{opened.name} to {destination}")
+    table.add_column("our layer")
+    table.add_column("made from")
+    table.add_column("shapes")
+    for layer, names in opened.tensors.items():
+        shapes = ", ".join(" x ".join(map(str, shape)) for shape in opened.shapes[layer])
+        table.add_row(layer, ", ".join(names), shapes)
+    print_table(table, console)
+    batch_norm = " with batch normalisation" if opened.batch_norm else ""
+    console.print(
+        f"{path}: configuration {opened.arch}{batch_norm} at {opened.input_shape[0]} px, {model.count_params():,} parameters, "
+        f"{opened.classes} classes; {means}{following}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for line in said:
+        console.print(f"note: {line}", soft_wrap=True, highlight=False)
+    return 0
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -435,7 +624,10 @@ def demo(out: Path = Path("runs/demo")) -> int:
 
 def main() -> int:
     """Parse, and call one function."""
-    commands = {f.__name__: _later(f) for f in (info, train, benchmark, evaluate, report, predict, doctor, demo)}
+    commands = {
+        f.__name__: _later(f)
+        for f in (info, train, benchmark, evaluate, features, report, predict, convert, doctor, demo)
+    }
     command = parsed(
         lambda: tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vggkeras import imagenet
 from vggkeras.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -229,7 +230,7 @@ def _tfds(spec: str) -> Data:
             splits[ours] = Split(f"{name}/{ours}", found[theirs].num_examples, builder=builder, records=theirs)
     if "train" not in splits:
         raise InputError(f"{spec} has no split train; it has {', '.join(found)}.")
-    return Data(spec, list(features["label"].names), splits)
+    return Data(spec, _readable(list(features["label"].names)), splits)
 
 
 def _folder(spec: str, skip_unreadable: bool) -> Data:
@@ -291,7 +292,12 @@ def _folder(spec: str, skip_unreadable: bool) -> Data:
             raise InputError(f"{spec}: split {name} has no readable image.")
         labels = np.array([number[label] for _, label in items], np.int64)
         splits[name] = Split(f"{root.name}/{name}", len(items), labels, [path for path, _ in items])
-    return Data(str(root), classes, splits, skipped=tuple(skipped))
+    return Data(str(root), _readable(classes), splits, skipped=tuple(skipped))
+
+
+def _readable(names: list[str]) -> list[str]:
+    """Class names; ImageNet's own, as models of its classes call them, where these are its 1000 WordNet ids."""
+    return imagenet.class_names() if names == imagenet.wnids() else names
 
 
 def _folders(root: Path) -> list[Path]:

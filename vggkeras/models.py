@@ -148,6 +148,7 @@ def build(
             "glorot": lambda s: keras.initializers.GlorotUniform(seed=s),
             "he": lambda s: keras.initializers.HeNormal(seed=s),
             "paper": lambda s: keras.initializers.RandomNormal(stddev=0.1, seed=s),
+            "zeros": lambda s: keras.initializers.Zeros(),  # for weights that are loaded: no numbers drawn in vain
         }
         if init not in initializers:
             raise InputError(f"init must be one of {', '.join(initializers)}; received {init!r}.")
