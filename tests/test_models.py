@@ -233,6 +233,19 @@ for path in sys.argv[1:]:
     model.fit(x, np.array([0, 1, 2, 1]), verbose=0)
     assert "tensorflow" not in sys.modules
     assert sum(not np.array_equal(a, b) for a, b in zip(before, model.get_weights())) > 10, path
+
+from vggkeras.configs import Recipe
+from vggkeras.train import compile_model
+moved = []
+for rate in (1.0, 0.1):
+    model = vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8, dropout=0.0, seed=1)
+    compile_model(model, Recipe("A", init_from="unused", copied_rate=rate), ["block1_conv1"])
+    before = model.get_weights()
+    model.train_on_batch(x, np.array([0, 1, 2, 1]))
+    moved.append([b - a for a, b in zip(before, model.get_weights())])
+np.testing.assert_allclose(moved[1][0], 0.1 * moved[0][0], rtol=1e-2, atol=1e-8)
+np.testing.assert_allclose(moved[1][-1], moved[0][-1], rtol=1e-5)
+assert np.abs(moved[0][0]).max() > 1e-6 and "tensorflow" not in sys.modules
 """
 
 

@@ -41,6 +41,11 @@ MINIMUM_SIDE = 32  # five 2 x 2 poolings leave one pixel of it
 LARGEST_SCALE = 8192  # px; beyond it one photograph fills the memory
 PAPER_BATCH = 256  # the batch that a recipe's learning rate is of
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+FROZEN = {
+    "none": None,
+    "conv": ("fc1", "fc2", "predictions"),
+    "features": ("predictions",),
+}  # what is trained nevertheless
 
 
 def canonical_arch(arch: str) -> str:
@@ -151,9 +156,15 @@ class Recipe:
     """Dropped share of fc1's and fc2's outputs, in [0, 1)."""
     init: str = "glorot"
     """Initialisation: glorot, he, or paper (normal, variance 1e-2; biases are always 0)."""
-    init_from: Path | None = None
-    """A run or .keras file to start from: of the same configuration, all its weights; of a shallower one, the first four
-    convolutions and the FC layers; where the classes differ, not the last layer."""
+    init_from: str | None = None
+    """What to start from: a run or .keras file, keras:vgg16, keras:vgg19, or keras:, torchvision:, timm: or kerashub:PATH. Of
+    the same configuration, all weights; of a shallower one, the first four convolutions and the FC layers; where the
+    classes differ, not the last layer; where the image size does, not the FC layers."""
+    freeze: str = "none"
+    """Layers that are not trained, of those that init_from gives: none, conv (all convolutions), or features (all but the
+    last layer)."""
+    copied_rate: float = 1.0
+    """Multiplies the learning rate of the layers that init_from gives, in (0, 1]."""
     epochs: int = 74
     """Passes over the training images; 74 is the paper's 370K iterations."""
     batch_size: int = 256
@@ -198,6 +209,8 @@ class Recipe:
             "fc_units": (self.fc_units >= 1, "1 or more"),
             "seed": (0 <= self.seed < 2**31, "in [0, 2**31)"),
             "init": (self.init in ("glorot", "he", "paper"), "glorot, he or paper"),
+            "freeze": (self.freeze in FROZEN, ", ".join(FROZEN)),
+            "copied_rate": (0 < self.copied_rate <= 1, "in (0, 1]"),
             "precision": (self.precision in PRECISIONS, ", ".join(PRECISIONS)),
             "accumulate": (
                 self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
@@ -207,8 +220,11 @@ class Recipe:
         for field, (good, expected) in checked.items():
             if not good:
                 raise InputError(f"{field} must be {expected}; received {getattr(self, field)!r}.")
-        if self.scale is not None:
-            object.__setattr__(self, "scale", str(self.scale))
+        for field in ("scale", "init_from"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, str(getattr(self, field)))
+        if self.init_from is None and (self.freeze != "none" or self.copied_rate != 1):
+            raise InputError("freeze and copied_rate are of weights taken over: give init_from too.")
         scale_range(self.scale, self.image_size or MINIMUM_SIDE)
 
     @property

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -91,7 +91,7 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
     if begun:
         _check_alone(begun, out)
     if recipe.init_from and not begun:
-        weights.trained_file(recipe.init_from)
+        weights.open_source(recipe.init_from)  # what is wrong with it is said before long work
     if begun:
         data, seen = _as_begun(data, begun, out)
     else:
@@ -130,15 +130,23 @@ def _run(
     train_split, validation = data.split("train"), data.split("validation")
     keras.utils.set_random_seed(recipe.seed)
     strategy = _strategy(recipe)
+    source = weights.open_source(recipe.init_from) if recipe.init_from and not begun else None
+    if source:  # kernels go with what was subtracted when they were trained
+        seen["mean_rgb"] = list(source.mean_rgb)
+    copied: dict[str, str | None] = {} if begun is None else begun.get("initialised", {})
     with strategy.scope() if strategy else nullcontext():
         model = _network(recipe, size, data, seen["mean_rgb"], recipe.precision)
-        compile_model(model, recipe)
+        if source:
+            copied = _initialise(model, source, recipe, data, console)
+            source = None  # whose weights would stay in memory
+        _freeze(model, recipe, copied)
+        compile_model(model, recipe, [layer for layer, origin in copied.items() if origin])
         model.optimizer.build(model.trainable_variables)
     # Mixed precision is of training: the file that is kept computes in float32, as all that is made of it.
     kept = model if recipe.precision == "float32" else _network(recipe, size, data, seen["mean_rgb"], "float32")
     about = {
         "arch": recipe.arch,
-        "recipe": {**dataclasses.asdict(recipe), "out": str(out), "init_from": _text(recipe.init_from)},
+        "recipe": {**dataclasses.asdict(recipe), "out": str(out)},
         "data": data.spec,
         "class_names": data.class_names,
         **seen,
@@ -149,6 +157,8 @@ def _run(
         "versions": versions(),
         "images": {name: split.count for name, split in data.splits.items()},
     }
+    if copied:
+        about["initialised"] = copied
     steps = train_split.count // recipe.batch_size * recipe.accumulate
     console.print(
         f"{recipe.arch} at {size} px, {model.count_params():,} parameters, {train_split.count:,} training and "
@@ -160,11 +170,9 @@ def _run(
     new = not out.exists()
     if not (begun and keeper.go_on()):
         files.remove(out / "resume")  # none that can be gone on from
-        if recipe.init_from:
-            about["initialised"] = _initialise(model, recipe, data, console)
+        if begun and recipe.init_from:
+            weights.init_from(model, recipe.init_from, data.class_names)
         keeper.write("training")
-    elif begun and "initialised" in begun:
-        about["initialised"] = begun["initialised"]
     keeper.progress.start()
     try:
         if not keeper.finished:
@@ -267,18 +275,60 @@ def _network(recipe: Recipe, size: int, data: Data, mean_rgb: list[float], preci
     )
 
 
-def compile_model(model: keras.Model, recipe: Recipe) -> None:
+def _freeze(model: keras.Model, recipe: Recipe, copied: dict[str, str | None]) -> None:
+    """Take the layers that the recipe freezes out of training; their batch normalisation keeps its statistics."""
+    trained = configs.FROZEN[recipe.freeze]
+    if trained is None:
+        return
+    frozen = [layer for layer in model.layers if layer.weights and layer.name not in trained]
+    anew = [layer.name for layer in frozen if not copied.get(layer.name)]
+    if anew:
+        raise InputError(
+            f"--freeze {recipe.freeze} would keep {', '.join(anew[:3])}{' …' if len(anew) > 3 else ''} as they were drawn, for "
+            f"{recipe.init_from} does not give {'them' if len(anew) > 1 else 'it'}: give --freeze "
+            f"{'conv' if all(name.startswith('fc') for name in anew) else 'none'}, or another --init-from."
+        )
+    for layer in frozen:
+        layer.trainable = False
+
+
+@keras.saving.register_keras_serializable(package="vggkeras")
+class LayerwiseSGD(keras.optimizers.SGD):
+    """SGD that multiplies the rate of some layers; a rate for each variable is not Keras'."""
+
+    def __init__(self, *args: Any, slower: Sequence[str] = (), multiplier: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.slower, self.multiplier = list(slower), multiplier
+        self.multipliers: list[float] = []
+
+    def build(self, variables):
+        super().build(variables)
+        self.multipliers = [self.multiplier if v.path.split("/")[0] in self.slower else 1.0 for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        multiplier = self.multipliers[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, learning_rate * multiplier)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "slower": self.slower, "multiplier": self.multiplier}
+
+
+def compile_model(model: keras.Model, recipe: Recipe, copied: Sequence[str] = ()) -> None:
     """Compile with the paper's optimizer and loss: SGD with momentum on multinomial logistic regression.
+
+    The layers `copied` learn at `recipe.copied_rate` of the rate.
 
     The L2 penalty is in the model (`build(weight_decay=...)`). XLA is used where it helps: always by JAX, by
     TensorFlow on a GPU; on a CPU it halves TensorFlow's speed. float16's gradients are scaled, and steps in which they
     overflow are left out.
     """
-    optimizer = keras.optimizers.SGD(
-        recipe.first_rate,
-        momentum=recipe.momentum,
-        gradient_accumulation_steps=recipe.accumulate if recipe.accumulate > 1 else None,
-    )
+    options: dict[str, Any] = {"momentum": recipe.momentum}
+    if recipe.accumulate > 1:
+        options["gradient_accumulation_steps"] = recipe.accumulate
+    if recipe.copied_rate == 1:
+        optimizer = keras.optimizers.SGD(recipe.first_rate, **options)
+    else:
+        optimizer = LayerwiseSGD(recipe.first_rate, slower=copied, multiplier=recipe.copied_rate, **options)
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
@@ -512,7 +562,7 @@ def _check_alone(begun: dict[str, Any], out: Path) -> None:
 
 def _check_unchanged(recipe: Recipe, begun: dict[str, Any], out: Path, console: Console) -> None:
     """Raises InputError naming the fields of a recipe that are not those of the run it should go on with."""
-    now, then = dataclasses.asdict(recipe) | {"init_from": _text(recipe.init_from)}, begun["recipe"]
+    now, then = dataclasses.asdict(recipe), dataclasses.asdict(Recipe()) | begun["recipe"]
     changed = [
         f"{field} was {then.get(field)!r} and is {value!r}"
         for field, value in now.items()
@@ -540,6 +590,10 @@ def _tell_recipe(recipe: Recipe, scale: tuple[int, int], seen: dict[str, Any], s
         batch += f" = {recipe.accumulate} x {recipe.batch_size // recipe.accumulate}"
     parts += [batch, f"scale {scale[0]}" if scale[0] == scale[1] else f"scale {scale[0]} to {scale[1]}"]
     parts += [recipe.precision, f"seed {recipe.seed}"]
+    if recipe.freeze != "none":
+        parts.append(f"trained: {', '.join(configs.FROZEN[recipe.freeze] or ())}")
+    if recipe.copied_rate != 1:
+        parts.append(f"copied layers at {recipe.copied_rate:g} of the rate")
     console.print(", ".join(parts), highlight=False, soft_wrap=True)
     small = sum(count for side, count in seen["smallest_sides"].items() if int(side) < scale[0])
     if small:
@@ -548,16 +602,21 @@ def _tell_recipe(recipe: Recipe, scale: tuple[int, int], seen: dict[str, Any], s
         )
 
 
-def _initialise(model: keras.Model, recipe: Recipe, data: Data, console: Console) -> dict[str, str | None]:
-    """Copy weights from the run that the recipe names, and print which layer came from where."""
-    assert recipe.init_from is not None
-    copied = weights.init_from(model, recipe.init_from, data.class_names)
+def _initialise(
+    model: keras.Model, source: weights.Source, recipe: Recipe, data: Data, console: Console
+) -> dict[str, str | None]:
+    """Copy weights from what the recipe names, and print which layer came from where."""
+    copied = weights.init_from(model, source, data.class_names)
     table = Table(title=f"weights from {recipe.init_from}")
     table.add_column("layer")
     table.add_column("from")
-    for layer, source in copied.items():
-        table.add_row(layer, source or f"[dim]{recipe.init}, seed {recipe.seed}[/]")
+    for layer, origin in copied.items():
+        table.add_row(layer, origin or f"[dim]{recipe.init}, seed {recipe.seed}[/]")
     print_table(table, console)
+    for line in weights.explain(copied, source, model):
+        console.print(line, soft_wrap=True, highlight=False)
+    mean = ", ".join(f"{value:.3f}" for value in source.mean_rgb)
+    console.print(f"images are centred by the mean RGB of {source.name}: {mean}", soft_wrap=True, highlight=False)
     return copied
 
 
@@ -683,7 +742,9 @@ class _Keeper(keras.callbacks.Callback):
             self._diverged("the validation loss is")
         self.rows.append(row)
         better = self.best is None or row["val_accuracy"] > self.best["val_accuracy"]
-        if better:
+        # Of a few validation images, as many are often right: then the surer model is kept. The schedule still waits.
+        surer = not better and self.best is not None and _surer(row, self.best)
+        if better or surer:
             if self.kept is not self.network:
                 self.kept.set_weights(self.network.get_weights())
             models.save_model(self.kept, self.out / "model.keras", {**self.about, "epoch": epoch + 1})
@@ -699,7 +760,7 @@ class _Keeper(keras.callbacks.Callback):
         images = (self.steps - self.epoch_step) * self.recipe.batch_size // self.recipe.accumulate
         self.console.print(
             f"epoch {epoch + 1:3d}/{self.recipe.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
-            f"validation {row['val_accuracy']:.4f}{' best' if better else '     '}  rate {row['learning_rate']:.1e}  "
+            f"validation {row['val_accuracy']:.4f}{' best' if better or surer else '     '}  rate {row['learning_rate']:.1e}  "
             f"{spent:.0f} s, {images / spent:.0f} images/s{told}",
             highlight=False,
             soft_wrap=True,
@@ -778,14 +839,16 @@ class _Keeper(keras.callbacks.Callback):
         return metadata
 
 
+def _surer(row: dict[str, float], best: dict[str, float]) -> bool:
+    """Whether an epoch is as good as the best one by validation accuracy, and better by cross-entropy."""
+    same = row["val_accuracy"] == best["val_accuracy"]
+    return same and row["val_cross_entropy"] < best["val_cross_entropy"]
+
+
 def versions() -> dict[str, str]:
     """Of what decides a run's numbers."""
     names = ("keras", keras.backend.backend(), "numpy", "pillow")
     return {"vggkeras": vggkeras.__version__, "python": platform.python_version()} | {n: version(n) for n in names}
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _slug(spec: str) -> str:
