@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import photo
+from PIL import Image
+from test_deploy import README, STRANGER
 from test_export import trained_looking
 from test_verify import NOTHING_ELSE, REPOSITORY, edit_onnx, resealed, textured, the_mean_of_the_graph
 
@@ -44,8 +47,6 @@ def network():
 @pytest.fixture(scope="module")
 def made(network, tmp_path_factory) -> Path:
     """A folder with net.keras; export/, all three formats and then those of features; before/, export/ before these."""
-    from PIL import Image
-
     from export import to_tflite
 
     folder = tmp_path_factory.mktemp("features")
@@ -612,3 +613,21 @@ def test_full_width_at_224(tmp_path):
     features = artifact.load_golden(tmp_path / "export", features=True)[2]
     assert np.ptp(features, axis=0).max() > 1e-3 * features.max()  # other images, other features
     shutil.rmtree(tmp_path / "export")  # half a gigabyte a file
+
+
+def test_the_readmes_lines_give_the_features_without_vggkeras(made, tmp_path):
+    """A stranger's script, over two scales with mirrors, beside `vggkeras.features`."""
+    found = re.findall(
+        r"^```python\n# (features_\w+\.py)\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    ((name, code),) = found
+    (tmp_path / name).write_text(code)
+    shutil.copy(made / "export" / "model.features.onnx", tmp_path)
+    Image.fromarray(photo(3, 150, 211)).save(tmp_path / "photo.png")
+    command = [sys.executable, "-c", STRANGER, name, "photo.png", "110", "96"]
+    child = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    predictor = vggkeras.load(tmp_path / "model.features.onnx")
+    expected = vggkeras.features(predictor, [tmp_path / "photo.png"], (96, 110))[0]
+    np.testing.assert_allclose(json.loads(child.stdout), expected, atol=1e-5)
+    assert len(expected) == predictor.features > 1
