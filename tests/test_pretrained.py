@@ -575,6 +575,10 @@ def test_convert_writes_a_model_that_predict_reads(command, state):
     assert clf.about["arch"] == "A"
     again = weights.open_source("net.keras")  # and on from it
     assert again.about["pretrained"] == spec
+    content = Path("net.keras").read_bytes()
+    code, _, err = command(cli, "convert", spec, "net.keras")
+    assert (code, Path("net.keras").read_bytes()) == (2, content)
+    assert "no model is overwritten" in err
     code, out, err = command(cli, "convert", "net.keras", "torchvision:back.safetensors")
     assert code == 0, err
     back = safetensors(Path("back.safetensors"))

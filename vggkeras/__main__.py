@@ -518,15 +518,20 @@ def convert(
         raise InputError(f"{destination}: expected FILE.keras, or torchvision:FILE, timm:FILE or keras:FILE.h5.")
     if path.is_dir():
         raise InputError(f"{path} is a folder: expected the path of a file to write.")
+    if path.exists():
+        raise InputError(
+            f"{path} is there already, and no model is overwritten: remove it, or give another destination."
+        )
     files.check_writable(path.parent)
     load_tensorflow(console)
     from vggkeras import weights
 
-    opened = weights.open_source(source)
-    model = weights.pretrained(opened)
+    with console.status(f"reading {source}"):
+        opened = weights.open_source(source)
+        model = weights.pretrained(opened)
     said: list[str] = []
     if foreign:
-        with warnings.catch_warnings(record=True) as caught:
+        with console.status(f"writing {path}"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             asked = weights.save_weights(model, destination)
         said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
@@ -535,7 +540,8 @@ def convert(
         means = f"its reader takes {asked['order']}, {scale}, minus ({mean}), over ({std})"
         following = ""
     else:
-        weights.save_model(model, path, opened.about)
+        with console.status(f"writing {path}"):
+            weights.save_model(model, path, opened.about)
         mean = ", ".join(f"{value:.3f}" for value in opened.mean_rgb)
         means = f"it takes RGB, 0-255, and subtracts ({mean}) itself"
         following = f". Next: python -m vggkeras predict --model {path} YOUR_IMAGE, or python -m export --format all --model {path}"

@@ -27,6 +27,9 @@ PACKAGES = (
     "jax",
     "numpy",
     "pillow",
+    "safetensors",
+    "torch",
+    "keras-hub",
 )
 
 
