@@ -15,8 +15,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m vggkeras demo
 
-# The slow tests (full-size networks, minutes): make test PYTEST='-m slow'
-PYTEST ?= -m 'not slow'
+# In two processes, each file in one. The slow tests (full-size networks, minutes) take turns: make test PYTEST='-m slow'
+PYTEST ?= -m 'not slow' -n 2 --dist loadfile
 test: setup
 	$(BIN)/python -m pytest $(PYTEST)
 
