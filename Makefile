@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m vggkeras demo
 
-# In two processes, each file in one. The slow tests (full-size networks, minutes) take turns: make test PYTEST='-m slow'
+# In two processes, each file in one. The slow tests (full-size networks, minutes): make test PYTEST='-m slow -n 2'
 PYTEST ?= -m 'not slow' -n 2 --dist loadfile
 test: setup
 	$(BIN)/python -m pytest $(PYTEST)

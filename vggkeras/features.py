@@ -605,7 +605,9 @@ def write_page(found: Described, path: Path) -> NearestShare | None:
         "flatters": found.flatters,
         "written": datetime.datetime.now(),
     }
-    files.write_text(path, _rendered(values))
+    from vggkeras.report import rendered
+
+    files.write_text(path, rendered(TEMPLATE, thumbnail=THUMBNAIL, **values))
     return share
 
 
@@ -622,16 +624,3 @@ def _pictures(found: Described, places: np.ndarray) -> dict[int, str]:
             Image.fromarray(square).save(buffer, "JPEG", quality=82, optimize=True)
             pictures[own[index]] = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return pictures
-
-
-def _rendered(values: dict[str, Any]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(thumbnail=THUMBNAIL, **values)

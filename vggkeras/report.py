@@ -122,7 +122,7 @@ def report(
         "speeds": speeds,
         "kernels": _kernels(network) if network else None,
     }
-    files.write_text(page, _rendered(values))
+    files.write_text(page, rendered(TEMPLATE, wilson=wilson, **values))
     console.print(f"report: {page}", soft_wrap=True)
     return page
 
@@ -774,7 +774,8 @@ def _svg(figure: Figure, name: str, told: str) -> str:
     return f'<svg class="plot" {box[0]} role="img" aria-label="{told}">{body}'
 
 
-def _rendered(values: dict[str, Any]) -> str:
+def rendered(template: str, **values: Any) -> str:
+    """A page of one of the templates in this folder, that misses no value; text in it is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -789,7 +790,7 @@ def _rendered(values: dict[str, Any]) -> str:
         "thousands": lambda number: f"{number:,}",
         "svg": jinja2.utils.markupsafe.Markup,
     }
-    return environment.get_template(TEMPLATE).render(wilson=wilson, **values)
+    return environment.get_template(template).render(**values)
 
 
 def _percent(share: float) -> str:

@@ -1,6 +1,6 @@
 """New classes from few images: from scratch, by frozen features and a linear SVM, and by fine-tuning, beside one another.
 
-    TFDS_DATA_DIR=… python tests/benchmarks/few_images.py --work /tmp/few
+    TFDS_DATA_DIR=… python tests/benchmarks/few_images.py --work few
 
 A network is trained on every other class of a data set. The classes it has not seen are then learnt from n images each,
 drawn anew for every repeat: four in five are trained on, the fifth chooses (the epoch, or the SVM's C), and all images of
