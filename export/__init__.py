@@ -54,8 +54,14 @@ class Format:
         from vggkeras.runtimes import dense_path, features_path
 
         path = Path(self.file)
-        path = path if precision == "float32" else path.with_name(f"{path.stem}.{precision}{path.suffix}")
-        return {"classifier": path, "dense": dense_path(path), "features": features_path(path)}[form].name
+        path = (
+            path
+            if precision == "float32"
+            else path.with_name(f"{path.stem}.{precision}{path.suffix}")
+        )
+        return {"classifier": path, "dense": dense_path(path), "features": features_path(path)}[
+            form
+        ].name
 
 
 def _saved_model(*arguments: Any) -> None:
@@ -141,7 +147,9 @@ def export_model(
 
     console = console or Console()
     if dense and features:
-        raise InputError("--dense and --features write other files each: give one of them at a time.")
+        raise InputError(
+            "--dense and --features write other files each: give one of them at a time."
+        )
     form: Form = "dense" if dense else "features" if features else "classifier"
     chosen = _chosen(format, precision, form)
     precisions = {p for _, p in chosen}
@@ -151,9 +159,17 @@ def export_model(
         raise InputError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {opset}.")
     if calibration is not None and "int8" not in precisions:
         raise InputError("--calibration is of int8: give --precision int8 or all too.")
-    images = images if images is not None else PARITY_IMAGES if precisions == {"float32"} else GATE_IMAGES
+    images = (
+        images
+        if images is not None
+        else PARITY_IMAGES
+        if precisions == {"float32"}
+        else GATE_IMAGES
+    )
     if images < 0:
-        raise InputError(f"images must be 1 or more, or 0 for all of the validation split; received {images}.")
+        raise InputError(
+            f"images must be 1 or more, or 0 for all of the validation split; received {images}."
+        )
 
     from vggkeras import files
 
@@ -162,7 +178,9 @@ def export_model(
     import keras
 
     if keras.backend.backend() != "tensorflow":
-        raise InputError("Exporting needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow and start again.")
+        raise InputError(
+            "Exporting needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow and start again."
+        )
     from export import artifact, parity, quantize, to_saved_model
     from vggkeras import models, runtimes
 
@@ -170,11 +188,21 @@ def export_model(
         network, about = models.load_model(source)
         graph = to_saved_model.inference_model(network, form)
         quantize.check_finite(graph)
-        about = {"mean_rgb": list(network.get_layer("mean_rgb").mean), "arch": network.name, **about}
+        about = {
+            "mean_rgb": list(network.get_layer("mean_rgb").mean),
+            "arch": network.name,
+            **about,
+        }
     reference = runtimes.keras_predictor(network, about, source)
     reference = reference.features_form() if features else reference
-    reference, found, split, pictures, labels, evidence = _parity_images(reference, data, images, console)
-    shown = _calibration_images(reference, found, calibration, console) if "int8" in precisions else None
+    reference, found, split, pictures, labels, evidence = _parity_images(
+        reference, data, images, console
+    )
+    shown = (
+        _calibration_images(reference, found, calibration, console)
+        if "int8" in precisions
+        else None
+    )
     with console.status(f"asking Keras about {len(pictures)} images"):
         answers = parity.in_batches(reference, pictures, (32,))
         if not np.isfinite(answers).all():
@@ -191,9 +219,16 @@ def export_model(
         golden = _golden(reference, graph, split, pictures, labels, answers)
     plan, noise = None, {}
     if shown is not None:
-        plan = quantize.calibrate(graph, shown[0], len(np.unique(shown[1])), lambda parts: _tracked(parts, console))
-        noise = quantize.signal_to_noise(graph, plan, shown[0][:: -(-len(shown[0]) // quantize.BATCH)])
-        console.print(f"int8: ranges from {plan.images} training images of {plan.classes} classes", soft_wrap=True)
+        plan = quantize.calibrate(
+            graph, shown[0], len(np.unique(shown[1])), lambda parts: _tracked(parts, console)
+        )
+        noise = quantize.signal_to_noise(
+            graph, plan, shown[0][:: -(-len(shown[0]) // quantize.BATCH)]
+        )
+        console.print(
+            f"int8: ranges from {plan.images} training images of {plan.classes} classes",
+            soft_wrap=True,
+        )
     sha256 = files.sha256(source)
     # From here on the answers stand for the reference, whose weights go with the graph once that is written.
     reference = replace(reference, run=lambda _: answers, make_dense=None, make_features=None)
@@ -204,7 +239,9 @@ def export_model(
     files.sweep(folder)
     certified = files.read_certificate(folder)  # a damaged one is said before anything is written
     ours = {name for name, entry in certified.items() if entry["model_sha256"] == sha256}
-    if form == "classifier" and any(FORMATS[name].named("float32", "dense") in ours for name in FORMATS):
+    if form == "classifier" and any(
+        FORMATS[name].named("float32", "dense") in ours for name in FORMATS
+    ):
         sizes = artifact.golden_sizes(folder)  # of this model's dense files, which stay
     entries: dict[str, dict[str, Any]] = {}
     rows = []
@@ -214,13 +251,19 @@ def export_model(
         description = artifact.describe(about, reference, sha256, any_size, kind)
         if plan is not None and found is not None and kind == "int8":
             description |= {
-                "calibration": {"images": plan.images, "classes": plan.classes, "data": f"{found.spec} train"},
+                "calibration": {
+                    "images": plan.images,
+                    "classes": plan.classes,
+                    "data": f"{found.spec} train",
+                },
                 "left_in_float": list(floats),
                 "signal_to_noise_db": {layer: round(ratio, 2) for layer, ratio in noise.items()},
             }
         files.remove(besides[name, kind])
         with console.status(f"writing {folder / FORMATS[name].named(kind, form)}"), _Peak() as peak:
-            FORMATS[name].write(graph, besides[name, kind], description, opset, plan and plan.leaving(floats))
+            FORMATS[name].write(
+                graph, besides[name, kind], description, opset, plan and plan.leaving(floats)
+            )
         return peak
 
     def prove(name: str, kind: str) -> tuple[Predictor, Parity]:
@@ -229,13 +272,22 @@ def export_model(
             candidate = _sealed(besides[name, kind], golden, reference)
             most_lost = MOST_LOST if kind != "float32" and labels is not None else None
             known = (reference, answers)
-            parts = [parity.compare(known, candidate, pictures, labels, TOLERANCES[kind], most_lost=most_lost)]
+            parts = [
+                parity.compare(
+                    known, candidate, pictures, labels, TOLERANCES[kind], most_lost=most_lost
+                )
+            ]
             if any_size:
                 others = [(shown, (reference, p)) for shown, p in sizes]
-                parts += [parity.compare(r, candidate, i, None, TOLERANCES[kind]) for i, r in others]
+                parts += [
+                    parity.compare(r, candidate, i, None, TOLERANCES[kind]) for i, r in others
+                ]
         return candidate, parity.merged(parts)
 
-    besides = {(name, kind): files.partial(folder / FORMATS[name].named(kind, form)) for name, kind in chosen}
+    besides = {
+        (name, kind): files.partial(folder / FORMATS[name].named(kind, form))
+        for name, kind in chosen
+    }
     try:
         peaks = {key: write(*key) for key in chosen}
         if "int8" not in precisions:  # which may have to be written again
@@ -252,7 +304,9 @@ def export_model(
 
                 candidate, result = _least_in_float(attempt, noise, file, console)
             milliseconds = _milliseconds(candidate, pictures) if result.passed else None
-            entries[file] = artifact.entry(beside, candidate, result, evidence, sha256, milliseconds, any_size)
+            entries[file] = artifact.entry(
+                beside, candidate, result, evidence, sha256, milliseconds, any_size
+            )
             del candidate
             final = folder / (file if result.passed else f"{file}.rejected")
             files.move(beside, final)
@@ -262,7 +316,9 @@ def export_model(
         count = min(GOLDEN_IMAGES, len(pictures))
         golden_labels = None if labels is None else labels[:count]
         shown_sizes = [(shown[:2], p[:2]) for shown, p in sizes]
-        artifact.save_golden(folder, pictures[:count], golden_labels, answers[:count], shown_sizes, features=features)
+        artifact.save_golden(
+            folder, pictures[:count], golden_labels, answers[:count], shown_sizes, features=features
+        )
         stale = artifact.update_certificate(folder, entries, sha256)
     finally:
         for beside in besides.values():
@@ -293,14 +349,18 @@ def _least_in_float(
         if tried[1].passed:
             break
     else:
-        console.print(f"{file}: {count} layers in float do not mend it", style="yellow", soft_wrap=True)
+        console.print(
+            f"{file}: {count} layers in float do not mend it", style="yellow", soft_wrap=True
+        )
         return attempt(())
     for layer in ranked[: count - 1]:  # the last one was needed; was this one?
         without = [other for other in floats if other != layer]
         if attempt(without)[1].passed:
             floats = without
     told = ", ".join(f"{layer} ({noise[layer]:.0f} dB)" for layer in floats)
-    console.print(f"{file}: left in float, as int8 hurts them most: {told}", style="yellow", soft_wrap=True)
+    console.print(
+        f"{file}: left in float, as int8 hurts them most: {told}", style="yellow", soft_wrap=True
+    )
     return attempt(floats)  # what lies on the disk is what was written last
 
 
@@ -333,13 +393,17 @@ def _chosen(format: str, precision: str, form: Form) -> list[tuple[str, str]]:
     if format != "all" and format not in FORMATS:
         raise InputError(f"Unknown format {format!r}: expected one of {', '.join(FORMATS)}, all.")
     if precision != "all" and precision not in TOLERANCES:
-        raise InputError(f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all.")
+        raise InputError(
+            f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all."
+        )
     if form != "classifier" and precision != "float32":
         what = {"dense": "Fully convolutional files", "features": "Files of features"}[form]
         raise InputError(f"{what} are float32: leave out --{form} or --precision {precision}.")
     formats = list(FORMATS) if format == "all" else [format]
     precisions = list(TOLERANCES) if precision == "all" else [precision]
-    chosen = [(name, kind) for name in formats for kind in precisions if kind in FORMATS[name].precisions]
+    chosen = [
+        (name, kind) for name in formats for kind in precisions if kind in FORMATS[name].precisions
+    ]
     if not chosen:
         raise InputError(
             f"{format} has no precision {precision!r}: expected one of {', '.join(FORMATS[format].precisions)}, or all; "
@@ -372,16 +436,25 @@ def _parity_images(
 
     spec = data or reference.about.get("data") or RANDOM
     if spec == RANDOM:
-        console.print("parity on random images: weak evidence; give --data to prove it on real ones", style="yellow")
-        pictures = np.random.default_rng(0).integers(0, 256, (min(count or 64, 64), *reference.input_shape), np.uint8)
+        console.print(
+            "parity on random images: weak evidence; give --data to prove it on real ones",
+            style="yellow",
+        )
+        pictures = np.random.default_rng(0).integers(
+            0, 256, (min(count or 64, 64), *reference.input_shape), np.uint8
+        )
         return reference, None, None, pictures, None, "random images: weak evidence"
-    skipped = set() if data else set(reference.about.get("skipped", ()))  # what training went on without
+    skipped = (
+        set() if data else set(reference.about.get("skipped", ()))
+    )  # what training went on without
     try:
         found = datasets.load_data(spec, skip_unreadable=bool(skipped))
     except InputError as error:
         if data:
             raise
-        raise InputError(f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)") from error
+        raise InputError(
+            f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)"
+        ) from error
     if not reference.features:  # which are of any images
         evaluate.check_classes(reference, found.class_names)
         if not reference.about.get("class_names"):
@@ -442,7 +515,10 @@ def _calibration_images(
             "least; add training images, or give other --data."
         )
     if split.count < count:
-        console.print(f"calibration: {split.count} images, all that {split.name} has for {count}", style="yellow")
+        console.print(
+            f"calibration: {split.count} images, all that {split.name} has for {count}",
+            style="yellow",
+        )
     with console.status(f"reading {split.count} images of {split.name}, to calibrate on"):
         return evaluate.central_crops(reference, split)
 
@@ -472,13 +548,21 @@ def _golden(
     pictures, answers = pictures[:GOLDEN_IMAGES], answers[:GOLDEN_IMAGES]
     known = None if labels is None else labels[:GOLDEN_IMAGES]
     # The least certain first: an answer that is sure hides much of what may be wrong with a file. Features hide nothing.
-    unsure = np.arange(len(answers)) if reference.features else answers.max(axis=1).argsort(kind="stable")
+    unsure = (
+        np.arange(len(answers))
+        if reference.features
+        else answers.max(axis=1).argsort(kind="stable")
+    )
     original, layers = None, {}
     if split is not None:
         # The one of most colour comes first: in a grey one the order of the channels cannot be told.
         colour = np.abs(pictures - pictures.mean(axis=3, keepdims=True)).mean(axis=(1, 2, 3))
         order = [int(colour.argmax()), *(int(i) for i in unsure if i != colour.argmax())]
-        pictures, answers, known = pictures[order], answers[order], known if known is None else known[order]
+        pictures, answers, known = (
+            pictures[order],
+            answers[order],
+            known if known is None else known[order],
+        )
         encoded = next(itertools.islice(split.examples(), order[0], None))[1]
         original = artifact.small_original(encoded, reference.scale)
         decoded = datasets.decode(original)
@@ -489,7 +573,9 @@ def _golden(
     else:
         pictures, answers = pictures[unsure], answers[unsure]
     for layer, values in quantize.activations(graph, pictures[:1]).items():
-        layers[layer] = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64).astype(np.float32)
+        layers[layer] = (
+            values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64).astype(np.float32)
+        )
     return artifact.Golden(pictures, known, answers, answers[:0], layers, original)
 
 
@@ -501,10 +587,17 @@ def _sealed(path: Path, golden: Golden, reference: Predictor) -> Predictor:
     candidate = _loaded(path, reference)
     try:
         answers = candidate(golden.images[:count])
-    except Exception as error:  # whatever a runtime raises: said when the file is proven, which it then never is
+    except (
+        Exception
+    ) as error:  # whatever a runtime raises: said when the file is proven, which it then never is
         return _failing(candidate, error)
     labels = None if golden.labels is None else golden.labels[:count]
-    inside = replace(golden, images=golden.images[:count], probabilities=golden.probabilities[:count], labels=labels)
+    inside = replace(
+        golden,
+        images=golden.images[:count],
+        probabilities=golden.probabilities[:count],
+        labels=labels,
+    )
     artifact.seal(path, replace(inside, answers=answers))
     return _loaded(path, reference)
 
@@ -634,9 +727,15 @@ def _tell(console: Console, rows: list, evidence: str) -> None:
     folder = rows[0][0].parent
     passed = all(result.passed for _, result, *_ in rows)
     golden = artifact.golden_path(folder, features=of_features).name
-    console.print(f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, {golden})", soft_wrap=True)
+    console.print(
+        f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, {golden})",
+        soft_wrap=True,
+    )
     if passed:
-        console.print(f"each proves itself wherever it goes: python -m export.verify {rows[-1][0]}", soft_wrap=True)
+        console.print(
+            f"each proves itself wherever it goes: python -m export.verify {rows[-1][0]}",
+            soft_wrap=True,
+        )
 
 
 def _bytes(path: Path) -> int:

@@ -50,7 +50,9 @@ class Arguments:
 def main() -> int:
     """Parse, and call one function."""
     arguments = parsed(lambda: tyro.cli(Arguments, prog="python -m export"))
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # the exporters', whatever backend the model was trained on
+    os.environ["KERAS_BACKEND"] = (
+        "tensorflow"  # the exporters', whatever backend the model was trained on
+    )
     entries = export_model(**vars(arguments), console=Console())
     return 0 if all(entry["passed"] for entry in entries.values()) else 1
 

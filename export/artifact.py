@@ -40,7 +40,15 @@ USE = (  # of features
     "the scales and divide by the length again."
 )
 SEAL = "sha256.json"
-PARTS = ("weights", "graph", "labels", "mean RGB", "description", "golden answers", "other bytes")  # each with a sha256
+PARTS = (
+    "weights",
+    "graph",
+    "labels",
+    "mean RGB",
+    "description",
+    "golden answers",
+    "other bytes",
+)  # each with a sha256
 INSIDE = (2, 16)  # golden images inside a file, at least and at most,
 SHARE = 0.01  # of its bytes
 UNREADABLE = (  # what the readers of damaged protocol buffers, flatbuffers, zips and arrays raise
@@ -57,11 +65,17 @@ UNREADABLE = (  # what the readers of damaged protocol buffers, flatbuffers, zip
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
 )
-ORIGINAL_BYTES = 1 << 18  # of the encoded photograph that the first one was cut from; a larger one is made smaller
+ORIGINAL_BYTES = (
+    1 << 18
+)  # of the encoded photograph that the first one was cut from; a larger one is made smaller
 
 
 def describe(
-    about: dict[str, Any], reference: Predictor, model_sha256: str, dense: bool = False, precision: str = "float32"
+    about: dict[str, Any],
+    reference: Predictor,
+    model_sha256: str,
+    dense: bool = False,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """The JSON that travels inside an exported file, which gives what the reference does: probabilities or features."""
     h, w, c = reference.input_shape
@@ -99,7 +113,9 @@ class Golden:
     labels: np.ndarray | None  # int64 [N]
     probabilities: np.ndarray  # float32 [N, classes], of the Keras model
     answers: np.ndarray  # float32 [N, classes], of the file itself where it was made
-    layers: dict[str, np.ndarray]  # layer -> the mean of each channel of the Keras model's output of the first image;
+    layers: dict[
+        str, np.ndarray
+    ]  # layer -> the mean of each channel of the Keras model's output of the first image;
     # "decode": some pixels of its photograph
     original: bytes | None  # the encoded photograph that the first image was cut from
 
@@ -118,7 +134,9 @@ def seal(path: Path, golden: Golden) -> None:
     arrays: dict[str, Any] = {
         "probabilities": golden.probabilities,
         "answers": golden.answers,
-        "labels": np.full(len(golden.images), -1, np.int64) if golden.labels is None else golden.labels,
+        "labels": np.full(len(golden.images), -1, np.int64)
+        if golden.labels is None
+        else golden.labels,
         "shape": np.array(golden.images.shape),
         "layers": np.array(list(golden.layers)),
         "means": np.concatenate([*golden.layers.values(), np.empty(0, np.float32)]),
@@ -127,7 +145,9 @@ def seal(path: Path, golden: Golden) -> None:
     n, h, w, c = golden.images.shape
     if c in (1, 3):  # losslessly, one below the other
         buffer = io.BytesIO()
-        Image.fromarray(golden.images.reshape(n * h, w, c).squeeze()).save(buffer, "PNG", optimize=True)
+        Image.fromarray(golden.images.reshape(n * h, w, c).squeeze()).save(
+            buffer, "PNG", optimize=True
+        )
         arrays["png"] = np.frombuffer(buffer.getvalue(), np.uint8)
     else:
         arrays["images"] = golden.images
@@ -186,7 +206,11 @@ def read(path: Path) -> Contents:
         raise DamagedError(f"it is cut short or damaged ({error})") from error
     if "vggkeras.json" not in members and not _is_ours(path):
         raise _of_another_make(path)
-    for name, what in (("vggkeras.json", "description"), (GOLDEN, "golden answers"), (SEAL, "checksums")):
+    for name, what in (
+        ("vggkeras.json", "description"),
+        (GOLDEN, "golden answers"),
+        (SEAL, "checksums"),
+    ):
         if not members.get(name):
             raise DamagedError(
                 f"its {what} are missing: it is cut short or damaged, or was exported by an older version"
@@ -208,7 +232,9 @@ def read(path: Path) -> Contents:
         if missing := [part for part in PARTS if part not in sealed]:
             raise ValueError(f"none of {', '.join(missing)}")
     except (ValueError, TypeError) as error:
-        raise DamagedError(f"its checksums cannot be read ({error}): it is cut short or damaged") from error
+        raise DamagedError(
+            f"its checksums cannot be read ({error}): it is cut short or damaged"
+        ) from error
     changed = [part for part in PARTS if found[part] != sealed.get(part)]
     if len(changed) > 1:  # the others say it better
         changed = [part for part in changed if part != "other bytes"]
@@ -236,7 +262,9 @@ def _of_another_make(path: Path) -> InputError:
 def _is_ours(path: Path) -> bool:
     """Whether a file that may be cut short names us as the one who wrote it, or ends before it would name anyone."""
     if path.is_dir():
-        return any((path / "assets.extra" / name).exists() for name in ("vggkeras.json", GOLDEN, SEAL))
+        return any(
+            (path / "assets.extra" / name).exists() for name in ("vggkeras.json", GOLDEN, SEAL)
+        )
     if not path.stat().st_size:
         return False
     mapped = _mapped(path)
@@ -268,7 +296,9 @@ def _golden(packed: bytes, suffix: str) -> Golden:
     packed = base64.b85decode(packed) if suffix == ".onnx" else packed
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         if "png" in arrays:
-            images = np.asarray(Image.open(io.BytesIO(arrays["png"].tobytes()))).reshape(arrays["shape"])
+            images = np.asarray(Image.open(io.BytesIO(arrays["png"].tobytes()))).reshape(
+                arrays["shape"]
+            )
         else:
             images = arrays["images"]
         means = np.split(arrays["means"], np.cumsum(arrays["sizes"])[:-1])
@@ -292,7 +322,8 @@ def _digests(members: dict[str, bytes], hashes: dict[str, str]) -> dict[str, str
         "description": about,
     }
     found = {
-        name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()
+        name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+        for name, part in parts.items()
     }
     return found | hashes | {"golden answers": hashlib.sha256(members[GOLDEN]).hexdigest()}
 
@@ -351,7 +382,14 @@ NESTED = {
     "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", INITIALIZER: "tensor", 15: "sparse tensor"},
     "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
 
@@ -431,13 +469,19 @@ def _tflite_parts(path: Path, data: memoryview) -> tuple[dict[str, bytes], dict[
         with zipfile.ZipFile(path) as archive:
             end = min((item.header_offset for item in archive.infolist()), default=end)
             known = {"labels.txt": "labels", "vggkeras.json": "vggkeras.json", GOLDEN: GOLDEN}
-            members = {known[name]: archive.read(name) for name in archive.namelist() if name in known}
+            members = {
+                known[name]: archive.read(name) for name in archive.namelist() if name in known
+            }
             members[SEAL] = archive.comment
     model = schema.Model.GetRootAs(data, 0)
     weights, graph = hashlib.sha256(), hashlib.sha256()
     start, place = np.frombuffer(data, np.uint8).ctypes.data, 0
-    arrays = [values for i in range(model.BuffersLength()) if len(values := _values(model.Buffers(i)))]
-    for values in sorted(arrays, key=lambda values: values.ctypes.data):  # what is between them is the graph
+    arrays = [
+        values for i in range(model.BuffersLength()) if len(values := _values(model.Buffers(i)))
+    ]
+    for values in sorted(
+        arrays, key=lambda values: values.ctypes.data
+    ):  # what is between them is the graph
         weights.update(values.data)
         graph.update(data[place : values.ctypes.data - start])
         place = values.ctypes.data - start + len(values)
@@ -447,17 +491,25 @@ def _tflite_parts(path: Path, data: memoryview) -> tuple[dict[str, bytes], dict[
 
 def _values(buffer: Any) -> np.ndarray:
     values = buffer.DataAsNumpy()
-    return values if isinstance(values, np.ndarray) else np.empty(0, np.uint8)  # it is 0 where there are none
+    return (
+        values if isinstance(values, np.ndarray) else np.empty(0, np.uint8)
+    )  # it is 0 where there are none
 
 
 def _saved_model_parts(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     extra = path / "assets.extra"
-    members = {file.name: file.read_bytes() for file in sorted(extra.glob("*"))} if extra.is_dir() else {}
+    members = (
+        {file.name: file.read_bytes() for file in sorted(extra.glob("*"))} if extra.is_dir() else {}
+    )
     graph = hashlib.sha256((path / "saved_model.pb").read_bytes()).hexdigest()
     whole = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file() and file != extra / SEAL):
         whole.update(f"{file.relative_to(path).as_posix()}\0{files.sha256(file)}\0".encode())
-    return members, {"weights": files.sha256(path / "variables"), "graph": graph, "other bytes": whole.hexdigest()}
+    return members, {
+        "weights": files.sha256(path / "variables"),
+        "graph": graph,
+        "other bytes": whole.hexdigest(),
+    }
 
 
 def save_golden(
@@ -507,7 +559,9 @@ def load_golden(
     """
     path, output = golden_path(folder, features=features), _answers_name(features)
     if not path.is_file():
-        raise InputError(f"There is no {path} to verify against: export with `python -m export`, which writes it.")
+        raise InputError(
+            f"There is no {path} to verify against: export with `python -m export`, which writes it."
+        )
     try:
         with np.load(path, allow_pickle=False) as golden:
             images, labels, answers = golden["images"], golden["labels"], golden[output]
@@ -516,7 +570,9 @@ def load_golden(
     except Exception as error:  # a damaged zip raises what its layer raises
         raise InputError(f"{path} cannot be read ({error}): export again.") from error
     if not len(images) or len(images) != len(answers):
-        raise InputError(f"{path} has {len(images)} images and {len(answers)} answers: export again.")
+        raise InputError(
+            f"{path} has {len(images)} images and {len(answers)} answers: export again."
+        )
     return images, None if (labels < 0).any() else labels, answers, sizes
 
 
@@ -558,8 +614,15 @@ def entry(
         "features": candidate.features or None,
         "batch_sizes": list(record.pop("batch_sizes")),
         "sizes": [list(size) for size in record.pop("sizes")],
-        **{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()},
-        **{key: candidate.about[key] for key in ("calibration", "left_in_float") if key in candidate.about},
+        **{
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        },
+        **{
+            key: candidate.about[key]
+            for key in ("calibration", "left_in_float")
+            if key in candidate.about
+        },
         "milliseconds": milliseconds,
         "evidence": evidence,
         "model_sha256": model_sha256,
@@ -568,7 +631,9 @@ def entry(
     }
 
 
-def update_certificate(folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str) -> list[str]:
+def update_certificate(
+    folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str
+) -> list[str]:
     """Put entries into certificate.json, beside those of the same model's other artifacts.
 
     Returns the names of artifacts that are there and of another model, whose entries are dropped.
@@ -576,4 +641,6 @@ def update_certificate(folder: Path, entries: dict[str, dict[str, Any]], model_s
     known = files.read_certificate(folder)
     kept = {k: v for k, v in known.items() if v["model_sha256"] == model_sha256}
     files.write_json(folder / files.CERTIFICATE, {**kept, **entries})
-    return sorted(name for name in known.keys() - kept.keys() - entries.keys() if (folder / name).exists())
+    return sorted(
+        name for name in known.keys() - kept.keys() - entries.keys() if (folder / name).exists()
+    )

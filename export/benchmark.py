@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 ROUNDS, SECONDS = 10, 0.5
 QUERIES = 64  # of single-stream over all rounds, at least: what LoadGen asks for before it trusts a 90th percentile
-OFFICIAL_WARMING = 10.0  # s of calls from which the number of images that last for 600 s is estimated
+OFFICIAL_WARMING = (
+    10.0  # s of calls from which the number of images that last for 600 s is estimated
+)
 IMAGES = 32  # random ones, where a file has no golden ones beside it
 REST = 0.05  # s between two turns: ONNX Runtime's and TensorFlow's threads spin for some ms after their last call
 SINGLE, OFFLINE = "SingleStream", "Offline"
@@ -135,8 +137,13 @@ def benchmark(
                 for number in range(len(asks))[:: -1 if i % 2 else 1]:
                     step(scenario, number)
                     time.sleep(REST)
-                    rate = {name: found[number][name] for name in ("warm_latency_s", "warm_images_per_second")}
-                    found[number]["rounds"][scenario].append(asks[number]({**turn, **rate, "scenario": scenario}))
+                    rate = {
+                        name: found[number][name]
+                        for name in ("warm_latency_s", "warm_images_per_second")
+                    }
+                    found[number]["rounds"][scenario].append(
+                        asks[number]({**turn, **rate, "scenario": scenario})
+                    )
         for row, ask in zip(found, asks, strict=True):
             row |= ask({"memory": True})
     settings = {
@@ -166,7 +173,9 @@ def _row(found: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
     else:
         milliseconds = np.concatenate([turn.pop("latencies_ns") for turn in single]) / 1e6
         values = np.percentile(milliseconds, PERCENTILES, method="inverted_cdf")
-        percentiles = {f"p{p}_ms": float(value) for p, value in zip(PERCENTILES, values, strict=True)}
+        percentiles = {
+            f"p{p}_ms": float(value) for p, value in zip(PERCENTILES, values, strict=True)
+        }
     images = sum(turn["images"] for turn in offline)
     seconds = sum(turn["images"] / turn["images_per_second"] for turn in offline)
     return {
@@ -277,7 +286,9 @@ def serve() -> None:
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent sees to it
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group: the parent sees to it
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -295,7 +306,9 @@ def serve() -> None:
     try:
         from vggkeras import runtimes
 
-        predictor = runtimes.load(asked["path"], asked["provider"], threads=asked["threads"], tf32=True)
+        predictor = runtimes.load(
+            asked["path"], asked["provider"], threads=asked["threads"], tf32=True
+        )
         images = _random_images(predictor, 1)
         predictor(images)
         tell(_about(asked["path"], predictor))
@@ -358,14 +371,19 @@ def _warmed(predictor: Predictor, images: np.ndarray, request: dict[str, Any]) -
             predictor(shown)
             calls += 1
         times[count] = (time.perf_counter() - start) / calls
-    return {"warm_latency_s": times[1], "warm_images_per_second": request["batch"] / times[request["batch"]]}
+    return {
+        "warm_latency_s": times[1],
+        "warm_images_per_second": request["batch"] / times[request["batch"]],
+    }
 
 
 def _batch(images: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     return images[[i % len(images) for i in indices]]
 
 
-def _tested(predictor: Predictor, images: np.ndarray, request: dict[str, Any], logs: Path) -> dict[str, Any]:
+def _tested(
+    predictor: Predictor, images: np.ndarray, request: dict[str, Any], logs: Path
+) -> dict[str, Any]:
     """One test of LoadGen: in single-stream a query an image, in offline one query of all images, answered in batches."""
     import mlperf_loadgen as loadgen
 
@@ -380,13 +398,19 @@ def _tested(predictor: Predictor, images: np.ndarray, request: dict[str, Any], l
     settings.single_stream_expected_latency_ns = max(1, int(request["warm_latency_s"] * 1e9 / 4))
     settings.offline_expected_qps = 1.2 * request["warm_images_per_second"]
     if not request["official"]:
-        settings.min_duration_ms = max(1, int(request["seconds"] * 1000)) if scenario == SINGLE else 0
+        settings.min_duration_ms = (
+            max(1, int(request["seconds"] * 1000)) if scenario == SINGLE else 0
+        )
         # Whole batches, and as many in every round: a rest of another size would be planned for anew.
         batches = max(1, round(request["warm_images_per_second"] * request["seconds"] / batch))
-        settings.min_query_count = math.ceil(QUERIES / request["rounds"]) if scenario == SINGLE else batches * batch
+        settings.min_query_count = (
+            math.ceil(QUERIES / request["rounds"]) if scenario == SINGLE else batches * batch
+        )
 
     def complete(samples: Sequence[Any]) -> None:
-        loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0) for sample in samples])
+        loadgen.QuerySamplesComplete(
+            [loadgen.QuerySampleResponse(sample.id, 0, 0) for sample in samples]
+        )
 
     def single(samples: Sequence[Any]) -> None:
         predictor(_batch(images, [samples[0].index]))
@@ -401,7 +425,9 @@ def _tested(predictor: Predictor, images: np.ndarray, request: dict[str, Any], l
     log = loadgen.LogSettings()
     log.log_output.outdir = str(logs)
     log.log_output.copy_summary_to_stdout = False
-    log.enable_trace = traced = scenario == SINGLE and request["rounds"] > 1  # the one place of every query's latency
+    log.enable_trace = traced = (
+        scenario == SINGLE and request["rounds"] > 1
+    )  # the one place of every query's latency
     predictor(
         _batch(images, range(1 if scenario == SINGLE else batch))
     )  # the others have had the caches since its turn
@@ -414,7 +440,10 @@ def _tested(predictor: Predictor, images: np.ndarray, request: dict[str, Any], l
         loadgen.DestroySUT(system)
         loadgen.DestroyQSL(library)
     lines = (logs / "mlperf_log_detail.txt").read_text(encoding="utf-8").splitlines()
-    said = {entry["key"]: entry["value"] for entry in (json.loads(line.partition(" ")[2]) for line in lines)}
+    said = {
+        entry["key"]: entry["value"]
+        for entry in (json.loads(line.partition(" ")[2]) for line in lines)
+    }
     used = {"min_seconds": settings.min_duration_ms / 1000, "min_queries": settings.min_query_count}
     valid = {"valid": said["result_validity"] == "VALID"} if request["official"] else {}
     if scenario == OFFLINE:
@@ -432,11 +461,15 @@ def _tested(predictor: Predictor, images: np.ndarray, request: dict[str, Any], l
 def _peak_memory() -> float:
     """Most physical memory that this process has held since it started, MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # elsewhere getrusage says it; here that begins with what the parent held before exec
+    if (
+        status.exists()
+    ):  # elsewhere getrusage says it; here that begins with what the parent held before exec
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 << 20 if sys.platform == "darwin" else 1 << 10
+    )
 
 
 def print_benchmark(found: dict[str, Any], console: Console) -> None:
@@ -454,7 +487,17 @@ def print_benchmark(found: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{machine}; each x is of the first file's")
     table.add_column("file")
     table.add_column("runtime")
-    for column in ("p50, ms", "x", "p90", "p99", "images/s", "x", "cold start, s", "peak MiB", "bytes"):
+    for column in (
+        "p50, ms",
+        "x",
+        "p90",
+        "p99",
+        "images/s",
+        "x",
+        "cold start, s",
+        "peak MiB",
+        "bytes",
+    ):
         table.add_column(column, justify="right")
     for number, row in enumerate(rows):
         single, offline = row["single_stream"], row["offline"]
@@ -540,13 +583,17 @@ def main() -> int:
     from vggkeras.errors import parsed
 
     config = (tyro.conf.PositionalRequiredArgs,)
-    arguments = parsed(lambda: tyro.cli(Arguments, prog="python -m export.benchmark", config=config))
+    arguments = parsed(
+        lambda: tyro.cli(Arguments, prog="python -m export.benchmark", config=config)
+    )
     if arguments.official and (arguments.rounds, arguments.seconds) != (ROUNDS, SECONDS):
         raise InputError("--official has lengths of its own: leave out --rounds and --seconds.")
     if arguments.json:
         files.check_file(arguments.json)
     console = Console()
-    options = {name: value for name, value in vars(arguments).items() if name not in ("files", "json")}
+    options = {
+        name: value for name, value in vars(arguments).items() if name not in ("files", "json")
+    }
     found = benchmark(arguments.files, **options, console=console)
     print_benchmark(found, console)
     if arguments.json:

@@ -80,14 +80,25 @@ def stages(path: Path) -> list[Stage]:
             decoded = datasets.decode(golden.original)
             error = float(np.abs(artifact.decoded_samples(decoded) - golden.layers["decode"]).max())
             found.append(Stage("decode", error, LEVELS, "levels"))
-            found.append(Stage("resize", _apart(_crop(contents.about, decoded), golden.images[0]), RESIZED, "levels"))
+            found.append(
+                Stage(
+                    "resize",
+                    _apart(_crop(contents.about, decoded), golden.images[0]),
+                    RESIZED,
+                    "levels",
+                )
+            )
         except InputError as cause:
             found.append(Stage("decode", np.inf, LEVELS, "levels", str(cause)))
     names = [name for name in golden.layers if name != "decode"]
-    outputs, answers = (_onnx_layers if path.suffix == ".onnx" else _tflite_layers)(path, names, golden.images[:1])
+    outputs, answers = (_onnx_layers if path.suffix == ".onnx" else _tflite_layers)(
+        path, names, golden.images[:1]
+    )
     for name in names:
         expected, received = golden.layers[name], outputs.get(name)
-        label = {"mean_rgb": "normalise (mean_rgb)", "predictions": "predictions (scores)"}.get(name, name)
+        label = {"mean_rgb": "normalise (mean_rgb)", "predictions": "predictions (scores)"}.get(
+            name, name
+        )
         if received is None or received.shape != expected.shape:
             what = (
                 "no such tensor in the file"
@@ -96,17 +107,27 @@ def stages(path: Path) -> list[Stage]:
             )
             found.append(Stage(label, np.inf, LAYER[precision], "relative", what))
             continue
-        error = float(np.nan_to_num(np.abs(received - expected), nan=np.inf).max() / max(np.abs(expected).max(), 1e-12))
+        error = float(
+            np.nan_to_num(np.abs(received - expected), nan=np.inf).max()
+            / max(np.abs(expected).max(), 1e-12)
+        )
         found.append(Stage(label, error, LAYER[precision], "relative"))
     note, error = "", np.inf
     if answers.shape == golden.probabilities[:1].shape:
         error = float(np.nan_to_num(np.abs(answers[0] - golden.probabilities[0]), nan=np.inf).max())
     if contents.about["output"]["name"] == "features":
         fc2 = outputs.get("fc2")
-        if fc2 is not None and fc2.shape == answers[0].shape and not _alike(fc2, answers[0], LAYER[precision]):
+        if (
+            fc2 is not None
+            and fc2.shape == answers[0].shape
+            and not _alike(fc2, answers[0], LAYER[precision])
+        ):
             note = "not the average over space of its own fc2"
         largest = float(golden.probabilities[0].max())
-        return [*found, Stage("features", error / max(largest, 1e-12), LAYER[precision], "relative", note)]
+        return [
+            *found,
+            Stage("features", error / max(largest, 1e-12), LAYER[precision], "relative", note),
+        ]
     scores = outputs.get("predictions")
     if scores is not None and scores.shape == answers[0].shape:
         own = np.exp(scores - scores.max())
@@ -126,7 +147,9 @@ def _golden(path: Path) -> tuple[artifact.Contents, artifact.Golden]:
     except artifact.DamagedError as error:
         raise InputError(f"{path} cannot be explained: {error}.") from error
     if contents.golden is None:
-        raise InputError(f"{path} cannot be explained: its golden answers are not what they were; export it again.")
+        raise InputError(
+            f"{path} cannot be explained: its golden answers are not what they were; export it again."
+        )
     return contents, contents.golden
 
 
@@ -137,17 +160,24 @@ def _crop(about: dict[str, Any], image: np.ndarray) -> np.ndarray:
 
 def _apart(image: np.ndarray, other: np.ndarray) -> float:
     """Mean difference of two images of one shape, in levels of 255."""
-    return float(np.abs(image.astype(np.float64) - other).mean()) if image.shape == other.shape else np.inf
+    return (
+        float(np.abs(image.astype(np.float64) - other).mean())
+        if image.shape == other.shape
+        else np.inf
+    )
 
 
-def _onnx_layers(path: Path, names: list[str], images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _onnx_layers(
+    path: Path, names: list[str], images: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The layers' channel means, by name, and the answers. The file is read as it is, with more outputs."""
     import onnxruntime as ort
 
     def outputs(wanted: list[str]) -> bytes:
         # GraphProto's outputs are its field 12, a ValueInfoProto's name its field 1; two graphs are merged into one.
         return artifact.field(
-            artifact.GRAPH, b"".join(artifact.field(12, artifact.field(1, n.encode())) for n in wanted)
+            artifact.GRAPH,
+            b"".join(artifact.field(12, artifact.field(1, n.encode())) for n in wanted),
         )
 
     options = ort.SessionOptions()
@@ -157,12 +187,16 @@ def _onnx_layers(path: Path, names: list[str], images: np.ndarray) -> tuple[dict
         known = [name for name in names if data.find(name.encode()) >= 0]
     present: list[str] = []
     try:
-        session = ort.InferenceSession(whole + outputs(known), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            whole + outputs(known), options, providers=["CPUExecutionProvider"]
+        )
         present = known
     except Exception as error:
         for name in known:  # one of them is no tensor of the graph: which?
             try:
-                ort.InferenceSession(whole + outputs([name]), options, providers=["CPUExecutionProvider"])
+                ort.InferenceSession(
+                    whole + outputs([name]), options, providers=["CPUExecutionProvider"]
+                )
                 present.append(name)
             except Exception:  # onnxruntime's errors have no common base
                 continue
@@ -170,20 +204,28 @@ def _onnx_layers(path: Path, names: list[str], images: np.ndarray) -> tuple[dict
             raise InputError(
                 f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again."
             ) from error
-        session = ort.InferenceSession(whole + outputs(present), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            whole + outputs(present), options, providers=["CPUExecutionProvider"]
+        )
     last = session.get_outputs()[0].name
     try:
         values = session.run([last, *present], {session.get_inputs()[0].name: images})
     except Exception as error:  # onnxruntime's errors have no common base
-        raise InputError(f"{path} cannot be run by ONNX Runtime ({str(error)[:300]}): export it again.") from error
+        raise InputError(
+            f"{path} cannot be run by ONNX Runtime ({str(error)[:300]}): export it again."
+        ) from error
     means = {}
     for name, value in zip(present, values[1:], strict=True):
-        axis = 1 if value.ndim == 4 and name != "mean_rgb" else value.ndim - 1  # channels first, but for the images
+        axis = (
+            1 if value.ndim == 4 and name != "mean_rgb" else value.ndim - 1
+        )  # channels first, but for the images
         means[name] = _channel_means(value, axis)
     return means, values[0]
 
 
-def _tflite_layers(path: Path, names: list[str], images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _tflite_layers(
+    path: Path, names: list[str], images: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     try:
@@ -194,13 +236,18 @@ def _tflite_layers(path: Path, names: list[str], images: np.ndarray) -> tuple[di
                 # A delegate keeps its tensors to itself.
                 experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             )
-            (details,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+            (details,), (output,) = (
+                interpreter.get_input_details(),
+                interpreter.get_output_details(),
+            )
             interpreter.resize_tensor_input(details["index"], images.shape)
             interpreter.allocate_tensors()
             interpreter.set_tensor(details["index"], images)
             interpreter.invoke()
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be run by LiteRT ({str(error)[:300]}): export it again.") from error
+        raise InputError(
+            f"{path} cannot be run by LiteRT ({str(error)[:300]}): export it again."
+        ) from error
     means = {}
     for tensor in interpreter.get_tensor_details():
         if tensor["name"] in names:
@@ -213,7 +260,9 @@ def _tflite_layers(path: Path, names: list[str], images: np.ndarray) -> tuple[di
 
 
 def _channel_means(value: np.ndarray, axis: int) -> np.ndarray:
-    return np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]).mean(axis=0, dtype=np.float64)
+    return (
+        np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]).mean(axis=0, dtype=np.float64)
+    )
 
 
 # What people do to an image on its way to a network, and how it is undone.
@@ -244,7 +293,9 @@ def _scalings(mean: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]
         "128 is subtracted, as for signed bytes: give 0-255": lambda x: x + 128,
         f"{again}: give 0-255": lambda x: x + mean,
         f"{again} (ImageNet's): give 0-255": lambda x: x + imagenet,
-        "pixels are normalised by ImageNet's mean and deviation: give 0-255": lambda x: x * deviation + center,
+        "pixels are normalised by ImageNet's mean and deviation: give 0-255": lambda x: (
+            x * deviation + center
+        ),
     }
 
 
@@ -286,9 +337,13 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
             f"{expected}, every number {image.min():g}: save what the network would get of the photograph."
         )
     if not np.isfinite(image).all():
-        raise InputError(f"{expected}, not all of it finite: save the numbers that the network would get.")
+        raise InputError(
+            f"{expected}, not all of it finite: save the numbers that the network would get."
+        )
     layouts = {
-        name: moved for name, move in LAYOUTS.items() if image.ndim == 3 and (moved := move(image)).shape == right.shape
+        name: moved
+        for name, move in LAYOUTS.items()
+        if image.ndim == 3 and (moved := move(image)).shape == right.shape
     }
     if not layouts:
         raise InputError(f"{expected}: {advice}")
@@ -302,12 +357,24 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
         tried.append(((error + 0.1) * NEARER ** sum(map(bool, names)), error, names, undone))
     _, error, (layout, order, scaling), undone = min(tried, key=lambda one: one[0])
     candidate = runtimes.load(path, provider)
-    given = np.rint(image if image.shape == right.shape else np.zeros_like(right)).clip(0, 255).astype(np.uint8)
+    given = (
+        np.rint(image if image.shape == right.shape else np.zeros_like(right))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     mended = np.rint(undone).clip(0, 255).astype(np.uint8)
     right_answer = golden.probabilities[:1]
-    largest = float(right_answer.max()) if candidate.features else 1.0  # what features are measured by
-    before, after = (float(np.abs(candidate(x[None]) - right_answer).max()) / largest for x in (given, mended))
-    told_before = f"answers are off by {before:.2g}" if image.shape == right.shape else "the network refuses its shape"
+    largest = (
+        float(right_answer.max()) if candidate.features else 1.0
+    )  # what features are measured by
+    before, after = (
+        float(np.abs(candidate(x[None]) - right_answer).max()) / largest for x in (given, mended)
+    )
+    told_before = (
+        f"answers are off by {before:.2g}"
+        if image.shape == right.shape
+        else "the network refuses its shape"
+    )
     damage = f" ({told_before}; with this undone, answers are off by {after:.2g})"
     found = [
         Stage("decode (order)", float(bool(order)), 0.0, "faults", order + damage if order else ""),
@@ -320,7 +387,9 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
         note = f"{_likely_filter(about, golden, undone)}; answers are then off by {after:.2g}"
         resize = replace(resize, note=note)
     found.append(resize)
-    found.append(Stage("normalise", float(bool(scaling)), 0.0, "faults", scaling + damage if scaling else ""))
+    found.append(
+        Stage("normalise", float(bool(scaling)), 0.0, "faults", scaling + damage if scaling else "")
+    )
     note = (
         ""
         if scaling or image.dtype == np.uint8
@@ -336,15 +405,24 @@ def _likely_filter(about: dict[str, Any], golden: artifact.Golden, image: np.nda
     h, w, c = golden.images[0].shape
     rescaled = augment.rescale(np.asarray(original), about["scale"]).shape[:2]
     ways = {}
-    for kind in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX):
+    for kind in (
+        Image.Resampling.NEAREST,
+        Image.Resampling.BICUBIC,
+        Image.Resampling.LANCZOS,
+        Image.Resampling.BOX,
+    ):
         resized = np.asarray(original.resize(rescaled[::-1], kind))
         ways[f"the filter is {kind.name.lower()}"] = next(augment.grid_crops(resized, (h, w), 1))
     ways["bilinear without antialiasing"] = next(
         augment.grid_crops(_two_taps(np.asarray(original), rescaled), (h, w), 1)
     )
-    ways["the whole image is squeezed into the crop"] = np.asarray(original.resize((w, h), Image.Resampling.BILINEAR))
+    ways["the whole image is squeezed into the crop"] = np.asarray(
+        original.resize((w, h), Image.Resampling.BILINEAR)
+    )
     side = max(h, w)
-    ways[f"the smallest side is rescaled to {side} px"] = augment.center_crop(np.asarray(original), side, (h, w))
+    ways[f"the smallest side is rescaled to {side} px"] = augment.center_crop(
+        np.asarray(original), side, (h, w)
+    )
     apart = {name: _apart(augment.in_channels(way, c), image) for name, way in ways.items()}
     nearest = min(apart, key=lambda name: apart[name])
     advice = f"{about['resize']}"
@@ -357,7 +435,9 @@ def _two_taps(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear as OpenCV, and TensorFlow without antialiasing, have it."""
     found = image.astype(np.float64)
     for axis, side in enumerate(size):
-        places = ((np.arange(side) + 0.5) * found.shape[axis] / side - 0.5).clip(0, found.shape[axis] - 1)
+        places = ((np.arange(side) + 0.5) * found.shape[axis] / side - 0.5).clip(
+            0, found.shape[axis] - 1
+        )
         low = np.floor(places).astype(int)
         high, share = np.minimum(low + 1, found.shape[axis] - 1), places - low
         share = share[:, None, None] if axis == 0 else share[None, :, None]

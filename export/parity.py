@@ -25,7 +25,9 @@ class Parity:
     tolerance: float | None  # None where values are not bounded, but accuracy is
     max_abs_error: float  # of a probability, or a feature
     max_rel_error: float  # max_abs_error over the reference's largest one
-    top1_agreement: float | None  # share of images with the same most probable class; None of features
+    top1_agreement: (
+        float | None
+    )  # share of images with the same most probable class; None of features
     smallest_cosine: float | None = None  # of features: between the two vectors of an image
     accuracy_reference: float | None = None  # None without labels
     accuracy_artifact: float | None = None
@@ -64,7 +66,9 @@ class Parity:
         return not self.failures
 
 
-def in_batches(predictor: Predictor, images: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES) -> np.ndarray:
+def in_batches(
+    predictor: Predictor, images: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES
+) -> np.ndarray:
     """A predictor's answers to all images, passed in batches of 1, 2, 7, 1, 2, 7, ... so that one pass tries every size."""
     parts, start, turn = [], 0, 0
     while start < len(images):
@@ -122,11 +126,15 @@ def compare(
     answers = answers[shown]
     try:
         output = in_batches(candidate, images[shown], batch_sizes)
-    except Exception as error:  # whatever a runtime raises is a failure of the file, and is reported as one
+    except (
+        Exception
+    ) as error:  # whatever a runtime raises is a failure of the file, and is reported as one
         failures.append(f"running: {type(error).__name__}: {str(error)[:300]}")
         return _incomparable(known, images, batch_sizes, tolerance, failures)
     if output.shape != answers.shape or output.dtype != np.float32:
-        failures.append(f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}")
+        failures.append(
+            f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}"
+        )
     if output.shape != answers.shape:
         return _incomparable(known, images, batch_sizes, tolerance, failures)
     if known.features:
@@ -138,7 +146,9 @@ def merged(parts: Sequence[Parity]) -> Parity:
     """What several comparisons of one candidate, on images of several sizes, come to; the accuracies are the first's."""
     first, *others = parts
     images = sum(part.images for part in parts)
-    agreements = [part.top1_agreement * part.images for part in parts if part.top1_agreement is not None]
+    agreements = [
+        part.top1_agreement * part.images for part in parts if part.top1_agreement is not None
+    ]
     cosines = [part.smallest_cosine for part in parts if part.smallest_cosine is not None]
     return replace(
         first,
@@ -149,7 +159,12 @@ def merged(parts: Sequence[Parity]) -> Parity:
         smallest_cosine=min(cosines) if cosines else None,
         sizes=tuple(size for part in parts for size in part.sizes),
         failures=first.failures
-        + [f"at {h} x {w} px: {failure}" for part in others for h, w in part.sizes for failure in part.failures],
+        + [
+            f"at {h} x {w} px: {failure}"
+            for part in others
+            for h, w in part.sizes
+            for failure in part.failures
+        ],
     )
 
 
@@ -181,7 +196,10 @@ def _values(
         parity.labelled = n
         right, kept = ours == labels, theirs == labels
         lost, gained = int((right & ~kept).sum()), int((kept & ~right).sum())
-        parity.accuracy_reference, parity.accuracy_artifact = float(right.mean()), float(kept.mean())
+        parity.accuracy_reference, parity.accuracy_artifact = (
+            float(right.mean()),
+            float(kept.mean()),
+        )
         parity.mcnemar_p = mcnemar(gained, lost)
         if most_lost is not None and lost - gained > most_lost * n:
             failures.append(
@@ -208,7 +226,17 @@ def _features(
         )
     cosine = float(_cosines(answers.astype(np.float64), output.astype(np.float64)).min())
     size = (images.shape[1:3],)
-    return Parity(n, tuple(batch_sizes), tolerance, error, relative, None, cosine, sizes=size, failures=failures)
+    return Parity(
+        n,
+        tuple(batch_sizes),
+        tolerance,
+        error,
+        relative,
+        None,
+        cosine,
+        sizes=size,
+        failures=failures,
+    )
 
 
 def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -220,7 +248,9 @@ def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return found.clip(-1, 1)
 
 
-def _errors(answers: np.ndarray, output: np.ndarray, failures: list[str]) -> tuple[float, float, int]:
+def _errors(
+    answers: np.ndarray, output: np.ndarray, failures: list[str]
+) -> tuple[float, float, int]:
     """The largest error, absolute and relative to the largest answer, and the place of its image."""
     if not np.isfinite(output).all():
         failures.append(
@@ -233,11 +263,25 @@ def _errors(answers: np.ndarray, output: np.ndarray, failures: list[str]) -> tup
 
 
 def _incomparable(
-    known: Predictor, images: np.ndarray, batch_sizes: Sequence[int], tolerance: float | None, failures: list[str]
+    known: Predictor,
+    images: np.ndarray,
+    batch_sizes: Sequence[int],
+    tolerance: float | None,
+    failures: list[str],
 ) -> Parity:
     size, sizes = (images.shape[1:3],), tuple(batch_sizes)
     agreement, cosine = (None, 0.0) if known.features else (0.0, None)
-    return Parity(len(images), sizes, tolerance, np.inf, np.inf, agreement, cosine, sizes=size, failures=failures)
+    return Parity(
+        len(images),
+        sizes,
+        tolerance,
+        np.inf,
+        np.inf,
+        agreement,
+        cosine,
+        sizes=size,
+        failures=failures,
+    )
 
 
 def _short(value: Any) -> str:

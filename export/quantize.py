@@ -48,7 +48,9 @@ class Steps:
 class Plan:
     """How a network is quantized: the steps of every activation, and which layers are left in float."""
 
-    steps: dict[str, Steps]  # layer -> its output's, after the ReLU; in the network's order, from mean_rgb on
+    steps: dict[
+        str, Steps
+    ]  # layer -> its output's, after the ReLU; in the network's order, from mean_rgb on
     weighted: tuple[str, ...]  # the layers with kernels, in order
     images: int  # that the ranges come from
     classes: int  # that these show
@@ -70,7 +72,9 @@ class Plan:
         return self.quantizes(layer) or self.quantizes(following)
 
 
-def kernel_steps(kernel: np.ndarray, bias: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def kernel_steps(
+    kernel: np.ndarray, bias: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int8 kernel, one float32 scale a filter, and int32 bias, for an input counted in steps of `scale`.
 
     Args:
@@ -84,7 +88,11 @@ def kernel_steps(kernel: np.ndarray, bias: np.ndarray, scale: float) -> tuple[np
     scales[scales == 0] = 1.0
     # Where scale * scales underflows, the filter and its bias are zero.
     steps = np.clip(np.rint(kernel / scales), -127, 127).astype(np.int8)
-    return steps, scales, np.rint(bias.astype(np.float64) / (scales.astype(np.float64) * scale)).astype(np.int32)
+    return (
+        steps,
+        scales,
+        np.rint(bias.astype(np.float64) / (scales.astype(np.float64) * scale)).astype(np.int32),
+    )
 
 
 def _sites(graph: keras.Model) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -111,7 +119,10 @@ def activations(graph: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]
     `[N, H, W, C]`.
     """
     shown, outputs, _ = _sites(graph)
-    found = {k: ops.convert_to_numpy(v) for k, v in keras.Model(shown, outputs)(images, training=False).items()}
+    found = {
+        k: ops.convert_to_numpy(v)
+        for k, v in keras.Model(shown, outputs)(images, training=False).items()
+    }
     last = [layer for layer in graph.layers if layer.weights][-1]
     if isinstance(last, layers.Dense):
         kernel, bias = (ops.convert_to_numpy(weight) for weight in last.weights)
@@ -157,7 +168,9 @@ def check_float16(graph: keras.Model, images: np.ndarray) -> None:
                 )
 
 
-def calibrate(graph: keras.Model, images: np.ndarray, classes: int, track=lambda parts: parts) -> Plan:
+def calibrate(
+    graph: keras.Model, images: np.ndarray, classes: int, track=lambda parts: parts
+) -> Plan:
     """The steps in which a network's activations are counted, from images uint8 `[N, H, W, C]`.
 
     Where a range ends is chosen for each layer: the end that leaves the least squared error of what was seen, cut off and
@@ -183,10 +196,14 @@ def calibrate(graph: keras.Model, images: np.ndarray, classes: int, track=lambda
             largest[name] = max(largest[name], most)
             high[name] = high[name] or most
             while most > high[name] > 0:  # bins twice as wide
-                counts[name] = np.concatenate([counts[name].reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2)])
+                counts[name] = np.concatenate(
+                    [counts[name].reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2)]
+                )
                 high[name] *= 2
             if high[name]:
-                every = len(values) // SAMPLED + 1  # a histogram of all takes longer than the network
+                every = (
+                    len(values) // SAMPLED + 1
+                )  # a histogram of all takes longer than the network
                 counts[name] += np.histogram(values[::every], BINS, (0, high[name]))[0]
     steps |= {name: _best(counts[name], high[name], largest[name]) for name in network.output}
     steps = {name: steps[name] for name in sites}
@@ -225,7 +242,10 @@ def signal_to_noise(graph: keras.Model, plan: Plan, images: np.ndarray) -> dict[
         steps, scales, biases = kernel_steps(kernel, bias, before.scale)
         # Pooling and flattening keep the steps, so that what comes in is in those of the site before.
         x = before.rounded(ops.convert_to_numpy(fed[name]))
-        rounded = [steps * scales, (biases * scales.astype(np.float64) * before.scale).astype(np.float32)]
+        rounded = [
+            steps * scales,
+            (biases * scales.astype(np.float64) * before.scale).astype(np.float32),
+        ]
         if name == plan.weighted[-1]:
             y = x @ rounded[0] + rounded[1]
         else:

@@ -28,7 +28,11 @@ BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 def write(
-    model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None, plan: Plan | None = None
+    model: keras.Model,
+    path: Path,
+    about: dict[str, Any],
+    opset: int | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Write what `to_saved_model.inference_model` made, at `about`'s precision, checked by onnx.checker.
 
@@ -65,14 +69,23 @@ def write(
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:], graph.input[1:], graph.value_info[:]
     for name in sorted(used & constants.keys()):
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(constants.pop(name)), name))
+        graph.initializer.append(
+            numpy_helper.from_array(np.ascontiguousarray(constants.pop(name)), name)
+        )
     for value in (graph.input[0], graph.output[0]):
-        for dim, name in zip(value.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False):
+        for dim, name in zip(
+            value.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False
+        ):
             if not dim.dim_value:
                 dim.dim_param = name
-    graph.name, graph.doc_string = model.name, ""  # the converter's has a number that another process need not give
+    graph.name, graph.doc_string = (
+        model.name,
+        "",
+    )  # the converter's has a number that another process need not give
     proto.producer_name, proto.producer_version = "vggkeras", about["versions"]["vggkeras"]
-    labels = {"labels": json.dumps(about["class_names"])} if about["class_names"] else {}  # features have none
+    labels = (
+        {"labels": json.dumps(about["class_names"])} if about["class_names"] else {}
+    )  # features have none
     onnx.helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(about)})
     onnx.save(proto, str(path))
     del proto, graph
@@ -90,10 +103,14 @@ def _skeleton(model: keras.Model, opset: int) -> onnx.ModelProto:
     trainable = len(model.trainable_variables)
 
     def network(images, *weights):
-        return model.stateless_call(weights[:trainable], weights[trainable:], images, training=False)[0]
+        return model.stateless_call(
+            weights[:trainable], weights[trainable:], images, training=False
+        )[0]
 
     signature = [tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")]
-    signature += [tf.TensorSpec(w.shape, tf.float32, name=f"weight{i}") for i, w in enumerate(_weights(model))]
+    signature += [
+        tf.TensorSpec(w.shape, tf.float32, name=f"weight{i}") for i, w in enumerate(_weights(model))
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the patch for NumPy 2 looks for np.object
         patch_tf2onnx()
@@ -120,7 +137,9 @@ def _drop_second_transpose(
     """Flatten in C, H, W order: remove the Transpose before the Reshape, and permute fc1's rows instead."""
     makers = {output: node for node in graph.node for output in node.output}
     readers = {name: node for node in graph.node for name in node.input}
-    (reshape,) = (n for n in graph.node if n.op_type == "Reshape" and readers[n.output[0]].op_type == "MatMul")
+    (reshape,) = (
+        n for n in graph.node if n.op_type == "Reshape" and readers[n.output[0]].op_type == "MatMul"
+    )
     transpose, matmul = makers[reshape.input[0]], readers[reshape.output[0]]
     if tuple(map_shape[:2]) == (1, 1) and transpose.op_type != "Transpose":
         return  # one pixel is in any order, and tf2onnx has seen it
@@ -129,7 +148,9 @@ def _drop_second_transpose(
         raise RuntimeError(f"unexpected graph before the flattening: {transpose.op_type} {perm}")
     h, w, c = map_shape
     kernel = constants[matmul.input[1]]  # [h * w * c, units]
-    constants[matmul.input[1]] = kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+    constants[matmul.input[1]] = (
+        kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+    )
     reshape.input[0] = transpose.input[0]
     graph.node.remove(transpose)
 
@@ -153,7 +174,9 @@ WEIGHTED = ("Conv", "Gemm")
 def _name(graph: onnx.GraphProto, constants: dict[str, np.ndarray], model: keras.Model) -> None:
     """Call nodes, weights and tensors by the layers they come from."""
     weighted = iter([layer.name for layer in model.layers if layer.weights])
-    pools = iter([layer.name for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)])
+    pools = iter(
+        [layer.name for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
+    )
     others = {"Sub": "mean_rgb", "LRN": "lrn", "Reshape": "flatten", "Softmax": "softmax"}
     layer, renamed, seen = "", dict[str, str](), set()
     for i, node in enumerate(graph.node):
@@ -167,7 +190,9 @@ def _name(graph: onnx.GraphProto, constants: dict[str, np.ndarray], model: keras
             constants["mean_rgb.mean"] = constants.pop(node.input[1])
             node.input[1] = "mean_rgb.mean"
         for place, name in enumerate(node.input):
-            if name in constants and "." not in name:  # a shape, an axis, by a name that counts what came before
+            if (
+                name in constants and "." not in name
+            ):  # a shape, an axis, by a name that counts what came before
                 node.input[place] = f"{kind.lower()}{i}.constant{place}"
                 constants[node.input[place]] = constants[name]  # which another node may share
         if kind in WEIGHTED or (kind == "Relu" and layer):
@@ -202,7 +227,9 @@ def _to_float16(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> Non
         node.input[:] = [renamed.get(name, name) for name in node.input]
         wants = {"LRN": False, "Softmax": False}.get(kind, half or kind in WEIGHTED)
         if kind not in ("Cast", "Sub") and wants != half:
-            node.input[0] = cast(node.input[0], onnx.TensorProto.FLOAT16 if wants else onnx.TensorProto.FLOAT)
+            node.input[0] = cast(
+                node.input[0], onnx.TensorProto.FLOAT16 if wants else onnx.TensorProto.FLOAT
+            )
             half = wants
         for name in node.input:
             if half and name in constants and constants[name].dtype == np.float32:
@@ -227,14 +254,25 @@ def _to_int8(graph: onnx.GraphProto, constants: dict[str, np.ndarray], plan: Pla
         scale, zero = f"{site}.scale", f"{site}.zero"
         constants[scale] = np.array(plan.steps[site].scale, np.float32)
         constants[zero] = np.array(plan.steps[site].zero, np.uint8)
-        nodes.append(add("QuantizeLinear", [tensor, scale, zero], [f"{tensor}.uint8"], f"{tensor}.quantize"))
-        nodes.append(add("DequantizeLinear", [f"{tensor}.uint8", scale, zero], [f"{tensor}.steps"], f"{tensor}.steps"))
+        nodes.append(
+            add("QuantizeLinear", [tensor, scale, zero], [f"{tensor}.uint8"], f"{tensor}.quantize")
+        )
+        nodes.append(
+            add(
+                "DequantizeLinear",
+                [f"{tensor}.uint8", scale, zero],
+                [f"{tensor}.steps"],
+                f"{tensor}.steps",
+            )
+        )
         return f"{tensor}.steps"
 
     def kernel(layer: str, site: str, axis: int) -> list[str]:
         """The names of a layer's dequantized kernel and bias."""
         whole, bias = constants.pop(f"{layer}.kernel"), constants.pop(f"{layer}.bias")
-        steps, scales, biases = kernel_steps(np.moveaxis(whole, axis, -1), bias, plan.steps[site].scale)
+        steps, scales, biases = kernel_steps(
+            np.moveaxis(whole, axis, -1), bias, plan.steps[site].scale
+        )
         del whole
         constants[f"{layer}.kernel.int8"] = np.moveaxis(steps, -1, axis)
         constants[f"{layer}.bias.int32"] = biases
@@ -245,7 +283,9 @@ def _to_int8(graph: onnx.GraphProto, constants: dict[str, np.ndarray], plan: Pla
             # A bias has no zero point: ONNX Runtime recognises the pattern without.
             zero = [f"{layer}.kernel.zero"] if name == "kernel" else []
             inputs = [f"{layer}.{name}.{kind}", f"{layer}.{name}.scale", *zero]
-            nodes.append(add("DequantizeLinear", inputs, [f"{layer}.{name}"], f"{layer}.{name}", axis=at))
+            nodes.append(
+                add("DequantizeLinear", inputs, [f"{layer}.{name}"], f"{layer}.{name}", axis=at)
+            )
         return [f"{layer}.kernel", f"{layer}.bias"]
 
     site, counted = "mean_rgb", False
@@ -259,7 +299,11 @@ def _to_int8(graph: onnx.GraphProto, constants: dict[str, np.ndarray], plan: Pla
         if node.op_type in WEIGHTED and plan.quantizes(layer):
             node.input[1:] = kernel(layer, site, 0 if node.op_type == "Conv" else 1)
         nodes.append(node)
-        if layer in plan.steps and node.op_type in (*WEIGHTED, "Relu", "LRN") and following != "Relu":
+        if (
+            layer in plan.steps
+            and node.op_type in (*WEIGHTED, "Relu", "LRN")
+            and following != "Relu"
+        ):
             site, counted = layer, plan.in_steps(layer)
         elif node.op_type not in ("MaxPool", "Reshape"):
             continue

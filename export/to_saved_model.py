@@ -59,7 +59,9 @@ def inference_model(model: keras.Model, form: Form = "classifier") -> keras.Mode
     if form == "features":
         model = models.dense_features(model)
     elif keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
-        raise InputError("Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'.")
+        raise InputError(
+            "Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'."
+        )
     elif form == "dense":
         model = models.dense_classifier(model)
 
@@ -75,8 +77,12 @@ def inference_model(model: keras.Model, form: Form = "classifier") -> keras.Mode
             x = conv(x)
             conv.set_weights(_folded(layer, model.get_layer(norm)))
         else:
-            x = layer(x)  # the layer itself, for a copy of its weights would take as much memory again
-    return keras.Model(images, {"features" if form == "features" else "probabilities": x}, name=model.name)
+            x = layer(
+                x
+            )  # the layer itself, for a copy of its weights would take as much memory again
+    return keras.Model(
+        images, {"features" if form == "features" else "probabilities": x}, name=model.name
+    )
 
 
 def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:
@@ -86,13 +92,21 @@ def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.nda
     return [(kernel * scale).astype(np.float32), (beta + (bias - mean) * scale).astype(np.float32)]
 
 
-def write(model: keras.Model, path: Path, about: dict[str, Any], opset: int | None = None, plan: object = None) -> None:
+def write(
+    model: keras.Model,
+    path: Path,
+    about: dict[str, Any],
+    opset: int | None = None,
+    plan: object = None,
+) -> None:
     """Write what `inference_model` made. Raises OSError when the folder cannot be written."""
     # TensorFlow's own saving, of TensorFlow's own variables: Keras' ExportArchive stores every weight twice.
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")
-    module.serve = tf.function(lambda images: model(images, training=False), input_signature=[images])
+    module.serve = tf.function(
+        lambda images: model(images, training=False), input_signature=[images]
+    )
     try:
         tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
     except tf.errors.OpError as error:  # TensorFlow's own file system layer

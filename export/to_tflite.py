@@ -35,10 +35,18 @@ Kind = schema.BuiltinOperator
 WEIGHTED = (Kind.CONV_2D, Kind.FULLY_CONNECTED)
 OTHERS = {Kind.CAST: "cast", Kind.SUB: "mean_rgb", Kind.LOCAL_RESPONSE_NORMALIZATION: "lrn"}
 
-_skeletons: weakref.WeakKeyDictionary[Any, bytes] = weakref.WeakKeyDictionary()  # one serves every precision
+_skeletons: weakref.WeakKeyDictionary[Any, bytes] = (
+    weakref.WeakKeyDictionary()
+)  # one serves every precision
 
 
-def write(model: Any, path: Path, about: dict[str, Any], opset: int | None = None, plan: Plan | None = None) -> None:
+def write(
+    model: Any,
+    path: Path,
+    about: dict[str, Any],
+    opset: int | None = None,
+    plan: Plan | None = None,
+) -> None:
     """Write what `to_saved_model.inference_model` made, at `about`'s precision.
 
     The tensors go by the layers' names, as in ONNX: `block1_conv1` is that layer's output after the ReLU.
@@ -71,7 +79,10 @@ def write(model: Any, path: Path, about: dict[str, Any], opset: int | None = Non
     buffer.data = np.frombuffer(_standard_metadata(about), np.uint8)
     entry.name, entry.buffer = "TFLITE_METADATA", len(graph.buffers)
     graph.buffers.append(buffer)
-    graph.metadata = [*(kept for kept in graph.metadata or () if kept.name != b"CONVERSION_METADATA"), entry]
+    graph.metadata = [
+        *(kept for kept in graph.metadata or () if kept.name != b"CONVERSION_METADATA"),
+        entry,
+    ]
     graph.description = f"vggkeras {about['versions']['vggkeras']}"
     builder = _packed(graph, total)
     with open(path, "wb") as file:
@@ -102,14 +113,20 @@ def _converted_skeleton(model: Any, about: dict[str, Any], folder: Path) -> byte
         # No two weights alike and none zero: the converter shares equal ones and drops zero biases.
         copy.set_weights([random.uniform(0.1, 1.0, weight.shape) for weight in copy.weights])
     skeleton = keras.Model(images, {_output(model): x})
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{files.PARTIAL}{os.getpid()}-skeleton-") as temporary:
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix=f"{files.PARTIAL}{os.getpid()}-skeleton-"
+    ) as temporary:
         saved, converted = Path(temporary, "saved_model"), Path(temporary, "skeleton.tflite")
         to_saved_model.write(skeleton, saved, about)
         child = subprocess.run(
-            [sys.executable, "-m", "export.to_tflite", str(saved), str(converted)], capture_output=True, text=True
+            [sys.executable, "-m", "export.to_tflite", str(saved), str(converted)],
+            capture_output=True,
+            text=True,
         )
         if child.returncode != 0:
-            raise RuntimeError(f"TensorFlow's TFLite converter failed: {child.stderr.strip()[-1000:]}")
+            raise RuntimeError(
+                f"TensorFlow's TFLite converter failed: {child.stderr.strip()[-1000:]}"
+            )
         return converted.read_bytes()
 
 
@@ -128,7 +145,9 @@ def _put_weights(graph: schema.ModelT, model: Any, smallest: Sequence[int]) -> N
     def fill(index: int, values: np.ndarray) -> None:
         tensor = tensors[index]
         if len(tensor.shape) != values.ndim:
-            raise RuntimeError(f"unexpected weight {tensor.name!r} of shape {tensor.shape} for {values.shape}")
+            raise RuntimeError(
+                f"unexpected weight {tensor.name!r} of shape {tensor.shape} for {values.shape}"
+            )
         tensor.shape = np.array(values.shape, np.int32)
         graph.buffers[tensor.buffer].data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
@@ -152,7 +171,9 @@ def _put_weights(graph: schema.ModelT, model: Any, smallest: Sequence[int]) -> N
             name(output, layer.name)
         elif kind == Kind.RESHAPE:
             channels = model.get_layer("flatten").output.shape[-1]
-            graph.buffers[tensors[operator.inputs[1]].buffer].data = np.array([-1, channels], np.int32).view(np.uint8)
+            graph.buffers[tensors[operator.inputs[1]].buffer].data = np.array(
+                [-1, channels], np.int32
+            ).view(np.uint8)
             if operator.builtinOptions is not None:
                 operator.builtinOptions.newShape = np.array([-1, channels], np.int32)
             name(output, "flatten")
@@ -170,7 +191,9 @@ def _put_weights(graph: schema.ModelT, model: Any, smallest: Sequence[int]) -> N
         raise RuntimeError(f"the converted skeleton has no place for layer {left.name}")
     images = tensors[subgraph.inputs[0]]
     images.name, tensors[subgraph.outputs[0]].name = b"images", _output(model).encode()
-    images.shape = np.array([1, *smallest], np.int32)  # what an interpreter plans for first: a dense network's are ones
+    images.shape = np.array(
+        [1, *smallest], np.int32
+    )  # what an interpreter plans for first: a dense network's are ones
 
 
 def _kind(graph: schema.ModelT, operator: schema.OperatorT) -> int:
@@ -178,7 +201,9 @@ def _kind(graph: schema.ModelT, operator: schema.OperatorT) -> int:
     return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
-def _operator(graph: schema.ModelT, kind: int, version: int, inputs: Sequence[int], output: int) -> schema.OperatorT:
+def _operator(
+    graph: schema.ModelT, kind: int, version: int, inputs: Sequence[int], output: int
+) -> schema.OperatorT:
     """A new operator without options."""
     operator = schema.OperatorT()
     operator.opcodeIndex = _code(graph, kind, version)
@@ -197,7 +222,9 @@ def _code(graph: schema.ModelT, kind: int, version: int) -> int:
     return len(graph.operatorCodes) - 1
 
 
-def _tensor(graph: schema.ModelT, like: int, name: str, kind: int, steps: Steps | None = None) -> int:
+def _tensor(
+    graph: schema.ModelT, like: int, name: str, kind: int, steps: Steps | None = None
+) -> int:
     """A new tensor of another's shape, without content."""
     (subgraph,) = graph.subgraphs
     old, tensor = subgraph.tensors[like], schema.TensorT()
@@ -214,7 +241,10 @@ def _quantization(steps: Steps | None) -> schema.QuantizationParametersT | None:
     if steps is None:
         return None
     found = schema.QuantizationParametersT()
-    found.scale, found.zeroPoint = np.array([steps.scale], np.float32), np.array([steps.zero - 128], np.int64)
+    found.scale, found.zeroPoint = (
+        np.array([steps.scale], np.float32),
+        np.array([steps.zero - 128], np.int64),
+    )
     return found
 
 
@@ -228,7 +258,9 @@ def _to_float16(graph: schema.ModelT) -> None:
         for place in (1, 2):
             whole = operator.inputs[place]
             tensor = subgraph.tensors[whole]
-            half = _tensor(graph, whole, f"{tensor.name.decode()}.float16", schema.TensorType.FLOAT16)
+            half = _tensor(
+                graph, whole, f"{tensor.name.decode()}.float16", schema.TensorType.FLOAT16
+            )
             values = graph.buffers[tensor.buffer].data.view(np.float32).astype(np.float16)
             graph.buffers[subgraph.tensors[half].buffer].data = values.view(np.uint8)
             graph.buffers[tensor.buffer] = schema.BufferT()
@@ -300,9 +332,14 @@ def _int8_kernel(graph: schema.ModelT, operator: schema.OperatorT, scale: float 
     biases = graph.buffers[bias.buffer].data.view(np.float32)
     steps, scales, whole = kernel_steps(np.moveaxis(values, 0, -1), biases, scale or 1.0)
     del values
-    graph.buffers[kernel.buffer].data = np.ascontiguousarray(np.moveaxis(steps, -1, 0)).reshape(-1).view(np.uint8)
+    graph.buffers[kernel.buffer].data = (
+        np.ascontiguousarray(np.moveaxis(steps, -1, 0)).reshape(-1).view(np.uint8)
+    )
     kernel.type, kernel.quantization = schema.TensorType.INT8, schema.QuantizationParametersT()
-    kernel.quantization.scale, kernel.quantization.zeroPoint = scales, np.zeros(len(scales), np.int64)
+    kernel.quantization.scale, kernel.quantization.zeroPoint = (
+        scales,
+        np.zeros(len(scales), np.int64),
+    )
     if scale is not None:
         graph.buffers[bias.buffer].data = whole.view(np.uint8)
         bias.type, bias.quantization = schema.TensorType.INT32, schema.QuantizationParametersT()
@@ -336,7 +373,11 @@ def _standard_metadata(about: dict[str, Any]) -> bytes:
     import flatbuffers
 
     h, w, c = about["input"]["smallest"]
-    uint8, uint32, color = "Uint8", "Uint32", {1: 2, 3: 1}.get(c, 0)  # ColorSpaceType: RGB 1, GRAYSCALE 2
+    uint8, uint32, color = (
+        "Uint8",
+        "Uint32",
+        {1: 2, 3: 1}.get(c, 0),
+    )  # ColorSpaceType: RGB 1, GRAYSCALE 2
     size = {0: (uint32, w), 1: (uint32, h)}
     content = {0: (uint8, 2), 1: {0: (uint8, color), 1: size}}  # ContentProperties.ImageProperties
     file = {0: LABELS, 1: "A line a class.", 2: (uint8, 2)}  # AssociatedFileType.TENSOR_AXIS_LABELS
@@ -374,7 +415,9 @@ def _put(builder: Any, value: str | list | dict[int, Any]) -> int:
             builder.PrependUOffsetTRelative(offset)
         return builder.EndVector()
     # What a table points to is written before it.
-    written = {key: _put(builder, item) for key, item in value.items() if not isinstance(item, tuple)}
+    written = {
+        key: _put(builder, item) for key, item in value.items() if not isinstance(item, tuple)
+    }
     builder.StartObject(max(value) + 1)
     for key, item in value.items():
         kind, number = ("UOffsetTRelative", written[key]) if key in written else item
@@ -387,7 +430,9 @@ def _packed(graph: schema.ModelT, weights: int):
 
     for buffer in graph.buffers:
         buffer.__class__ = _AlignedBuffer
-    builder = flatbuffers.Builder(weights + (1 << 20))  # large enough from the start, for it grows by doubling
+    builder = flatbuffers.Builder(
+        weights + (1 << 20)
+    )  # large enough from the start, for it grows by doubling
     builder.Finish(graph.Pack(builder), FILE_IDENTIFIER)
     return builder
 
@@ -396,7 +441,9 @@ def _convert(saved_model: str, path: str) -> None:
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(saved_model)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]  # anything else is an error
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.TFLITE_BUILTINS
+    ]  # anything else is an error
     Path(path).write_bytes(converter.convert())
 
 

@@ -46,7 +46,11 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
     problems = _changed(contents)
     certified = files.read_certificate(path.parent).get(path.name)
     if certified is not None:
-        problems += [] if certified["passed"] is True else [f"certificate: {'; '.join(certified['failures'])}"]
+        problems += (
+            []
+            if certified["passed"] is True
+            else [f"certificate: {'; '.join(certified['failures'])}"]
+        )
         if (found := files.sha256(path)) != certified["sha256"]:
             problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {found[:12]}…")
     golden = contents.golden
@@ -78,9 +82,15 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
         features=answers.shape[1] if features else 0,
     )
     results = [parity.compare((expected, answers), candidate, golden.images, None, tolerance)]
-    if candidate.dense and certified is not None and artifact.golden_path(path.parent, features=features).is_file():
+    if (
+        candidate.dense
+        and certified is not None
+        and artifact.golden_path(path.parent, features=features).is_file()
+    ):
         sizes = artifact.load_golden(path.parent, features=features)[3]
-        results += [parity.compare((expected, p), candidate, shown, None, tolerance) for shown, p in sizes]
+        results += [
+            parity.compare((expected, p), candidate, shown, None, tolerance) for shown, p in sizes
+        ]
     return problems + parity.merged(results).failures
 
 
@@ -93,9 +103,15 @@ def check(path: Path) -> None:
     expected = "expected an exported .onnx or .tflite file, or a SavedModel folder"
     if not path.exists():
         raise InputError(f"No artifact at {path}: {expected}.")
-    if not ((path / "saved_model.pb").exists() if path.is_dir() else path.suffix in (".onnx", ".tflite")):
-        if inside := sorted(name for name in files.read_certificate(path) if (path / name).exists()):
-            raise InputError(f"{path} is a folder of them: name the files themselves: {', '.join(inside)}.")
+    if not (
+        (path / "saved_model.pb").exists() if path.is_dir() else path.suffix in (".onnx", ".tflite")
+    ):
+        if inside := sorted(
+            name for name in files.read_certificate(path) if (path / name).exists()
+        ):
+            raise InputError(
+                f"{path} is a folder of them: name the files themselves: {', '.join(inside)}."
+            )
         raise InputError(f"{path} is not an exported artifact: {expected}.")
     if path.suffix != ".onnx" or path.is_dir():
         return
@@ -118,7 +134,11 @@ def main() -> int:
         epilog="Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2: nothing to verify.",
     )
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help=".onnx and .tflite files, SavedModel folders"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help=".onnx and .tflite files, SavedModel folders",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -127,7 +147,10 @@ def main() -> int:
         help="say at which stage a file first differs: decode, resize, each layer, the answer",
     )
     instead.add_argument(
-        "--original", type=Path, metavar="PHOTO", help="write the golden photograph that travels inside, and stop"
+        "--original",
+        type=Path,
+        metavar="PHOTO",
+        help="write the golden photograph that travels inside, and stop",
     )
     instead.add_argument(
         "--inputs",
@@ -171,7 +194,9 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
     from export import explain
 
     if len(arguments.files) > 1:
-        raise InputError(f"--original and --inputs go with one file; received {len(arguments.files)}.")
+        raise InputError(
+            f"--original and --inputs go with one file; received {len(arguments.files)}."
+        )
     (path,) = arguments.files
     check(path)
     try:

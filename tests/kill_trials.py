@@ -111,7 +111,10 @@ def end(out: Path) -> dict[str, str]:
     """What must be the same, bit for bit."""
     digests = {"history.csv": (out / "history.csv").read_bytes()}
     metadata = json.loads((out / "run.json").read_text())
-    kept = {key: metadata[key] for key in ("status", "metrics", "best_epoch", "epochs_trained", "mean_rgb")}
+    kept = {
+        key: metadata[key]
+        for key in ("status", "metrics", "best_epoch", "epochs_trained", "mean_rgb")
+    }
     digests["run.json"] = json.dumps(kept).encode()
     with zipfile.ZipFile(out / "model.keras") as archive:
         digests["model.keras"] = archive.read("model.weights.h5")

@@ -14,11 +14,16 @@ from vggkeras import augment, datasets
 from vggkeras.errors import InputError
 
 
-def rescaled_then_cropped(data: bytes, crop: int, scale: tuple[int, int], uniform: np.ndarray) -> np.ndarray:
+def rescaled_then_cropped(
+    data: bytes, crop: int, scale: tuple[int, int], uniform: np.ndarray
+) -> np.ndarray:
     """The long way, by hand: decode all of it, rescale all of it, cut, mirror. uint8 [crop, crop, 3]"""
     low, high = scale
     whole = augment.rescale(datasets.decode(data), low + int(uniform[0] * (high - low + 1)))
-    top, left = (int(u * np.float32(side - crop + 1)) for u, side in zip(uniform[1:3], whole.shape, strict=False))
+    top, left = (
+        int(u * np.float32(side - crop + 1))
+        for u, side in zip(uniform[1:3], whole.shape, strict=False)
+    )
     return whole[top : top + crop, left : left + crop][:, :: -1 if uniform[3] < 0.5 else 1]
 
 
@@ -63,7 +68,9 @@ def test_crops_at_the_edges(shape, u):
     data = encoded(Image.fromarray(photo(3, *shape)), "JPEG", quality=90)
     uniform = np.array([u, u, u, 0.9], np.float32)
     for scale in ((224, 224), (256, 512)):
-        crop = augment.random_crop(tf.constant(data), 224, scale, tf.constant(uniform), True).numpy()
+        crop = augment.random_crop(
+            tf.constant(data), 224, scale, tf.constant(uniform), True
+        ).numpy()
         assert_same_pixels(crop, rescaled_then_cropped(data, 224, scale, uniform))
 
 
@@ -96,9 +103,14 @@ def test_random_crops_reach_everywhere():
     import tensorflow as tf
 
     image = tf.constant(photo(5, 36, 34))
-    crops = [augment.crop_of_rescaled(image, 32, augment.draws(0, 0, i)[0], True).numpy() for i in range(200)]
+    crops = [
+        augment.crop_of_rescaled(image, 32, augment.draws(0, 0, i)[0], True).numpy()
+        for i in range(200)
+    ]
     places = {
-        (top, left, flip): image.numpy()[top : top + 32, left : left + 32][:, :: -1 if flip else 1].tobytes()
+        (top, left, flip): image.numpy()[top : top + 32, left : left + 32][
+            :, :: -1 if flip else 1
+        ].tobytes()
         for top in range(5)
         for left in range(3)
         for flip in (False, True)
@@ -109,11 +121,15 @@ def test_random_crops_reach_everywhere():
 def test_draws_are_a_pure_function_of_seed_epoch_and_image():
     import tensorflow as tf
 
-    keys = [(seed, epoch, index) for seed in (0, 7) for epoch in (0, 1, 73) for index in (0, 1, 2, 9999)]
+    keys = [
+        (seed, epoch, index) for seed in (0, 7) for epoch in (0, 1, 73) for index in (0, 1, 2, 9999)
+    ]
     eager = {key: [x.numpy() for x in augment.draws(*key)] for key in keys}
     for seed in (0, 7):  # in another order, in a pipeline
         of_seed = [key for key in reversed(keys) if key[0] == seed]
-        data = tf.data.Dataset.from_tensor_slices(np.array(of_seed)).map(lambda k, s=seed: augment.draws(s, k[1], k[2]))
+        data = tf.data.Dataset.from_tensor_slices(np.array(of_seed)).map(
+            lambda k, s=seed: augment.draws(s, k[1], k[2])
+        )
         for key, drawn in zip(of_seed, data.as_numpy_iterator(), strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(drawn, eager[key], strict=True))
     assert len({np.concatenate(drawn).tobytes() for drawn in eager.values()}) == len(keys)
@@ -145,13 +161,22 @@ def test_the_colour_shift_follows_the_principal_components():
     image = photo(1)
     shifted = augment.color_shift(tf.constant(image), basis, tf.constant(normal)).numpy()
     (inside,) = (
-        tf.data.Dataset.from_tensors(image).map(lambda x: augment.color_shift(x, basis, normal)).as_numpy_iterator()
+        tf.data.Dataset.from_tensors(image)
+        .map(lambda x: augment.color_shift(x, basis, normal))
+        .as_numpy_iterator()
     )
     np.testing.assert_array_equal(inside, shifted)
     shift = shifted - image
-    np.testing.assert_allclose(shift, np.broadcast_to(shift[0, 0], shift.shape), atol=1e-4)  # one for all pixels
+    np.testing.assert_allclose(
+        shift, np.broadcast_to(shift[0, 0], shift.shape), atol=1e-4
+    )  # one for all pixels
     # Along each component, alpha * lambda; which way a component points, and their order, say nothing.
-    along = {round(float(v), 6): float(abs(vectors[:, i] @ shift[0, 0] / 255)) for i, v in enumerate(values)}
-    expected = {round(float(v), 6): 0.1 * abs(a) * v for v, a in zip(sorted(values), normal, strict=True)}
+    along = {
+        round(float(v), 6): float(abs(vectors[:, i] @ shift[0, 0] / 255))
+        for i, v in enumerate(values)
+    }
+    expected = {
+        round(float(v), 6): 0.1 * abs(a) * v for v, a in zip(sorted(values), normal, strict=True)
+    }
     assert along == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert 3 < 0.1 * 255 * max(values) < 9  # levels, one standard deviation

@@ -12,9 +12,22 @@ from vggkeras.benchmark import CROPS, PLAIN, STEP, TRAINING, photograph_like
 
 
 def test_the_benchmark_counts_what_it_does(command, tmp_path):
-    sizes = ("--image-size", 32, "--width", 0.05, "--fc-units", 8, "--batch-size", 4, "--scale", "40:64")
+    sizes = (
+        "--image-size",
+        32,
+        "--width",
+        0.05,
+        "--fc-units",
+        8,
+        "--batch-size",
+        4,
+        "--scale",
+        "40:64",
+    )
     counts = ("--images", 8, "--steps", 2, "--rounds", 2)
-    code, out, err = command(cli, "benchmark", "--arch", "A", *sizes, *counts, "--json", tmp_path / "b.json")
+    code, out, err = command(
+        cli, "benchmark", "--arch", "A", *sizes, *counts, "--json", tmp_path / "b.json"
+    )
     assert code == 0, err
     found = json.loads((tmp_path / "b.json").read_text())
     parts = found["parts"]
@@ -22,12 +35,18 @@ def test_the_benchmark_counts_what_it_does(command, tmp_path):
         (PLAIN, CROPS, "whole pipeline, with colour", STEP, TRAINING), 16
     )
     assert all(name in out for name in parts)
-    multiply_adds = sum(layer.multiply_adds for layer in configs.plan("A", (32, 32, 3), 1000, width=0.05, fc_units=8))
+    multiply_adds = sum(
+        layer.multiply_adds
+        for layer in configs.plan("A", (32, 32, 3), 1000, width=0.05, fc_units=8)
+    )
     for name in (STEP, TRAINING):
         row = parts[name]
         assert row["gflops"] == pytest.approx(row["images_per_second"] * 6 * multiply_adds / 1e9)
         assert row["milliseconds_per_step"] == pytest.approx(4e3 / row["images_per_second"])
-    assert found["crops_over_plain"] == parts[CROPS]["images_per_second"] / parts[PLAIN]["images_per_second"]
+    assert (
+        found["crops_over_plain"]
+        == parts[CROPS]["images_per_second"] / parts[PLAIN]["images_per_second"]
+    )
     assert found["images_per_step"] == 4
 
 

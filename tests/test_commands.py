@@ -44,7 +44,9 @@ print("HEAVY", sorted(heavy))
     ],
 )
 def test_help_loads_nothing_heavy(arguments):
-    child = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr
     assert child.stdout.splitlines()[-1] == "HEAVY []"
 
@@ -62,13 +64,17 @@ def test_info_prints_the_papers_tables(command):
 
 def test_evaluate_scores_every_runtime_alike(run, exports, command, tmp_path):
     models = [run.path, exports / "model.onnx", exports / "model.tflite", exports / "saved_model"]
-    code, out, _ = command(cli, "evaluate", "--model", *models, "--data", "digits", "--json", tmp_path / "e.json")
+    code, out, _ = command(
+        cli, "evaluate", "--model", *models, "--data", "digits", "--json", tmp_path / "e.json"
+    )
     assert code == 0
     rows = json.loads((tmp_path / "e.json").read_text())
     assert [row["runtime"] for row in rows] == ["keras", "onnxruntime", "litert", "tensorflow"]
     assert {row["images"] for row in rows} == {360}
     assert len({row["correct"] for row in rows}) == 1
-    assert rows[0]["correct"] / 360 == pytest.approx(run.metadata["metrics"]["val_accuracy"], abs=1e-6)
+    assert rows[0]["correct"] / 360 == pytest.approx(
+        run.metadata["metrics"]["val_accuracy"], abs=1e-6
+    )
     assert "top-1 error" in out
 
 
@@ -76,11 +82,19 @@ def test_predict_names_classes(run, exports, command, tmp_path):
     for i in range(2):
         Image.fromarray(photo(i)).save(tmp_path / f"{i}.png")
     answers = []
-    for model in (run.path, exports / "model.onnx", exports / "model.tflite", exports / "saved_model"):
+    for model in (
+        run.path,
+        exports / "model.onnx",
+        exports / "model.tflite",
+        exports / "saved_model",
+    ):
         code, out, _ = command(cli, "predict", tmp_path, "--model", model, "--top", "3", "--json")
         assert code == 0
         lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        assert [line["image"] for line in lines] == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+        assert [line["image"] for line in lines] == [
+            str(tmp_path / "0.png"),
+            str(tmp_path / "1.png"),
+        ]
         answers.append([[c["class"] for c in line["classes"]] for line in lines])
         p = [c["probability"] for c in lines[0]["classes"]]
         assert p == sorted(p, reverse=True)
@@ -112,19 +126,47 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
     np.save(tmp_path / "file", np.zeros(1))
     train = ["train", "--width", "0.05", "--fc-units", "8", "--out", "out", "--data"]
     cases = [
-        (cli, [*train, "digits", "--arch", "F"], "Unknown configuration 'F': expected one of A, A-LRN, B, C, D, E"),
+        (
+            cli,
+            [*train, "digits", "--arch", "F"],
+            "Unknown configuration 'F': expected one of A, A-LRN, B, C, D, E",
+        ),
         (cli, [*train, "nowhere"], "Unknown data 'nowhere': expected digits, tfds:NAME"),
         (cli, [*train, "empty"], "has no images"),
         (cli, [*train, ""], "Unknown data ''"),
         (cli, [*train, "digits", "--image-size", "31"], "image_size must be 32 or more"),
-        (cli, [*train, "digits", "--learning-rate", "0"], "learning_rate must be a positive number"),
+        (
+            cli,
+            [*train, "digits", "--learning-rate", "0"],
+            "learning_rate must be a positive number",
+        ),
         (cli, [*train, photos, "--image-size", "32", "--out", "file.npy/run"], "file.npy"),
-        (cli, [*train, "digits", "--scale", "64:37"], "a range from the smaller side to the larger, 37:64"),
-        (cli, [*train, "digits", "--scale", "36", "--image-size", "37"], "at least the side of the crop, 37 px"),
+        (
+            cli,
+            [*train, "digits", "--scale", "64:37"],
+            "a range from the smaller side to the larger, 37:64",
+        ),
+        (
+            cli,
+            [*train, "digits", "--scale", "36", "--image-size", "37"],
+            "at least the side of the crop, 37 px",
+        ),
         (cli, [*train, photos, "--scale", "128"], "at least the side of the crop, 224 px"),
-        (cli, [*train, "digits", "--init-from", "empty"], "expected a run's folder with model.keras in it"),
-        (cli, [*train, "digits", "--init-from", run.path, "--arch", "A"], "is vgg_a_lrn with a layer"),
-        (cli, [*train, "digits", "--precision", "float16"], "float32, mixed_bfloat16, mixed_float16"),
+        (
+            cli,
+            [*train, "digits", "--init-from", "empty"],
+            "expected a run's folder with model.keras in it",
+        ),
+        (
+            cli,
+            [*train, "digits", "--init-from", run.path, "--arch", "A"],
+            "is vgg_a_lrn with a layer",
+        ),
+        (
+            cli,
+            [*train, "digits", "--precision", "float16"],
+            "float32, mixed_bfloat16, mixed_float16",
+        ),
         (cli, [*train, "digits", "--out", run.path], "go on with it with --resume"),
         (cli, [*train, "digits", "--out", run.path, "--resume"], "arch was 'A-LRN' and is 'D'"),
         (cli, ["info", "G"], "Unknown configuration 'G'"),
@@ -135,7 +177,11 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
         (export_cli, ["--formt", "onnx"], "Unrecognized options: --formt"),
         (cli, ["info", "A", "--image-size", "16"], "at least 32 px"),
         (cli, ["evaluate", "--model", "runs/none", "--data", "digits"], "No model at runs/none"),
-        (cli, ["evaluate", "--model", exports / "model.onnx", "--data", photos], "10 classes and the data 2"),
+        (
+            cli,
+            ["evaluate", "--model", exports / "model.onnx", "--data", photos],
+            "10 classes and the data 2",
+        ),
         (
             cli,
             ["evaluate", "--model", exports / "model.onnx", "--data", "digits", "--split", "test"],
@@ -151,13 +197,25 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
             ["evaluate", "--model", exports / "model.onnx", "--data", "digits", "--scales", "16"],
             "Scale 16 is below",
         ),
-        (cli, ["predict", "text.jpg", "--model", exports / "model.onnx"], "text.jpg cannot be read"),
+        (
+            cli,
+            ["predict", "text.jpg", "--model", exports / "model.onnx"],
+            "text.jpg cannot be read",
+        ),
         (cli, ["predict", "none.jpg", "--model", exports / "model.onnx"], "No image at none.jpg"),
         (cli, ["predict", "empty", "--model", exports / "model.onnx"], "has no images"),
         (export_cli, [], "No trained model at runs/latest"),
         (export_cli, ["--model", "junk.keras"], "junk.keras is not a .keras file"),
-        (export_cli, ["--model", exports / "model.onnx"], "Expected a run's folder or a .keras file"),
-        (export_cli, ["--model", run.path, "--format", "coreml"], "expected one of saved_model, onnx, tflite, all"),
+        (
+            export_cli,
+            ["--model", exports / "model.onnx"],
+            "Expected a run's folder or a .keras file",
+        ),
+        (
+            export_cli,
+            ["--model", run.path, "--format", "coreml"],
+            "expected one of saved_model, onnx, tflite, all",
+        ),
         (export_cli, ["--model", run.path, "--precision", "int4"], "Unknown precision 'int4'"),
         (export_cli, ["--model", run.path, "--opset", "9"], "opset must be 14 to 18"),
         (export_cli, ["--model", run.path, "--images", "-5"], "images must be 1 or more"),
@@ -195,7 +253,15 @@ def test_evaluate_goes_on_without_unreadable_images_when_asked(command, tmp_path
     save_model(model, tmp_path / "m.keras", {"class_names": ["cat", "dog"]})
     truncated = photos / "val" / "cat" / "001.jpg"
     truncated.write_bytes(truncated.read_bytes()[:-200])
-    arguments = ["evaluate", "--model", tmp_path / "m.keras", "--data", photos, "--json", tmp_path / "e.json"]
+    arguments = [
+        "evaluate",
+        "--model",
+        tmp_path / "m.keras",
+        "--data",
+        photos,
+        "--json",
+        tmp_path / "e.json",
+    ]
     code, _, err = command(cli, *arguments)
     assert code == 2
     assert "val/cat/001.jpg cannot be read" in one_line(err)

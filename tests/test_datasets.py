@@ -26,7 +26,11 @@ RGB = Image.fromarray(photo(1))
 GREY = RGB.convert("L")
 KINDS = {
     "jpeg": (encoded(RGB, "JPEG", quality=95, subsampling=0), RGB, 12),
-    "progressive jpeg": (encoded(RGB, "JPEG", quality=95, subsampling=0, progressive=True), RGB, 12),
+    "progressive jpeg": (
+        encoded(RGB, "JPEG", quality=95, subsampling=0, progressive=True),
+        RGB,
+        12,
+    ),
     "grey jpeg": (encoded(GREY, "JPEG", quality=95), GREY.convert("RGB"), 6),
     "cmyk jpeg": (encoded(RGB.convert("CMYK"), "JPEG", quality=95), RGB, 12),
     "png": (encoded(RGB, "PNG"), RGB, 0),
@@ -40,7 +44,9 @@ KINDS = {
     ),
     "bmp": (encoded(RGB, "BMP"), RGB, 0),
     "gif": (
-        encoded(RGB.quantize(64), "GIF", save_all=True, append_images=[RGB.rotate(180).quantize(64)]),
+        encoded(
+            RGB.quantize(64), "GIF", save_all=True, append_images=[RGB.rotate(180).quantize(64)]
+        ),
         RGB.quantize(64).convert("RGB"),
         0,
     ),
@@ -102,13 +108,17 @@ def test_class_folders_alone_are_split_by_a_stable_hash(tmp_path):
     shutil.move(tmp_path / "set", tmp_path / "moved")
     (tmp_path / "moved" / "a" / "000.jpg").unlink()
     after = vggkeras.load_data(str(tmp_path / "moved"))
-    assert {"/".join(p.split("/")[-2:]) for p in after.splits["validation"].sources} == held - {"a/000.jpg"}
+    assert {"/".join(p.split("/")[-2:]) for p in after.splits["validation"].sources} == held - {
+        "a/000.jpg"
+    }
 
 
 def test_mean_and_covariance_are_of_every_pixel(photos):
     split = vggkeras.load_data(str(photos)).split("train")
     mean, covariance = datasets.rgb_statistics([pixels for _, pixels in datasets.read_all(split)])
-    pixels = np.concatenate([np.asarray(Image.open(path)).reshape(-1, 3) for path in split.sources])  # all of one size
+    pixels = np.concatenate(
+        [np.asarray(Image.open(path)).reshape(-1, 3) for path in split.sources]
+    )  # all of one size
     np.testing.assert_allclose(mean, pixels.mean(axis=0))
     np.testing.assert_allclose(covariance, np.cov(pixels.T, bias=True))
 
@@ -126,7 +136,9 @@ def test_images_of_any_size_weigh_the_same(tmp_path):
     pixels = [np.asarray(Image.open(path)).reshape(-1, 3).astype(float) for path in split.sources]
     np.testing.assert_allclose(mean, np.mean([p.mean(axis=0) for p in pixels], axis=0))
     share = np.concatenate([np.full(len(p), 1 / len(p) / 3) for p in pixels])
-    np.testing.assert_allclose(covariance, np.cov(np.concatenate(pixels).T, bias=True, aweights=share))
+    np.testing.assert_allclose(
+        covariance, np.cov(np.concatenate(pixels).T, bias=True, aweights=share)
+    )
 
 
 def test_bad_folders_are_named(tmp_path, photos):
@@ -204,7 +216,9 @@ def tiny_tfds(tmp_path_factory):
                 "image": tfds.features.Image(encoding_format="jpeg"),
                 "label": tfds.features.ClassLabel(num_classes=2),
             }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}

@@ -30,18 +30,30 @@ sys.meta_path.insert(0, Refuse())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH")
+UNREACHABLE = (
+    "ENOTFOUND",
+    "EAI_AGAIN",
+    "ECONNREFUSED",
+    "ECONNRESET",
+    "ETIMEDOUT",
+    "ENETUNREACH",
+    "EHOSTUNREACH",
+)
 
 
 def section() -> str:
-    (text,) = re.findall(r"^## Deploy$(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(
+        r"^## Deploy$(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     return text
 
 
 def shell(word: str) -> list[str]:
     """The lines of the section's one shell block that has the word."""
     (block,) = (
-        block for block in re.findall(r"^```sh\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL) if word in block
+        block
+        for block in re.findall(r"^```sh\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL)
+        if word in block
     )
     return block.splitlines()
 
@@ -51,7 +63,9 @@ def stranger(exports, tmp_path) -> Path:
     """A folder with the two files and every snippet that begins with its file's name."""
     for name in ("model.onnx", "model.tflite"):
         shutil.copy(exports / name, tmp_path)
-    for name, code in re.findall(r"^```\w+\n(?:#|//) ([\w.]+)\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL):
+    for name, code in re.findall(
+        r"^```\w+\n(?:#|//) ([\w.]+)\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL
+    ):
         (tmp_path / name).write_text(code, encoding="utf-8")
     return tmp_path
 
@@ -63,7 +77,10 @@ def pictures(stranger) -> list[Path]:
     """
     sizes = [(333, 250), (70, 61), (20, 29), (37, 37), (50, 150), (101, 38), (90, 80)]
     grain = np.random.default_rng(0)
-    arrays = [photo(i, *size) // 3 + grain.integers(0, 60, (*size, 3), np.uint8) for i, size in enumerate(sizes)]
+    arrays = [
+        photo(i, *size) // 3 + grain.integers(0, 60, (*size, 3), np.uint8)
+        for i, size in enumerate(sizes)
+    ]
     images = [Image.fromarray(array) for array in arrays]
     images[-1] = images[-1].convert("L")
     paths = [stranger / f"{i}.png" for i in range(len(images))]
@@ -106,15 +123,25 @@ def node_modules() -> Iterator[Path]:
     """What the README's npm line installs, in a folder that goes with the tests: it is large."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("JavaScript: there is no node and npm here")
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    version = subprocess.run(
+        ["node", "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if int(version[1:].split(".")[0]) < 20:
         pytest.skip(f"JavaScript: node is {version}, and the README asks for 20 or later")
     install = next(line for line in shell("npm install") if line.startswith("npm"))
     assert "--ignore-scripts" in install
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "package.json").write_text("{}")  # or npm would look for one in the folders above
-        quiet = {"npm_config_fetch_retries": "0", "npm_config_audit": "false", "npm_config_update_notifier": "false"}
-        child = subprocess.run(install, shell=True, cwd=folder, env=os.environ | quiet, capture_output=True, text=True)
+        Path(folder, "package.json").write_text(
+            "{}"
+        )  # or npm would look for one in the folders above
+        quiet = {
+            "npm_config_fetch_retries": "0",
+            "npm_config_audit": "false",
+            "npm_config_update_notifier": "false",
+        }
+        child = subprocess.run(
+            install, shell=True, cwd=folder, env=os.environ | quiet, capture_output=True, text=True
+        )
         if child.returncode and any(code in child.stderr for code in UNREACHABLE):
             pytest.skip("JavaScript: npm cannot fetch packages here")
         assert child.returncode == 0, child.stderr

@@ -25,7 +25,18 @@ from vggkeras.evaluate import Comparison, Evaluation
 from vggkeras.runtimes import Predictor
 
 CROP = 32
-SHAPES = [(100, 300), (333, 777), (160, 160), (32, 32), (33, 200), (211, 64), (40, 427), (427, 41), (90, 91), (57, 120)]
+SHAPES = [
+    (100, 300),
+    (333, 777),
+    (160, 160),
+    (32, 32),
+    (33, 200),
+    (211, 64),
+    (40, 427),
+    (427, 41),
+    (90, 91),
+    (57, 120),
+]
 FILES = ("model.keras", "model.onnx", "model.tflite")
 
 
@@ -36,13 +47,17 @@ def photographs() -> list[np.ndarray]:
     for k, original in enumerate(load_sample_images().images):
         for i, (h, w) in enumerate(SHAPES):
             piece = Image.fromarray(original).crop((13 * i, 7 * i, 13 * i + 300, 7 * i + 300))
-            pieces.append(np.asarray(piece.resize((w, h) if k == 0 else (h, w), Image.Resampling.BICUBIC)))
+            pieces.append(
+                np.asarray(piece.resize((w, h) if k == 0 else (h, w), Image.Resampling.BICUBIC))
+            )
     return sorted(pieces, key=lambda piece: piece.shape != (CROP, CROP, 3))
 
 
 @pytest.fixture(scope="module")
 def predictors(run, dense_exports) -> dict[str, Predictor]:
-    return {"model.keras": vggkeras.load(run.path)} | {f: vggkeras.load(dense_exports / f) for f in FILES[1:]}
+    return {"model.keras": vggkeras.load(run.path)} | {
+        f: vggkeras.load(dense_exports / f) for f in FILES[1:]
+    }
 
 
 # The second reading: paper, section 3.2, and nothing of ours but the weights.
@@ -61,7 +76,9 @@ def score_maps(model, images: np.ndarray) -> np.ndarray:
         weights = [np.asarray(w, np.float64) for w in layer.get_weights()]
         if "_conv" in layer.name:
             padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))  # [N, H, W, C, 3, 3]
+            windows = np.lib.stride_tricks.sliding_window_view(
+                padded, (3, 3), (1, 2)
+            )  # [N, H, W, C, 3, 3]
             x = np.tensordot(windows, weights[0], ((4, 5, 3), (0, 1, 2))) + weights[1]
             if layer.name.replace("conv", "bn") not in names:
                 x = np.maximum(x, 0)
@@ -74,9 +91,14 @@ def score_maps(model, images: np.ndarray) -> np.ndarray:
             x = x / (2 + 1e-4 * np.stack(squares, -1)) ** 0.75
         elif "_pool" in layer.name:
             n, h, w, c = x.shape
-            x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+            x = (
+                x[:, : h // 2 * 2, : w // 2 * 2]
+                .reshape(n, h // 2, 2, w // 2, 2, c)
+                .max(axis=(2, 4))
+            )
     kernels = [
-        [np.asarray(w, np.float64) for w in model.get_layer(n).get_weights()] for n in ("fc1", "fc2", "predictions")
+        [np.asarray(w, np.float64) for w in model.get_layer(n).get_weights()]
+        for n in ("fc1", "fc2", "predictions")
     ]
     side = CROP // 32  # of the last map under one crop
     down, across = x.shape[1] - side + 1, x.shape[2] - side + 1
@@ -96,7 +118,9 @@ def second_reading(model, image: np.ndarray, scale: int) -> dict[str, np.ndarray
     rescaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     h, w = rescaled.shape[:2]
     top, left = (h - CROP) // 2, (w - CROP) // 2
-    center = soft_max(score_maps(model, rescaled[None, top : top + CROP, left : left + CROP])[:, 0, 0])[0]
+    center = soft_max(
+        score_maps(model, rescaled[None, top : top + CROP, left : left + CROP])[:, 0, 0]
+    )[0]
     views = np.stack([rescaled, np.fliplr(rescaled)])
     dense = soft_max(score_maps(model, views).mean(axis=(1, 2))).mean(axis=0)
     crops = []
@@ -106,7 +130,12 @@ def second_reading(model, image: np.ndarray, scale: int) -> dict[str, np.ndarray
             crop = rescaled[y : y + CROP, x : x + CROP]
             crops += [crop, np.fliplr(crop)]
     multicrop = soft_max(score_maps(model, np.stack(crops))[:, 0, 0]).mean(axis=0)
-    return {"center": center, "dense": dense, "multicrop": multicrop, "both": (dense + multicrop) / 2}
+    return {
+        "center": center,
+        "dense": dense,
+        "multicrop": multicrop,
+        "both": (dense + multicrop) / 2,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +148,9 @@ def test_every_protocol_agrees_with_a_second_reading(predictors, photographs, re
     for protocol in evaluate.PROTOCOLS:
         for scales in ((32,), (75,), (32, 75)):
             p = vggkeras.posteriors(predictors[file], photographs, protocol, scales)
-            known = np.mean([[reading[protocol] for reading in readings[q]] for q in scales], axis=0)
+            known = np.mean(
+                [[reading[protocol] for reading in readings[q]] for q in scales], axis=0
+            )
             assert p.dtype == np.float32
             np.testing.assert_allclose(p, known, atol=1e-5, err_msg=f"{protocol} {scales}")
     # The protocols differ where they should.
@@ -128,7 +159,10 @@ def test_every_protocol_agrees_with_a_second_reading(predictors, photographs, re
 
 @pytest.mark.parametrize("file", FILES)
 def test_one_view_is_the_central_crop(predictors, photographs, file):
-    predictor, square = predictors[file], [image for image in photographs if image.shape[0] == image.shape[1]]
+    predictor, square = (
+        predictors[file],
+        [image for image in photographs if image.shape[0] == image.shape[1]],
+    )
     center = vggkeras.posteriors(predictor, square, scales=(CROP,))
     dense = vggkeras.posteriors(predictor, square, "dense", (CROP,), mirrors=False)
     np.testing.assert_allclose(dense, center, atol=1e-6)
@@ -143,14 +177,18 @@ def test_one_view_is_the_central_crop(predictors, photographs, file):
         ]
         np.testing.assert_allclose(*ways, atol=1e-6)
     assert not np.allclose(
-        vggkeras.posteriors(predictor, mirrored), vggkeras.posteriors(predictor, photographs), atol=1e-3
+        vggkeras.posteriors(predictor, mirrored),
+        vggkeras.posteriors(predictor, photographs),
+        atol=1e-3,
     )
 
 
 def test_fusion_averages_and_changes_nothing_of_one_model(predictors, photographs):
     keras, onnx = predictors["model.keras"], predictors["model.onnx"]
     one = vggkeras.posteriors(keras, photographs, "dense", (40,))
-    np.testing.assert_allclose(vggkeras.posteriors([keras, keras], photographs, "dense", (40,)), one, atol=1e-7)
+    np.testing.assert_allclose(
+        vggkeras.posteriors([keras, keras], photographs, "dense", (40,)), one, atol=1e-7
+    )
     other = replace(keras, run=lambda images: np.roll(keras.run(images), 1, axis=1))
     fused = vggkeras.posteriors([onnx, other], photographs)
     p = vggkeras.posteriors(keras, photographs)
@@ -166,7 +204,9 @@ def test_order_and_batches_change_nothing(predictors, photographs, monkeypatch):
     for window, batch in ((1, 1), (7, 13)):
         monkeypatch.setattr(evaluate, "WINDOW", window)
         monkeypatch.setattr(evaluate, "MAX_BATCH", batch)
-        np.testing.assert_allclose(vggkeras.posteriors(predictor, photographs, "both", (40, 61)), known, atol=1e-6)
+        np.testing.assert_allclose(
+            vggkeras.posteriors(predictor, photographs, "both", (40, 61)), known, atol=1e-6
+        )
 
 
 def test_crops_go_in_full_batches_and_shapes_together(predictors, photographs):
@@ -181,12 +221,17 @@ def test_crops_go_in_full_batches_and_shapes_together(predictors, photographs):
     assert [shape[0] for shape in shapes] == [64] * 15 + [40]  # 20 images of 50 crops
     shapes.clear()
     dense = replace(
-        predictors["model.onnx"].dense_form(), run=lambda x: (shapes.append(x.shape), x)[1][:, 0, 0, :1] * 0
+        predictors["model.onnx"].dense_form(),
+        run=lambda x: (shapes.append(x.shape), x)[1][:, 0, 0, :1] * 0,
     )
     dense = replace(dense, class_names=["one"])
     alike = [photographs[0], *photographs[1:3], *photographs[:3]]
     vggkeras.posteriors(dense, alike, "dense", (40,))
-    assert len(shapes) == len({evaluate.augment.rescale(image, 40).shape for image in alike}) < len(alike)
+    assert (
+        len(shapes)
+        == len({evaluate.augment.rescale(image, 40).shape for image in alike})
+        < len(alike)
+    )
     assert sum(shape[0] for shape in shapes) == 2 * len(alike)
 
 
@@ -206,7 +251,9 @@ def test_rows_are_counts_of_posteriors(predictors, photographs, run):
     labels = np.arange(20) % 10
     split = split_of(photographs, labels)
     models = [predictors["model.keras"], predictors["model.onnx"]]
-    rows = evaluate.evaluate(models, split, [str(i) for i in range(10)], ["center", "both"], (32, 75), fuse=True)
+    rows = evaluate.evaluate(
+        models, split, [str(i) for i in range(10)], ["center", "both"], (32, 75), fuse=True
+    )
     assert len(rows) == 3 * 2 * 3  # two models and their fusion, two protocols, each scale and both
     assert [row.scales for row in rows[:3]] == [(32,), (75,), (32, 75)]
     row = next(row for row in rows if row.protocol == "both" and row.scales == (32, 75))
@@ -214,7 +261,9 @@ def test_rows_are_counts_of_posteriors(predictors, photographs, run):
     best = np.argsort(-p, axis=1)
     assert row.predictions.tolist() == best[:, 0].tolist()
     assert row.correct == sum(best[:, 0] == labels)
-    assert row.correct5 == sum(label in order[:5] for label, order in zip(labels, best, strict=True))
+    assert row.correct5 == sum(
+        label in order[:5] for label, order in zip(labels, best, strict=True)
+    )
     np.testing.assert_allclose(row.confidences, p.max(axis=1), atol=1e-6)
     assert rows[-1].models == tuple(str(model.path) for model in models)
     assert rows[-1].predictions.tolist() == row.predictions.tolist()
@@ -262,8 +311,15 @@ def test_memory_does_not_grow_with_the_images(photographs):
 def row_of(labels, predictions, confidences=None) -> Evaluation:
     n = len(labels)
     confidences = np.full(n, 0.5) if confidences is None else confidences
-    arrays = (np.arange(n), np.array(labels), np.array(predictions), np.array(confidences, np.float32))
-    return Evaluation(("m",), "r 1", "cpu", "center", (32,), ["a", "b", "c"], *arrays, np.ones(n, bool), 1.0)
+    arrays = (
+        np.arange(n),
+        np.array(labels),
+        np.array(predictions),
+        np.array(confidences, np.float32),
+    )
+    return Evaluation(
+        ("m",), "r 1", "cpu", "center", (32,), ["a", "b", "c"], *arrays, np.ones(n, bool), 1.0
+    )
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -300,20 +356,36 @@ def test_calibration_error_bin_by_bin(pairs):
     row = row_of([0] * len(pairs), [0 if hit else 1 for hit in right], confidences)
     expected = 0.0
     for b in range(15):
-        inside = [i for i, c in enumerate(confidences) if b / 15 <= c < (b + 1) / 15 or (b == 14 and c == 1)]
+        inside = [
+            i
+            for i, c in enumerate(confidences)
+            if b / 15 <= c < (b + 1) / 15 or (b == 14 and c == 1)
+        ]
         if inside:
             gap = np.mean([confidences[i] for i in inside]) - np.mean([right[i] for i in inside])
             expected += len(inside) / len(pairs) * abs(gap)
     # A confidence on the very edge of two bins may fall to either side of it in float32.
-    assert row.calibration_error() == pytest.approx(expected, abs=1e-5) or any(c * 15 % 1 < 1e-4 for c in confidences)
+    assert row.calibration_error() == pytest.approx(expected, abs=1e-5) or any(
+        c * 15 % 1 < 1e-4 for c in confidences
+    )
 
 
 def test_the_papers_errors_stand_beside_ours():
     def row(protocol, scales, models=("m",)):
-        return replace(row_of([0], [0]), protocol=protocol, scales=scales, models=models, class_names=["x"] * 1000)
+        return replace(
+            row_of([0], [0]),
+            protocol=protocol,
+            scales=scales,
+            models=models,
+            class_names=["x"] * 1000,
+        )
 
     def model(arch, scale, name="m"):
-        about = {"provenance": {"arch": arch}, "recipe": {"scale": scale}} if scale else {"arch": f"vgg_{arch.lower()}"}
+        about = (
+            {"provenance": {"arch": arch}, "recipe": {"scale": scale}}
+            if scale
+            else {"arch": f"vgg_{arch.lower()}"}
+        )
         return Predictor(Path(name), "", "", "cpu", (224, 224, 3), [], "", "", about, lambda x: x)
 
     d, e = model("D", "256:512"), model("E", None, "e")
@@ -335,13 +407,23 @@ def test_the_papers_errors_stand_beside_ours():
 def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_path):
     models = [run.path, dense_exports / "model.dense.onnx"]
     protocols = ["center", "dense", "multicrop"]
-    arguments = ["--protocol", *protocols, "--scales", "40", "--fuse", "--json", tmp_path / "e.json"]
+    arguments = [
+        "--protocol",
+        *protocols,
+        "--scales",
+        "40",
+        "--fuse",
+        "--json",
+        tmp_path / "e.json",
+    ]
     code, out, err = command(cli, "evaluate", "--model", *models, "--data", "digits", *arguments)
     assert code == 0, err
     rows = json.loads((tmp_path / "e.json").read_text())
     assert [row["protocol"] for row in rows] == 3 * protocols  # of each model, and fused
     assert "cost of dense : multicrop" in out
-    for path, runtime in zip(models, ("keras", "onnxruntime"), strict=True):  # each row's name is told in full
+    for path, runtime in zip(
+        models, ("keras", "onnxruntime"), strict=True
+    ):  # each row's name is told in full
         assert f"{path}" in " ".join(out.split())
         assert f"in {runtime} " in " ".join(out.split())
     assert "dense" in out
@@ -352,11 +434,16 @@ def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_
         assert sum(count for a, b, count in row["confusions"] if a == b) == row["correct"]
         assert [pair["row"] for pair in row["against"]] == list(range(number))
         for pair in row["against"]:
-            assert len(pair["gained"]) - len(pair["lost"]) == row["correct"] - rows[pair["row"]]["correct"]
+            assert (
+                len(pair["gained"]) - len(pair["lost"])
+                == row["correct"] - rows[pair["row"]]["correct"]
+            )
     # Keras and ONNX Runtime answer alike: no image flips between them.
     for ours, theirs in zip(rows[:3], rows[3:6], strict=True):
         assert (ours["correct"], ours["correct5"]) == (theirs["correct"], theirs["correct5"])
-    flipped = {name for row in rows for pair in row["against"] for name in pair["gained"] + pair["lost"]}
+    flipped = {
+        name for row in rows for pair in row["against"] for name in pair["gained"] + pair["lost"]
+    }
     assert all(name.startswith("digits/validation[") for name in flipped)
 
 
@@ -369,7 +456,15 @@ def test_digits_are_never_mirrored_and_photographs_are(run, command, tmp_path, p
     for path, data in ((run.path, "digits"), (tmp_path / "m.keras", photos)):
         told = []
         for mirrors in ("--mirrors", "--no-mirrors"):
-            arguments = ["--data", data, "--protocol", "dense", "--json", tmp_path / "e.json", mirrors]
+            arguments = [
+                "--data",
+                data,
+                "--protocol",
+                "dense",
+                "--json",
+                tmp_path / "e.json",
+                mirrors,
+            ]
             assert command(cli, "evaluate", "--model", path, *arguments)[0] == 0
             told.append(json.loads((tmp_path / "e.json").read_text())[0]["calibration_error"])
         differ.append(told[0] != told[1])
@@ -380,7 +475,9 @@ def test_bad_input_is_said(predictors, photographs, tmp_path):
     keras, onnx = predictors["model.keras"], predictors["model.onnx"]
     names = [str(i) for i in range(10)]
     split = split_of(photographs[:4], [0, 1, 10, 3])
-    with pytest.raises(InputError, match=r"2\.png is labelled 10, and the model's 10 classes are 0 to 9"):
+    with pytest.raises(
+        InputError, match=r"2\.png is labelled 10, and the model's 10 classes are 0 to 9"
+    ):
         evaluate.evaluate(keras, split, names)
     with pytest.raises(InputError, match="made has no images"):
         evaluate.evaluate(keras, split_of([], []), names)
@@ -392,7 +489,12 @@ def test_bad_input_is_said(predictors, photographs, tmp_path):
     with pytest.raises(InputError, match="cannot be fused"):
         vggkeras.posteriors([keras, replace(onnx, class_names=names[::-1])], photographs)
     with pytest.raises(InputError, match="cannot be fused"):
-        evaluate.evaluate([keras, replace(onnx, class_names=[*names[:9], "x"])], split.without([2]), names, fuse=True)
+        evaluate.evaluate(
+            [keras, replace(onnx, class_names=[*names[:9], "x"])],
+            split.without([2]),
+            names,
+            fuse=True,
+        )
     with pytest.raises(InputError, match="two models or more"):
         evaluate.evaluate(keras, split, names, fuse=True)
     with pytest.raises(InputError, match="Unknown protocol 'x'"):
@@ -411,7 +513,9 @@ def test_unreadable_images_are_counted_and_named_or_left_out(predictors, photogr
     for i in (1, 4):
         Path(f"{i}.png").write_bytes(Path(f"{i}.png").read_bytes()[:-60])
     names = [str(i) for i in range(10)]
-    with pytest.raises(InputError, match=r"1\.png, \S*4\.png cannot be read as .* \(2 of the 6 of made\): replace"):
+    with pytest.raises(
+        InputError, match=r"1\.png, \S*4\.png cannot be read as .* \(2 of the 6 of made\): replace"
+    ):
         evaluate.evaluate(predictors["model.onnx"], split, names)
     skipped: list[str] = []
     (row,) = evaluate.evaluate(predictors["model.onnx"], split, names, skipped=skipped)
@@ -419,7 +523,9 @@ def test_unreadable_images_are_counted_and_named_or_left_out(predictors, photogr
     assert [Path(name).name for name in skipped] == ["1.png", "4.png"]
 
 
-def test_files_that_are_no_images_and_those_cut_short_are_counted_together(command, tmp_path, photos):
+def test_files_that_are_no_images_and_those_cut_short_are_counted_together(
+    command, tmp_path, photos
+):
     from vggkeras.models import save_model
 
     model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4)
@@ -441,7 +547,9 @@ def test_files_that_are_no_images_and_those_cut_short_are_counted_together(comma
 
 
 @pytest.mark.parametrize("place", ["folder", ".", "file/e.json"])
-def test_figures_are_never_written_over_a_folder_and_bad_places_are_said_first(place, exports, command, tmp_path):
+def test_figures_are_never_written_over_a_folder_and_bad_places_are_said_first(
+    place, exports, command, tmp_path
+):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "kept.txt").write_text("important")
     (tmp_path / "file").write_text("")
@@ -454,12 +562,22 @@ def test_figures_are_never_written_over_a_folder_and_bad_places_are_said_first(p
     assert (tmp_path / "folder" / "kept.txt").read_text() == "important"
 
 
-def test_a_file_without_its_dense_form_says_how_to_get_it(run, exports, dense_exports, tmp_path, command):
+def test_a_file_without_its_dense_form_says_how_to_get_it(
+    run, exports, dense_exports, tmp_path, command
+):
     import shutil
 
     for name in ("model.onnx", "model.tflite"):
         shutil.copy(dense_exports / name, tmp_path)
-        arguments = ["evaluate", "--model", tmp_path / name, "--data", "digits", "--protocol", "dense"]
+        arguments = [
+            "evaluate",
+            "--model",
+            tmp_path / name,
+            "--data",
+            "digits",
+            "--protocol",
+            "dense",
+        ]
         code, _, err = command(cli, *arguments)
         assert code == 2
         assert f"python -m export --dense --format {name.split('.')[1]}" in " ".join(err.split())
@@ -481,13 +599,19 @@ def test_a_dense_file_refuses_what_is_too_small_and_takes_the_rest(dense_exports
         assert dense.dense
         assert dense.input_shape == (32, 32, 3)
         assert dense(np.zeros((3, 50, 41, 3), np.uint8)).shape == (3, 10)
-        with pytest.raises(InputError, match=r"\[N, 32, 32, 3\] or larger; received shape \[1, 31, 50, 3\]"):
+        with pytest.raises(
+            InputError, match=r"\[N, 32, 32, 3\] or larger; received shape \[1, 31, 50, 3\]"
+        ):
             dense(np.zeros((1, 31, 50, 3), np.uint8))
 
 
 def test_another_shape_is_not_another_trace(predictors):
     dense = predictors["model.keras"].dense_form()
-    (function,) = (c.cell_contents for c in dense.run.__closure__ if hasattr(c.cell_contents, "python_function"))
+    (function,) = (
+        c.cell_contents
+        for c in dense.run.__closure__
+        if hasattr(c.cell_contents, "python_function")
+    )
     for h, w in ((32, 32), (33, 60), (90, 47)):
         dense(np.zeros((2, h, w, 3), np.uint8))
     assert function.experimental_get_tracing_count() == 1
@@ -495,8 +619,15 @@ def test_another_shape_is_not_another_trace(predictors):
 
 def test_few_flips_are_listed_and_models_are_told_apart():
     first, second = row_of([0, 1, 2, 0], [0, 1, 0, 0]), row_of([0, 1, 2, 0], [0, 0, 2, 0])
-    assert evaluate.flips([first, second, first], "image {}".format) == ["row 2 gained image 2; lost image 1"]
+    assert evaluate.flips([first, second, first], "image {}".format) == [
+        "row 2 gained image 2; lost image 1"
+    ]
     assert evaluate.flips([first, second], str, most=1) == []
-    paths = ["runs/a/model.keras", "runs/b/model.keras", "runs/a/export/model.onnx", "runs/b/export/model.onnx"]
+    paths = [
+        "runs/a/model.keras",
+        "runs/b/model.keras",
+        "runs/a/export/model.onnx",
+        "runs/b/export/model.onnx",
+    ]
     assert list(evaluate.short_names(paths[:2]).values()) == ["a", "b"]
     assert len(set(evaluate.short_names(paths).values())) == 4

@@ -46,7 +46,10 @@ def trained_looking(arch: str, shape, batch_norm: bool, **options):
         if "_bn" in layer.name:
             n, maps = layer.moving_mean.shape[0], np.asarray(x)
             mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
-            near = [mean + rng.normal(0, 0.1, n) * np.sqrt(variance), variance * rng.uniform(0.8, 1.25, n)]
+            near = [
+                mean + rng.normal(0, 0.1, n) * np.sqrt(variance),
+                variance * rng.uniform(0.8, 1.25, n),
+            ]
             layer.set_weights([rng.uniform(0.5, 2, n), rng.normal(0, 0.5, n), *near])
         elif layer.weights:
             kernel, bias = layer.get_weights()
@@ -63,12 +66,21 @@ def write_and_compare(model, folder, *images, dense=False) -> dict[str, parity.P
     results = {}
     for name, kind in export.FORMATS.items():
         path = folder / kind.named("float32", form)
-        kind.write(graph, path, ABOUT | {"input": {"name": "images", "smallest": reference.input_shape}}, None, None)
+        kind.write(
+            graph,
+            path,
+            ABOUT | {"input": {"name": "images", "smallest": reference.input_shape}},
+            None,
+            None,
+        )
         found = runtimes.load(path)
         assert found.dense == dense
         known = reference.dense_form() if dense else reference
         results[name] = parity.merged(
-            [parity.compare(known, found, x, tolerance=export.TOLERANCES["float32"]) for x in images]
+            [
+                parity.compare(known, found, x, tolerance=export.TOLERANCES["float32"])
+                for x in images
+            ]
         )
     return results
 
@@ -78,7 +90,9 @@ def write_and_compare(model, folder, *images, dense=False) -> dict[str, parity.P
     [(arch, norm, 3) for arch in ("A", "A-LRN", "B", "C", "D", "E") for norm in (False, True)]
     + [("A-LRN", True, 1), ("C", False, 1)],
 )
-def test_every_configuration_passes_parity_in_every_format(arch, batch_norm, channels, tmp_path, in_process):
+def test_every_configuration_passes_parity_in_every_format(
+    arch, batch_norm, channels, tmp_path, in_process
+):
     shape = (64, 96, channels)
     model = trained_looking(arch, shape, batch_norm, width=0.06, fc_units=12)
     images = np.random.default_rng(1).integers(0, 256, (20, *shape), dtype=np.uint8)
@@ -96,7 +110,10 @@ def test_every_configuration_passes_parity_in_every_format(arch, batch_norm, cha
 def test_dense_files_pass_parity_at_any_size(arch, batch_norm, tmp_path, in_process):
     model = trained_looking(arch, (64, 96, 3), batch_norm, width=0.06, fc_units=12)
     rng = np.random.default_rng(1)
-    images = [rng.integers(0, 256, (4, *size, 3), dtype=np.uint8) for size in ((64, 96), (65, 131), (200, 97))]
+    images = [
+        rng.integers(0, 256, (4, *size, 3), dtype=np.uint8)
+        for size in ((64, 96), (65, 131), (200, 97))
+    ]
     for name, result in write_and_compare(model, tmp_path, *images, dense=True).items():
         assert result.passed, (name, result.failures)
         assert result.sizes == ((64, 96), (65, 131), (200, 97))
@@ -138,9 +155,17 @@ def test_the_onnx_file(exports, run):
     assert [o.version for o in model.opset_import if o.domain == ""] == [18]
     (images,), (probabilities,) = model.graph.input, model.graph.output
     assert (images.name, images.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
-    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == ["batch", 32, 32, 3]
+    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == [
+        "batch",
+        32,
+        32,
+        3,
+    ]
     assert probabilities.name == "probabilities"
-    assert [d.dim_param or d.dim_value for d in probabilities.type.tensor_type.shape.dim] == ["batch", 10]
+    assert [d.dim_param or d.dim_value for d in probabilities.type.tensor_type.shape.dim] == [
+        "batch",
+        10,
+    ]
     metadata = {p.key: json.loads(p.value) for p in model.metadata_props if p.key != "golden"}
     assert metadata["labels"] == [str(i) for i in range(10)]
     described(metadata["vggkeras"], run)
@@ -160,7 +185,9 @@ def test_the_tflite_file(exports, run):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(exports / "model.tflite"))
-    assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["images"], "outputs": ["probabilities"]}}
+    assert interpreter.get_signature_list() == {
+        "serving_default": {"inputs": ["images"], "outputs": ["probabilities"]}
+    }
     assert interpreter.get_input_details()[0]["name"] == "images"
     assert interpreter.get_input_details()[0]["shape_signature"].tolist() == [-1, 32, 32, 3]
     assert interpreter.get_input_details()[0]["dtype"] == np.uint8
@@ -221,7 +248,9 @@ def test_tflite_weights_lie_on_sixteen_bytes(exports):
         array = model.Buffers(i).DataAsNumpy()
         if isinstance(array, np.ndarray) and len(array):
             whole = np.frombuffer(data, np.uint8)
-            assert (array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) % 16 == 0
+            assert (
+                array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+            ) % 16 == 0
 
 
 def test_the_saved_model(exports, run):
@@ -234,7 +263,9 @@ def test_the_saved_model(exports, run):
     (spec,) = loaded.signatures["serving_default"].structured_input_signature[1].values()
     assert (spec.name, spec.dtype, spec.shape.as_list()) == ("images", tf.uint8, [None, 32, 32, 3])
     assert list(loaded.signatures["serving_default"].structured_outputs) == ["probabilities"]
-    described(json.loads((exports / "saved_model" / "assets.extra" / "vggkeras.json").read_text()), run)
+    described(
+        json.loads((exports / "saved_model" / "assets.extra" / "vggkeras.json").read_text()), run
+    )
 
 
 def test_certificate_and_golden_answers(exports, run):
@@ -258,7 +289,9 @@ def test_certificate_and_golden_answers(exports, run):
         p = vggkeras.load(run.path)(golden["images"])
         np.testing.assert_allclose(p, golden["probabilities"], atol=1e-6)
         assert (p.argmax(axis=1) == golden["labels"]).mean() > 0.6
-    assert not [p.name for p in exports.iterdir() if p.name.startswith(".") or p.name.endswith(".rejected")]
+    assert not [
+        p.name for p in exports.iterdir() if p.name.startswith(".") or p.name.endswith(".rejected")
+    ]
 
 
 def test_dense_files_are_certified_and_verified_at_every_size(dense_exports, tmp_path, run):
@@ -269,7 +302,10 @@ def test_dense_files_are_certified_and_verified_at_every_size(dense_exports, tmp
         entry = certificate[name]
         assert entry["passed"]
         assert entry["input"]["shape"] == ["batch", "height", "width", 3]
-        assert entry["sizes"] == [[32, 32], *([32 + down, 32 + right] for down, right in export.MARGINS)]
+        assert entry["sizes"] == [
+            [32, 32],
+            *([32 + down, 32 + right] for down, right in export.MARGINS),
+        ]
         assert entry["accuracy_artifact"] == certificate["model.onnx"]["accuracy_artifact"]
         assert entry["images"] == certificate["model.onnx"]["images"] + 8 * len(export.MARGINS)
         assert verify.verify(folder / name) == []
@@ -287,7 +323,9 @@ def test_dense_files_are_certified_and_verified_at_every_size(dense_exports, tmp
 @pytest.mark.parametrize("opset", [14, 17])
 def test_other_opsets(tmp_path, run, opset):
     entries = export.export_model(run.path, "onnx", data="random", out=tmp_path / "e", opset=opset)
-    assert [o.version for o in onnx.load(tmp_path / "e" / "model.onnx").opset_import if o.domain == ""] == [opset]
+    assert [
+        o.version for o in onnx.load(tmp_path / "e" / "model.onnx").opset_import if o.domain == ""
+    ] == [opset]
     assert entries["model.onnx"]["passed"]
     assert "weak evidence" in entries["model.onnx"]["evidence"]
     assert entries["model.onnx"]["accuracy_artifact"] is None
@@ -317,7 +355,9 @@ def test_parity_finds_every_planted_fault(exports, run):
         "NaN": altered(good, poisoned),
         "largest error": altered(good, lambda p: p + np.float32(2e-5)),
         "largest error ": altered(good, lambda p: np.roll(p, 1, axis=1)),
-        "largest error  ": altered(good, lambda p: p if len(p) != 7 else p[::-1]),  # wrong at one batch size
+        "largest error  ": altered(
+            good, lambda p: p if len(p) != 7 else p[::-1]
+        ),  # wrong at one batch size
         "running": altered(good, lambda p: 1 / 0),
     }
     for name, faulty in faults.items():
@@ -326,7 +366,9 @@ def test_parity_finds_every_planted_fault(exports, run):
         assert any(name.strip() in failure for failure in result.failures), (name, result.failures)
     two = dataclasses.replace(altered(good, lambda p: p * np.float32(0.5)), class_names=["x"] * 10)
     assert len(parity.compare(reference, two, images).failures) == 2  # all are gathered
-    few = parity.compare(reference, good, images[:3])  # shown again, so that every batch size is tried
+    few = parity.compare(
+        reference, good, images[:3]
+    )  # shown again, so that every batch size is tried
     assert few.passed
     assert (few.images, few.batch_sizes) == (3, (1, 2, 7))
     assert not parity.compare(reference, faults["largest error  "], images[:3]).passed
@@ -380,11 +422,17 @@ def test_a_file_that_fails_is_rejected_with_exit_code_1(tmp_path, run, monkeypat
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert export.export_model(run.path, "onnx", out=tmp_path / "e")["model.onnx"]["passed"]
-    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["certificate.json", "golden.npz", "model.onnx"]
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == [
+        "certificate.json",
+        "golden.npz",
+        "model.onnx",
+    ]
 
 
 def test_a_file_that_does_not_load_is_rejected_too(tmp_path, run, monkeypatch):
-    broken = dataclasses.replace(export.FORMATS["onnx"], write=lambda graph, path, *_: path.write_bytes(b"junk"))
+    broken = dataclasses.replace(
+        export.FORMATS["onnx"], write=lambda graph, path, *_: path.write_bytes(b"junk")
+    )
     monkeypatch.setitem(export.FORMATS, "onnx", broken)
     entry = export.export_model(run.path, "onnx", data="random", out=tmp_path / "e")["model.onnx"]
     assert not entry["passed"]
@@ -393,7 +441,9 @@ def test_a_file_that_does_not_load_is_rejected_too(tmp_path, run, monkeypatch):
     assert not (tmp_path / "e" / "model.onnx").exists()
 
 
-def test_what_a_killed_export_left_is_swept_and_other_models_files_are_named(tmp_path, run, copied, capsys):
+def test_what_a_killed_export_left_is_swept_and_other_models_files_are_named(
+    tmp_path, run, copied, capsys
+):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (copied / f".partial-{dead.pid}-saved_model").mkdir()
@@ -418,7 +468,9 @@ def test_a_run_that_skipped_unreadable_images_is_proven_without_them(tmp_path, p
 
 def test_a_model_that_is_not_square_is_proven_on_real_images(tmp_path, photos):
     vggkeras.build("A", (48, 64, 3), 2, width=0.05, fc_units=8).save(tmp_path / "wide.keras")
-    assert export.export_model(tmp_path / "wide.keras", "onnx", data=str(photos))["model.onnx"]["passed"]
+    assert export.export_model(tmp_path / "wide.keras", "onnx", data=str(photos))["model.onnx"][
+        "passed"
+    ]
 
 
 def test_nothing_is_written_into_a_package_called_export(tmp_path):
@@ -479,17 +531,22 @@ def test_a_file_keras_alone_saved_is_exported_on_random_images_or_the_data_given
 def test_a_network_of_another_make_is_refused(tmp_path):
     import keras
 
-    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]).save(
-        tmp_path / "o.keras"
-    )
+    keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    ).save(tmp_path / "o.keras")
     with pytest.raises(InputError, match=r"Expected a classifier of vggkeras\.build"):
         export.export_model(tmp_path / "o.keras")
-    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, classifier_activation=None).save(tmp_path / "s.keras")
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, classifier_activation=None).save(
+        tmp_path / "s.keras"
+    )
     with pytest.raises(InputError, match="ends in soft-max"):
         export.export_model(tmp_path / "s.keras")
 
 
-LIMITS = {"onnx": 5, "tflite": 6}  # GB at most, of the whole process and its child; seconds are a benchmark's
+LIMITS = {
+    "onnx": 5,
+    "tflite": 6,
+}  # GB at most, of the whole process and its child; seconds are a benchmark's
 
 
 @pytest.mark.slow

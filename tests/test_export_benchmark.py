@@ -19,7 +19,9 @@ from export import artifact, benchmark
 from vggkeras import files
 from vggkeras.errors import InputError
 
-pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed: pip install 'vggkeras[benchmark]'")
+pytest.importorskip(
+    "mlperf_loadgen", reason="mlcommons-loadgen is not installed: pip install 'vggkeras[benchmark]'"
+)
 SHORT = ("--rounds", 2, "--seconds", 0.05, "--batch", 4, "--threads", 1)
 
 
@@ -29,14 +31,21 @@ def found(exports, tmp_path_factory) -> dict:
     alone = tmp_path_factory.mktemp("alone") / "model.onnx"
     shutil.copy(exports / "model.onnx", alone)
     said = benchmark.benchmark(
-        [exports / "model.onnx", alone, exports / "model.tflite"], threads=1, batch=4, rounds=2, seconds=0.05
+        [exports / "model.onnx", alone, exports / "model.tflite"],
+        threads=1,
+        batch=4,
+        rounds=2,
+        seconds=0.05,
     )
     return json.loads(json.dumps(said))
 
 
 def test_every_file_has_a_row_of_what_it_is(found, exports):
     onnx, alone, tflite = found["rows"]
-    for row, name, runtime in ((onnx, "model.onnx", "onnxruntime"), (tflite, "model.tflite", "litert")):
+    for row, name, runtime in (
+        (onnx, "model.onnx", "onnxruntime"),
+        (tflite, "model.tflite", "litert"),
+    ):
         assert row["file"] == str(exports / name)
         assert (row["runtime"], row["provider"], row["threads"]) == (runtime, "cpu", 1)
         assert (row["precision"], row["input_shape"]) == ("float32", [32, 32, 3])
@@ -60,11 +69,18 @@ def test_counts_percentiles_and_ratios_add_up(found):
     for row in found["rows"]:
         single, offline = row["single_stream"], row["offline"]
         assert len(single["rounds"]) == len(offline["rounds"]) == 2
-        assert single["queries"] == sum(turn["queries"] for turn in single["rounds"]) >= benchmark.QUERIES
+        assert (
+            single["queries"]
+            == sum(turn["queries"] for turn in single["rounds"])
+            >= benchmark.QUERIES
+        )
         assert 0 < single["p50_ms"] <= single["p90_ms"] <= single["p99_ms"]
         medians = [turn["p50_ms"] for turn in single["rounds"]]
         assert min(medians) <= single["p50_ms"] <= max(medians)
-        assert all(turn["images"] == turn["min_queries"] and turn["images"] % 4 == 0 for turn in offline["rounds"])
+        assert all(
+            turn["images"] == turn["min_queries"] and turn["images"] % 4 == 0
+            for turn in offline["rounds"]
+        )
         assert offline["images"] == sum(turn["images"] for turn in offline["rounds"])
         assert offline["images_per_second"] == pytest.approx(offline["images"] / offline["seconds"])
         for part, name in (("single_stream", "p50_ms"), ("offline", "images_per_second")):
@@ -85,7 +101,9 @@ def test_pooled_latencies_are_those_loadgen_counted(exports, tmp_path):
     images = artifact.load_golden(exports)[0]
     asked = {"batch": 4, "rounds": 2, "seconds": 0.05, "official": False}
     warm = benchmark._warmed(predictor, images, asked)
-    said = benchmark._tested(predictor, images, {**asked, **warm, "scenario": benchmark.SINGLE}, tmp_path)
+    said = benchmark._tested(
+        predictor, images, {**asked, **warm, "scenario": benchmark.SINGLE}, tmp_path
+    )
     latencies = np.sort(said["latencies_ns"]) / 1e6
     assert len(latencies) == said["queries"]
     for percentile in benchmark.PERCENTILES:
@@ -103,7 +121,9 @@ def test_the_official_lengths_are_loadgens_own(exports, tmp_path, monkeypatch):
         pass
 
     def start(system, library, settings, *_):
-        raise Asked(settings.min_duration_ms, settings.min_query_count, settings.offline_expected_qps)
+        raise Asked(
+            settings.min_duration_ms, settings.min_query_count, settings.offline_expected_qps
+        )
 
     monkeypatch.setattr(mlperf_loadgen, "StartTestWithLogSettings", start)
     predictor = runtimes.load(exports / "model.tflite")
@@ -132,7 +152,9 @@ def test_the_command_prints_and_writes_the_same(exports, command):
     found = json.loads(Path("a/speed.json").read_text())
     (row,) = found["rows"]
     (turn,) = row["single_stream"]["rounds"]
-    assert {name: row["single_stream"][name] for name in ("p50_ms", "p90_ms", "p99_ms")}.items() <= turn.items()
+    assert {
+        name: row["single_stream"][name] for name in ("p50_ms", "p90_ms", "p99_ms")
+    }.items() <= turn.items()
     assert found["settings"]["interleaved"] is False
     assert f"{row['single_stream']['p50_ms']:.2f}" in out
     assert f"{row['offline']['images_per_second']:.1f}" in out
@@ -192,11 +214,22 @@ def test_a_process_that_dies_is_told(exports, tmp_path):
 def test_the_processes_end_with_the_command(exports, tmp_path, end):
     """Even in the middle of a long test of LoadGen, in which they answer nothing."""
     paths = [str(exports / name) for name in ("model.onnx", "model.tflite")]
-    command = [sys.executable, "-m", "export.benchmark", *paths, "--rounds", "2", "--seconds", "600"]
+    command = [
+        sys.executable,
+        "-m",
+        "export.benchmark",
+        *paths,
+        "--rounds",
+        "2",
+        "--seconds",
+        "600",
+    ]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
 
     def listen() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born deaf to Ctrl-C
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background jobs are born deaf to Ctrl-C
 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     parent = subprocess.Popen(command, env=environment, preexec_fn=listen, **quiet)

@@ -19,7 +19,14 @@ from conftest import photo
 from PIL import Image
 from test_deploy import README, STRANGER
 from test_export import trained_looking
-from test_verify import NOTHING_ELSE, REPOSITORY, edit_onnx, resealed, textured, the_mean_of_the_graph
+from test_verify import (
+    NOTHING_ELSE,
+    REPOSITORY,
+    edit_onnx,
+    resealed,
+    textured,
+    the_mean_of_the_graph,
+)
 
 import export
 import vggkeras
@@ -149,7 +156,9 @@ def test_at_the_training_size_they_are_fc2s_output(loaded, network):
     import keras
 
     images = shown(SMALLEST)
-    fc2 = np.asarray(keras.Model(network.input, network.get_layer("fc2").output)(images, training=False))
+    fc2 = np.asarray(
+        keras.Model(network.input, network.get_layer("fc2").output)(images, training=False)
+    )
     for file in loaded.values():
         agree(file(images), fc2)
 
@@ -176,12 +185,20 @@ def test_each_runtime_knows_what_it_is_and_finds_its_features(made, loaded, kera
         found = classifier.features_form()
         assert found.path == made / "export" / name
         assert (found.features, found.class_names, found.dense) == (UNITS, [], True)
-        assert (found.input_name, found.output_name, found.input_shape) == ("images", "features", (*SMALLEST, 3))
+        assert (found.input_name, found.output_name, found.input_shape) == (
+            "images",
+            "features",
+            (*SMALLEST, 3),
+        )
         assert found.features_form() is found
         assert (found.runtime, found.about) == (classifier.runtime, loaded[name].about)
         with pytest.raises(InputError, match="or larger; received shape"):
             found(shown((63, 96)))
-    assert (keras_form.features, keras_form.class_names, keras_form.output_name) == (UNITS, [], "features")
+    assert (keras_form.features, keras_form.class_names, keras_form.output_name) == (
+        UNITS,
+        [],
+        "features",
+    )
     assert vggkeras.load(made / "export" / "model.onnx", threads=1).features_form().threads == 1
 
 
@@ -199,9 +216,17 @@ def test_the_onnx_file_has_no_class_layer(made):
     assert not [name for name in weights if "predictions" in name]
     assert not [dims for dims in weights.values() if 5 in dims]  # the classes
     (images,), (features,) = model.graph.input, model.graph.output
-    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == ["batch", "height", "width", 3]
+    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == [
+        "batch",
+        "height",
+        "width",
+        3,
+    ]
     assert (images.name, features.name) == ("images", "features")
-    assert [d.dim_param or d.dim_value for d in features.type.tensor_type.shape.dim] == ["batch", UNITS]
+    assert [d.dim_param or d.dim_value for d in features.type.tensor_type.shape.dim] == [
+        "batch",
+        UNITS,
+    ]
 
 
 def test_the_tflite_file_has_built_in_operators_alone(made):
@@ -209,8 +234,17 @@ def test_the_tflite_file_has_built_in_operators_alone(made):
 
     interpreter = Interpreter(str(made / "export" / "model.features.tflite"))
     operators = {op["op_name"] for op in interpreter._get_ops_details()} - {"DELEGATE"}
-    assert operators == {"CAST", "SUB", "CONV_2D", "LOCAL_RESPONSE_NORMALIZATION", "MAX_POOL_2D", "MEAN"}
-    assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["images"], "outputs": ["features"]}}
+    assert operators == {
+        "CAST",
+        "SUB",
+        "CONV_2D",
+        "LOCAL_RESPONSE_NORMALIZATION",
+        "MAX_POOL_2D",
+        "MEAN",
+    }
+    assert interpreter.get_signature_list() == {
+        "serving_default": {"inputs": ["images"], "outputs": ["features"]}
+    }
     assert interpreter.get_input_details()[0]["shape_signature"].tolist() == [-1, -1, -1, 3]
     assert interpreter.get_output_details()[0]["shape_signature"].tolist() == [-1, UNITS]
     assert not [t["name"] for t in interpreter.get_tensor_details() if "predictions" in t["name"]]
@@ -219,7 +253,9 @@ def test_the_tflite_file_has_built_in_operators_alone(made):
 def test_the_saved_model_holds_what_features_need(made, network):
     import tensorflow as tf
 
-    variables = tf.train.list_variables(str(made / "export" / "saved_model.features" / "variables" / "variables"))
+    variables = tf.train.list_variables(
+        str(made / "export" / "saved_model.features" / "variables" / "variables")
+    )
     held = sum(int(np.prod(shape)) for name, shape in variables if shape)
     needed = [layer for layer in network.layers if layer.weights and "_bn" not in layer.name]
     assert held == sum(layer.count_params() for layer in needed if layer.name != "predictions")
@@ -231,7 +267,12 @@ def test_the_saved_model_holds_what_features_need(made, network):
 def test_the_description_says_how_they_are_used(name, made):
     about = artifact.read(made / "export" / name).about
     assert about["class_names"] == []
-    assert about["output"] == {"name": "features", "type": "float32", "shape": ["batch", UNITS], "use": artifact.USE}
+    assert about["output"] == {
+        "name": "features",
+        "type": "float32",
+        "shape": ["batch", UNITS],
+        "use": artifact.USE,
+    }
     assert about["input"]["shape"] == ["batch", "height", "width", 3]
     assert about["input"]["smallest"] == [*SMALLEST, 3]
     assert about["resize"].endswith("the whole image")
@@ -264,7 +305,10 @@ def test_the_certificate_says_what_features_have(made):
         assert entry["max_rel_error"] <= entry["tolerance"] == 1e-5
         assert 1 - 1e-9 < entry["smallest_cosine"] <= 1
         assert entry["images"] == 10 + 8 * len(export.MARGINS)
-        assert entry["sizes"] == [[64, 96], *([64 + down, 96 + right] for down, right in export.MARGINS)]
+        assert entry["sizes"] == [
+            [64, 96],
+            *([64 + down, 96 + right] for down, right in export.MARGINS),
+        ]
         assert entry["milliseconds"] > 0
         for of_classes in (
             "top1_agreement",
@@ -274,7 +318,11 @@ def test_the_certificate_says_what_features_have(made):
             "mcnemar_p",
         ):
             assert entry[of_classes] is None
-    assert certificate["model.onnx"]["features"] is certificate["model.onnx"]["smallest_cosine"] is None
+    assert (
+        certificate["model.onnx"]["features"]
+        is certificate["model.onnx"]["smallest_cosine"]
+        is None
+    )
 
 
 def test_the_others_are_left_as_they_were_and_leave_these(made, copied):
@@ -310,7 +358,9 @@ def test_golden_features_lie_beside(made, keras_form):
     images, labels, features, sizes = artifact.load_golden(made / "export", features=True)
     np.testing.assert_allclose(features, keras_form(images), rtol=0, atol=1e-6 * features.max())
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert [one.shape[1:3] for one, _ in sizes] == [(64 + down, 96 + right) for down, right in export.MARGINS]
+    assert [one.shape[1:3] for one, _ in sizes] == [
+        (64 + down, 96 + right) for down, right in export.MARGINS
+    ]
     for one, answers in sizes:
         np.testing.assert_allclose(answers, keras_form(one), rtol=0, atol=1e-6 * features.max())
 
@@ -357,7 +407,11 @@ def test_no_flipped_byte_escapes(name, made, tmp_path):
 
 def test_a_flipped_byte_of_a_saved_model_is_found(alone):
     path = alone("saved_model.features")
-    for file in ("saved_model.pb", "variables/variables.data-00000-of-00001", "assets.extra/golden.npz"):
+    for file in (
+        "saved_model.pb",
+        "variables/variables.data-00000-of-00001",
+        "assets.extra/golden.npz",
+    ):
         data = bytearray((path / file).read_bytes())
         data[len(data) // 2] ^= 1
         (path / file).write_bytes(data)
@@ -390,7 +444,9 @@ def altered(predictor, change):
 
 def test_parity_finds_every_planted_fault(made, keras_form):
     images = artifact.load_golden(made / "export", features=True)[0]
-    good, plain = (vggkeras.load(made / "export" / name) for name in ("model.features.onnx", "model.onnx"))
+    good, plain = (
+        vggkeras.load(made / "export" / name) for name in ("model.features.onnx", "model.onnx")
+    )
     largest = np.float32(keras_form(images).max())
 
     def poisoned(features):
@@ -405,7 +461,9 @@ def test_parity_finds_every_planted_fault(made, keras_form):
         "received float64": altered(good, lambda f: f.astype(np.float64)),
         "NaN": altered(good, poisoned),
         "largest error": altered(good, lambda f: f + 2e-5 * largest),
-        "largest error ": altered(good, lambda f: f / np.linalg.norm(f, axis=1, keepdims=True)),  # normalised
+        "largest error ": altered(
+            good, lambda f: f / np.linalg.norm(f, axis=1, keepdims=True)
+        ),  # normalised
         "largest error  ": altered(good, lambda f: f if len(f) != 7 else f[::-1]),
         "running": altered(good, lambda f: 1 / 0),
         "output name ": plain,
@@ -427,7 +485,9 @@ def test_cosines_by_hand(made, keras_form):
 
     def smallest(others) -> float:
         answering = dataclasses.replace(keras_form, run=lambda _: others)
-        return parity.compare((keras_form, ours), answering, images, None, 1e-5, (3,)).smallest_cosine
+        return parity.compare(
+            (keras_form, ours), answering, images, None, 1e-5, (3,)
+        ).smallest_cosine
 
     assert smallest(theirs) == pytest.approx(24 / 25)
     assert smallest(2 * ours) == 1  # the direction alone; two rows of zeros are alike
@@ -465,19 +525,34 @@ def test_ones_own_preprocessing_is_judged(made, tmp_path, command):
     code, out, _ = command(verify.cli, "--inputs", tmp_path / "mine.npy", path)
     assert code == 1
     off, mended = map(
-        float, re.search(r"BGR.*off by ([\de.-]+); with this undone, answers are off by ([\de.-]+)\)", out).groups()
+        float,
+        re.search(
+            r"BGR.*off by ([\de.-]+); with this undone, answers are off by ([\de.-]+)\)", out
+        ).groups(),
     )
     assert off > 1e-3 > mended
 
 
 def test_they_are_benchmarked_beside_the_others(made, tmp_path, command):
     pytest.importorskip(
-        "mlperf_loadgen", reason="mlcommons-loadgen is not installed: pip install 'vggkeras[benchmark]'"
+        "mlperf_loadgen",
+        reason="mlcommons-loadgen is not installed: pip install 'vggkeras[benchmark]'",
     )
     from export import benchmark
 
     paths = [made / "export" / name for name in ("model.onnx", "model.features.onnx")]
-    short = ("--rounds", 1, "--seconds", 0.05, "--batch", 2, "--threads", 1, "--json", tmp_path / "b.json")
+    short = (
+        "--rounds",
+        1,
+        "--seconds",
+        0.05,
+        "--batch",
+        2,
+        "--threads",
+        1,
+        "--json",
+        tmp_path / "b.json",
+    )
     assert command(benchmark.cli, *paths, *short)[0] == 0
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert [row["images"] for row in rows] == ["10 golden images"] * 2
@@ -487,8 +562,14 @@ def test_they_are_benchmarked_beside_the_others(made, tmp_path, command):
 
 
 def test_what_gives_no_features_says_how_to_get_them(made, photos, tmp_path):
-    for plain, kind in (("model.onnx", "onnx"), ("model.tflite", "tflite"), ("saved_model", "saved_model")):
-        with pytest.raises(InputError, match=f"python -m export --features --format {kind} --model RUN"):
+    for plain, kind in (
+        ("model.onnx", "onnx"),
+        ("model.tflite", "tflite"),
+        ("saved_model", "saved_model"),
+    ):
+        with pytest.raises(
+            InputError, match=f"python -m export --features --format {kind} --model RUN"
+        ):
             vggkeras.load(made / "before" / plain).features_form()
     predictor = vggkeras.load(made / "export" / "model.onnx")
     predictor.about["precision"] = "int8"  # the description is read once, and shared
@@ -499,9 +580,13 @@ def test_what_gives_no_features_says_how_to_get_them(made, photos, tmp_path):
     shutil.copy(folder / "model.onnx", folder / "model.features.onnx")
     with pytest.raises(InputError, match="is not the features form of"):
         vggkeras.load(folder / "model.onnx").features_form()
-    trained_looking("A", (*SMALLEST, 3), False, width=0.06, fc_units=8).save(tmp_path / "other.keras")
+    trained_looking("A", (*SMALLEST, 3), False, width=0.06, fc_units=8).save(
+        tmp_path / "other.keras"
+    )
     # Of features the data may have other classes: two here, and the network has five.
-    export.export_model(tmp_path / "other.keras", "onnx", data=str(photos), out=folder, features=True)
+    export.export_model(
+        tmp_path / "other.keras", "onnx", data=str(photos), out=folder, features=True
+    )
     with pytest.raises(InputError, match=r"is not the features form of .* but of another model"):
         vggkeras.load(folder / "model.onnx").features_form()
     with pytest.raises(InputError, match="has no form that gives features"):
@@ -534,7 +619,9 @@ def test_features_are_never_taken_for_probabilities(name, made, loaded, command)
 def test_a_report_of_an_export_shows_what_features_have(made, tmp_path):
     from vggkeras.report import report
 
-    page = report(made / "export", data=str(made / "photos"), out=tmp_path / "report.html").read_text()
+    page = report(
+        made / "export", data=str(made / "photos"), out=tmp_path / "report.html"
+    ).read_text()
     rows = re.findall(r"<code>([\w.]+)</code></th>(.*?)</tr>", page, re.DOTALL)
     assert {*NAMES, *PLAIN} <= {name for name, _ in rows}
 
@@ -543,13 +630,23 @@ def test_a_report_of_an_export_shows_what_features_have(made, tmp_path):
     ("arguments", "message"),
     [
         (("--dense",), "--dense and --features write other files each"),
-        (("--precision", "int8"), "Files of features are float32: leave out --features or --precision int8"),
-        (("--precision", "all"), "Files of features are float32: leave out --features or --precision all"),
+        (
+            ("--precision", "int8"),
+            "Files of features are float32: leave out --features or --precision int8",
+        ),
+        (
+            ("--precision", "all"),
+            "Files of features are float32: leave out --features or --precision all",
+        ),
     ],
 )
-def test_bad_arguments_are_one_line_and_nothing_is_written(arguments, message, made, tmp_path, command):
+def test_bad_arguments_are_one_line_and_nothing_is_written(
+    arguments, message, made, tmp_path, command
+):
     out = tmp_path / "out"
-    code, _, err = command(export_cli, "--features", "--model", made / "net.keras", "--out", out, *arguments)
+    code, _, err = command(
+        export_cli, "--features", "--model", made / "net.keras", "--out", out, *arguments
+    )
     assert code == 2
     assert message in err
     assert not out.exists()
@@ -566,9 +663,13 @@ def test_features_that_are_all_zero_prove_nothing(tmp_path):
 
 
 def test_a_network_without_soft_max_has_features_too(tmp_path, capsys):
-    model = vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, classifier_activation=None, seed=0)
+    model = vggkeras.build(
+        "A", (32, 32, 3), 2, width=0.05, fc_units=8, classifier_activation=None, seed=0
+    )
     model.save(tmp_path / "scores.keras")
-    (entry,) = export.export_model(tmp_path / "scores.keras", "onnx", out=tmp_path / "out", features=True).values()
+    (entry,) = export.export_model(
+        tmp_path / "scores.keras", "onnx", out=tmp_path / "out", features=True
+    ).values()
     assert entry["passed"]
     assert "weak evidence" in entry["evidence"]
     assert "smallest cosine" in capsys.readouterr().out
@@ -584,7 +685,15 @@ def test_a_file_that_fails_is_rejected(tmp_path, made, monkeypatch, command):
         good.write(graph, path, about, opset, plan)
 
     monkeypatch.setitem(export.FORMATS, "onnx", dataclasses.replace(good, write=faulty))
-    asked = ("--features", "--format", "onnx", "--model", made / "net.keras", "--data", made / "photos")
+    asked = (
+        "--features",
+        "--format",
+        "onnx",
+        "--model",
+        made / "net.keras",
+        "--data",
+        made / "photos",
+    )
     code, out, _ = command(export_cli, *asked, "--out", tmp_path / "e")
     assert code == 1
     assert "NOT proven" in out
@@ -598,7 +707,16 @@ def test_full_width_at_224(tmp_path):
     """4096 features of a full-size network pass in every format, to the same tolerance."""
     vggkeras.build("D", seed=0).save(tmp_path / "full.keras")
     child = subprocess.run(
-        [sys.executable, "-m", "export", "--features", "--model", tmp_path / "full.keras", "--images", "10"],
+        [
+            sys.executable,
+            "-m",
+            "export",
+            "--features",
+            "--model",
+            tmp_path / "full.keras",
+            "--images",
+            "10",
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -618,7 +736,9 @@ def test_full_width_at_224(tmp_path):
 def test_the_readmes_lines_give_the_features_without_vggkeras(made, tmp_path):
     """A stranger's script, over two scales with mirrors, beside `vggkeras.features`."""
     found = re.findall(
-        r"^```python\n# (features_\w+\.py)\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        r"^```python\n# (features_\w+\.py)\n(.*?)^```$",
+        README.read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
     )
     ((name, code),) = found
     (tmp_path / name).write_text(code)

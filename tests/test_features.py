@@ -84,23 +84,39 @@ def of_length_1(rows: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("scales", [(32,), (50,), (32, 75, 101)])
 def test_features_agree_with_a_second_road(run, form, below_fc1, scales):
-    images = [photo(i, *shape) for i, shape in enumerate([(48, 40), (32, 32), (40, 211), (150, 60), (48, 40)])]
-    views = np.array([[second_road(run.model, below_fc1, image, q) for q in scales] for image in images])
+    images = [
+        photo(i, *shape)
+        for i, shape in enumerate([(48, 40), (32, 32), (40, 211), (150, 60), (48, 40)])
+    ]
+    views = np.array(
+        [[second_road(run.model, below_fc1, image, q) for q in scales] for image in images]
+    )
     for mirrors in (True, False):
-        parts = of_length_1(views.mean(axis=2) if mirrors else views[:, :, 0])  # [images, scales, units]
+        parts = of_length_1(
+            views.mean(axis=2) if mirrors else views[:, :, 0]
+        )  # [images, scales, units]
         for aggregate in ("average", "stack"):
             known = parts.mean(axis=1) if aggregate == "average" else parts.reshape(len(images), -1)
             found = vggkeras.features(form, images, scales, aggregate, mirrors=mirrors)
             assert found.dtype == np.float32
-            np.testing.assert_allclose(found, of_length_1(known), atol=2e-6, err_msg=f"{aggregate} {mirrors}")
+            np.testing.assert_allclose(
+                found, of_length_1(known), atol=2e-6, err_msg=f"{aggregate} {mirrors}"
+            )
     # Another image, the mirror and the scale do change something.
     assert np.abs(found[0] - found[4]).max() > 1e-2
     assert np.abs(found - vggkeras.features(form, images, scales, "stack")).max() > 1e-3
 
 
 @settings(max_examples=15, deadline=None)
-@given(height=st.integers(1, 130), width=st.integers(1, 130), scale=st.integers(32, 70), seed=st.integers(0, 9))
-def test_images_of_any_shape_have_features_of_length_1(run, form, below_fc1, height, width, scale, seed):
+@given(
+    height=st.integers(1, 130),
+    width=st.integers(1, 130),
+    scale=st.integers(32, 70),
+    seed=st.integers(0, 9),
+)
+def test_images_of_any_shape_have_features_of_length_1(
+    run, form, below_fc1, height, width, scale, seed
+):
     image = photo(seed, height, width)
     if max(height, width) > 8 * min(height, width):  # the other side would be thousands of pixels
         image = image[: 8 * width, : 8 * height]
@@ -153,7 +169,18 @@ def test_memory_holds_a_window_of_images(form):
 
 def test_both_kinds_of_file_hold_the_same(run, predictor, photos, command, tmp_path):
     (photos / "train" / "cat" / "other.bmp").write_bytes(b"BM")
-    arguments = ["--model", run.path, "--data", photos, "--scales", 32, 48, "--aggregate", "stack", "--skip-unreadable"]
+    arguments = [
+        "--model",
+        run.path,
+        "--data",
+        photos,
+        "--scales",
+        32,
+        48,
+        "--aggregate",
+        "stack",
+        "--skip-unreadable",
+    ]
     told = {}
     for out in ("f.npz", "f.parquet"):
         code, told[out], err = command(
@@ -167,7 +194,9 @@ def test_both_kinds_of_file_hold_the_same(run, predictor, photos, command, tmp_p
     paths = [path for split in ("train", "val") for path in sorted((photos / split).rglob("*.jpg"))]
     assert kept["names"].tolist() == [str(path.relative_to(photos)) for path in paths]
     assert kept["features"].dtype == np.float32
-    np.testing.assert_allclose(kept["features"], vggkeras.features(predictor, paths, (32, 48), "stack"), atol=1e-6)
+    np.testing.assert_allclose(
+        kept["features"], vggkeras.features(predictor, paths, (32, 48), "stack"), atol=1e-6
+    )
     assert kept["class_names"].tolist() == ["cat", "dog"]
     assert kept["labels"].dtype == np.int64
     assert kept["labels"].tolist() == [0] * 8 + [1] * 8 + [0] * 4 + [1] * 4
@@ -177,7 +206,10 @@ def test_both_kinds_of_file_hold_the_same(run, predictor, photos, command, tmp_p
     assert table["split"].to_pylist() == kept["split"].tolist()
     assert table["label"].to_pylist() == kept["labels"].tolist()
     assert table["class"].to_pylist() == kept["class_names"][kept["labels"]].tolist()
-    assert str(table["features"].type) == f"fixed_size_list<element: float>[{kept['features'].shape[1]}]"
+    assert (
+        str(table["features"].type)
+        == f"fixed_size_list<element: float>[{kept['features'].shape[1]}]"
+    )
     np.testing.assert_array_equal(np.stack(table["features"].to_numpy()), kept["features"])
 
     about = json.loads(str(kept["about"]))
@@ -198,7 +230,16 @@ def test_both_kinds_of_file_hold_the_same(run, predictor, photos, command, tmp_p
 
 
 def test_splits_are_chosen_and_digits_never_mirrored(run, described, command, tmp_path):
-    arguments = ["--model", run.path, "--data", "digits", "--scales", 32, "--out", tmp_path / "f.npz"]
+    arguments = [
+        "--model",
+        run.path,
+        "--data",
+        "digits",
+        "--scales",
+        32,
+        "--out",
+        tmp_path / "f.npz",
+    ]
     assert command(cli, "features", *arguments, "--split", "val", "validation")[0] == 0
     with np.load(tmp_path / "f.npz") as kept:
         own = described.splits == "validation"
@@ -229,7 +270,9 @@ def test_a_folder_of_images_alone_has_no_labels(run, command, tmp_path):
 
 
 def test_an_svm_on_features_is_far_better_than_chance_and_repeatable(described):
-    found, again, other = (svm_recall(described.features, described.labels, 20, 40, 3, seed) for seed in (0, 0, 1))
+    found, again, other = (
+        svm_recall(described.features, described.labels, 20, 40, 3, seed) for seed in (0, 0, 1)
+    )
     assert found.recalls.shape == (3, 10)
     assert found.mean > 0.85
     np.testing.assert_array_equal(found.recalls, again.recalls)
@@ -238,7 +281,9 @@ def test_an_svm_on_features_is_far_better_than_chance_and_repeatable(described):
     low, high = found.interval
     assert low <= found.mean <= high
     assert found.spread == pytest.approx(np.std(found.means, ddof=1))
-    assert high - found.mean == pytest.approx(4.302653 * found.spread / 3**0.5, rel=1e-5) or high == 1
+    assert (
+        high - found.mean == pytest.approx(4.302653 * found.spread / 3**0.5, rel=1e-5) or high == 1
+    )
     alone = SvmRecall(found.labels, found.costs[:1], found.recalls[:1])
     assert (alone.spread, alone.interval) == (None, None)
 
@@ -258,7 +303,11 @@ def test_only_training_images_decide_c_and_the_classifier(described, monkeypatch
     assert np.bincount(trained_labels).tolist() == [12] * 10
     trained = (described.features[:, None, :8] == features[None, :, :8]).all(axis=2).any(axis=1)
     assert np.bincount(labels[trained] + 1).tolist() == [0] + [12] * 10
-    noise = np.where(trained[:, None], described.features, np.random.default_rng(0).random(described.features.shape))
+    noise = np.where(
+        trained[:, None],
+        described.features,
+        np.random.default_rng(0).random(described.features.shape),
+    )
     second = svm_recall(noise.astype(np.float32), labels, 12, 25, 1)
     assert second.costs == first.costs == [cost]
     np.testing.assert_array_equal(given[1][2][1].coef_, classifier.coef_)
@@ -269,7 +318,9 @@ def test_only_training_images_decide_c_and_the_classifier(described, monkeypatch
 def test_c_is_the_best_on_a_fifth_and_all_is_fitted_then(described, monkeypatch):
     some = np.concatenate([np.flatnonzero(described.labels == c)[:15] for c in range(10)])
     y = described.labels[some]
-    x = described.features[some] + np.random.default_rng(3).normal(0, 0.2, (150, described.features.shape[1]))
+    x = described.features[some] + np.random.default_rng(3).normal(
+        0, 0.2, (150, described.features.shape[1])
+    )
     asked = []
 
     def spied(classifier, features, labels):
@@ -282,7 +333,10 @@ def test_c_is_the_best_on_a_fifth_and_all_is_fitted_then(described, monkeypatch)
     assert np.bincount(y[held]).tolist() == [3] * 10
     assert len(asked) == len(deep.COSTS)
     assert all(np.array_equal(features, asked[0][0]) for features, _ in asked)
-    scores = [LinearSVC(C=c, dual=False).fit(x[~held], y[~held]).score(x[held], y[held]) for c in deep.COSTS]
+    scores = [
+        LinearSVC(C=c, dual=False).fit(x[~held], y[~held]).score(x[held], y[held])
+        for c in deep.COSTS
+    ]
     assert cost == deep.COSTS[int(np.argmax(scores))]
     assert len(set(scores)) > 1
     np.testing.assert_allclose(classifier.coef_, LinearSVC(C=cost, dual=False).fit(x, y).coef_)
@@ -294,7 +348,9 @@ def test_c_is_the_best_on_a_fifth_and_all_is_fitted_then(described, monkeypatch)
 
 
 def test_recalls_are_of_each_class(described):
-    classifier = fit_svm(np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 2, 2]], np.array([4, 4, 7, 7, 9, 9]))[1]
+    classifier = fit_svm(
+        np.eye(3, dtype=np.float32)[[0, 0, 1, 1, 2, 2]], np.array([4, 4, 7, 7, 9, 9])
+    )[1]
     rows = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1]]
     found = class_recalls(classifier, rows, np.array([4, 4, 7, 7, 7]))
     np.testing.assert_allclose(found, [1, 2 / 3, np.nan])
@@ -305,12 +361,16 @@ def test_too_few_images_are_said(described):
     chosen = np.concatenate([np.flatnonzero(y != 3)[:200], np.flatnonzero(y == 3)[:5]])
     rows, few = x[chosen], y[chosen]
     names = [f"class {i}" for i in range(10)]
-    with pytest.raises(InputError, match=r"Class 'class 3' has 5 images; asked were 30 .* --train-images 4 or less"):
+    with pytest.raises(
+        InputError, match=r"Class 'class 3' has 5 images; asked were 30 .* --train-images 4 or less"
+    ):
         svm_recall(rows, few, 30, class_names=names)
     with pytest.raises(InputError, match=r"Class '3' has 5 images"):
         svm_recall(rows, few, 5)
     assert svm_recall(rows, few, 4, 10, 1).recalls.shape == (1, 10)
-    with pytest.raises(InputError, match=r"Class 'class 3' has 0 images; .* others to test: give more images of it"):
+    with pytest.raises(
+        InputError, match=r"Class 'class 3' has 0 images; .* others to test: give more images of it"
+    ):
         svm_recall(rows[:200], few[:200], 2, class_names=names)
     for arguments, told in (
         ((1,), "train-images must be 2"),
@@ -336,7 +396,9 @@ def page_rows(page: Path) -> list[tuple[str, list[tuple[str, str, str]]]]:
     for section in text.split('<section class="query">')[1:]:
         query, *closest = re.findall(r"<(?:figure|li[^>]*)><?.*?</figure>", section, re.DOTALL)
         names = [re.search(r'title="([^"]*)"', part)[1] for part in (query, *closest)]
-        frames = [found[1] if (found := re.match(r'<li class="(\w+)"', part)) else "" for part in closest]
+        frames = [
+            found[1] if (found := re.match(r'<li class="(\w+)"', part)) else "" for part in closest
+        ]
         cosines = [re.search(r'class="cosine">([\d.-]+)<', part)[1] for part in closest]
         rows.append((names[0], list(zip(names[1:], frames, cosines, strict=True))))
     return rows
@@ -350,7 +412,17 @@ def test_the_page_finds_planted_copies(run, photos, command, tmp_path):
     }
     for one, other in planted.items():
         shutil.copy(photos / one, photos / other)
-    arguments = ["--model", run.path, "--data", photos, "--scales", 32, 50, "--out", tmp_path / "f.npz"]
+    arguments = [
+        "--model",
+        run.path,
+        "--data",
+        photos,
+        "--scales",
+        32,
+        50,
+        "--out",
+        tmp_path / "f.npz",
+    ]
     page, record = tmp_path / "n.html", tmp_path / "f.json"
     code, _, err = command(cli, "features", *arguments, "--neighbours", page, "--json", record)
     assert code == 0, err
@@ -371,7 +443,9 @@ def test_the_page_finds_planted_copies(run, photos, command, tmp_path):
         assert len(set(shown)) == 8
         assert own[shown].min() >= np.sort(np.delete(own, [*shown, names.index(name)]))[-1] - 1e-6
         assert [float(cosine) for *_, cosine in closest] == pytest.approx(own[shown], abs=6e-4)
-        assert [frame == "alike" for _, frame, _ in closest] == (labels[shown] == labels[names.index(name)]).tolist()
+        assert [frame == "alike" for _, frame, _ in closest] == (
+            labels[shown] == labels[names.index(name)]
+        ).tolist()
     # The headline is a count over all images.
     np.fill_diagonal(cosines, -1)
     right = int((labels[cosines.argmax(axis=1)] == labels).sum())
@@ -389,7 +463,16 @@ def test_the_page_needs_no_script_and_no_request(run, photos, command, tmp_path)
     breaking = tmp_path / "<b>&" / "train" / "<script>alert('x')<"
     (tmp_path / "<b>&" / "train" / "cat").rename(breaking)
     shutil.rmtree(tmp_path / "<b>&" / "val")
-    arguments = ["--model", run.path, "--data", tmp_path / "<b>&", "--out", "f.npz", "--neighbours", "n.html"]
+    arguments = [
+        "--model",
+        run.path,
+        "--data",
+        tmp_path / "<b>&",
+        "--out",
+        "f.npz",
+        "--neighbours",
+        "n.html",
+    ]
     code, _, err = command(cli, "features", *arguments)
     assert code == 0, err
     text = Path("n.html").read_text(encoding="utf-8")
@@ -405,7 +488,17 @@ def test_the_page_needs_no_script_and_no_request(run, photos, command, tmp_path)
 
 
 def test_what_flatters_is_said(run, command, tmp_path):
-    arguments = ["--model", run.path, "--data", "digits", "--out", tmp_path / "f.npz", "--svm", "--json", "f.json"]
+    arguments = [
+        "--model",
+        run.path,
+        "--data",
+        "digits",
+        "--out",
+        tmp_path / "f.npz",
+        "--svm",
+        "--json",
+        "f.json",
+    ]
     code, out, err = command(
         cli, "features", *arguments, "--train-images", 10, "--neighbours", "n.html", "--scales", 32
     )
@@ -417,7 +510,9 @@ def test_what_flatters_is_said(run, command, tmp_path):
     assert svm["mean"] == pytest.approx(np.mean(list(svm["recall"].values())))
     assert list(svm["recall"]) == [str(i) for i in range(10)]
     assert f"{100 * svm['mean']:.2f} ± {100 * svm['spread']:.2f}" in out
-    code, out, _ = command(cli, "features", *arguments, "--train-images", 10, "--split", "validation", "--scales", 32)
+    code, out, _ = command(
+        cli, "features", *arguments, "--train-images", 10, "--split", "validation", "--scales", 32
+    )
     assert code == 0
     assert "learnt these very classes, which flatters" in " ".join(out.split())
 
@@ -445,7 +540,9 @@ def test_nearest_is_what_sorting_gives_however_it_is_cut(monkeypatch):
             places, found = nearest(x, np.arange(60), count)
             np.testing.assert_allclose(found, -np.sort(-cosines, axis=1)[:, :count], atol=1e-6)
             assert (places != np.arange(60)[:, None]).all()
-            np.testing.assert_allclose(np.take_along_axis(cosines, places, axis=1), found, atol=1e-6)
+            np.testing.assert_allclose(
+                np.take_along_axis(cosines, places, axis=1), found, atol=1e-6
+            )
 
 
 # Bad input
@@ -455,7 +552,11 @@ def test_bad_input_is_said(run, predictor, photos, command, tmp_path):
     def error(*arguments) -> str:
         given = {"--model": run.path, "--data": photos, "--out": "f.npz", "--scales": 40}
         given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
-        flat = [part for flag, value in given.items() for part in ([flag] if value is None else [flag, value])]
+        flat = [
+            part
+            for flag, value in given.items()
+            for part in ([flag] if value is None else [flag, value])
+        ]
         code, out, err = command(cli, "features", *flat)
         assert code == 2, out
         assert err.startswith("error: ")
@@ -478,7 +579,9 @@ def test_bad_input_is_said(run, predictor, photos, command, tmp_path):
     assert "Class 'cat' has 4 images" in error("--svm", None, "--split", "val", "--train-images", 9)
     assert "empty has no images" in error("--data", "empty")
     assert "No model at nowhere" in error("--model", "nowhere")
-    (photos / "val" / "dog" / "001.jpg").write_bytes((photos / "val" / "dog" / "001.jpg").read_bytes()[:300])
+    (photos / "val" / "dog" / "001.jpg").write_bytes(
+        (photos / "val" / "dog" / "001.jpg").read_bytes()[:300]
+    )
     assert "001.jpg cannot be read" in error()
     assert (tmp_path / "m.keras").read_bytes() == b"model"
     with pytest.raises(InputError, match="put it into a list"):
@@ -497,7 +600,16 @@ def test_bad_input_is_said(run, predictor, photos, command, tmp_path):
 
 def test_one_image_has_no_neighbours(run, command, tmp_path):
     write_photos(tmp_path / "one", 1)
-    arguments = ["--model", run.path, "--data", tmp_path / "one", "--out", "f.npz", "--neighbours", "n.html"]
+    arguments = [
+        "--model",
+        run.path,
+        "--data",
+        tmp_path / "one",
+        "--out",
+        "f.npz",
+        "--neighbours",
+        "n.html",
+    ]
     code, _, err = command(cli, "features", *arguments)
     assert code == 2
     assert "nearest neighbours need two or more" in err

@@ -23,7 +23,14 @@ FC = {"fc1", "fc2", "predictions"}
 def source(tmp_path):
     """A .keras file of the network that `tiny` trains, of other classes, with its own mean."""
     model = vggkeras.build(
-        "A", (32, 32, 3), 3, batch_norm=True, width=0.05, fc_units=8, seed=5, mean_rgb=(100, 110, 120)
+        "A",
+        (32, 32, 3),
+        3,
+        batch_norm=True,
+        width=0.05,
+        fc_units=8,
+        seed=5,
+        mean_rgb=(100, 110, 120),
     )
     rng = np.random.default_rng(2)
     for layer in model.layers:  # statistics of its own
@@ -37,13 +44,20 @@ def weights_of(model) -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize(("freeze", "trained"), [("conv", FC), ("features", {"predictions"})])
-def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(tmp_path, photos, source, capsys, freeze, trained):
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(
+    tmp_path, photos, source, capsys, freeze, trained
+):
     run = train(tiny(tmp_path / "run", data=str(photos), epochs=1, init_from=source, freeze=freeze))
     given, _ = models.load_model(source)
     same = equal_layers(run.model, given)
-    assert same == {layer.name for layer in given.layers if layer.weights} - trained  # moving averages too
+    assert (
+        same == {layer.name for layer in given.layers if layer.weights} - trained
+    )  # moving averages too
     told = capsys.readouterr().out
-    assert f"trained: {', '.join(name for name in ('fc1', 'fc2', 'predictions') if name in trained)}" in told
+    assert (
+        f"trained: {', '.join(name for name in ('fc1', 'fc2', 'predictions') if name in trained)}"
+        in told
+    )
     assert run.metadata["recipe"]["freeze"] == freeze
     assert run.metadata["initialised"]["predictions"] is None
     assert run.model.get_layer("mean_rgb").mean == (100, 110, 120)  # the source's, not the data's
@@ -77,7 +91,8 @@ def test_copied_layers_take_steps_of_their_share(accumulate):
         for _ in range(accumulate):
             model.train_on_batch(images, labels)
         moved[rate] = {
-            name: [b - a for a, b in zip(w, before[name], strict=True)] for name, w in weights_of(model).items()
+            name: [b - a for a, b in zip(w, before[name], strict=True)]
+            for name, w in weights_of(model).items()
         }
     for name, whole in moved[1.0].items():
         for a, b in zip(whole, moved[0.1][name], strict=True):
@@ -101,8 +116,14 @@ def test_a_frozen_run_with_a_lower_rate_is_resumed_exactly(tmp_path, photos, sou
     resumed = train(cut, resume=True)
     assert_same_end(whole, resumed)
     given, _ = models.load_model(source)
-    assert equal_layers(resumed.model, given) == {layer.name for layer in given.layers if layer.weights} - FC
-    assert json.loads((cut.out / "run.json").read_text())["initialised"] == whole.metadata["initialised"]
+    assert (
+        equal_layers(resumed.model, given)
+        == {layer.name for layer in given.layers if layer.weights} - FC
+    )
+    assert (
+        json.loads((cut.out / "run.json").read_text())["initialised"]
+        == whole.metadata["initialised"]
+    )
     with pytest.raises(InputError, match="freeze was 'conv' and is 'none'"):
         train(dataclasses.replace(cut, freeze="none"), resume=True)
 
@@ -117,25 +138,40 @@ def test_a_run_of_before_there_was_freezing_is_resumed(tmp_path, photos, source,
     assert train(recipe, resume=True).metadata["status"] == "done"
 
 
-def test_another_image_size_keeps_the_convolutions_and_says_what_becomes_of_fc1(tmp_path, photos, source, capsys):
-    recipe = tiny(tmp_path / "run", data=str(photos), image_size=64, epochs=1, init_from=source, freeze="conv")
+def test_another_image_size_keeps_the_convolutions_and_says_what_becomes_of_fc1(
+    tmp_path, photos, source, capsys
+):
+    recipe = tiny(
+        tmp_path / "run", data=str(photos), image_size=64, epochs=1, init_from=source, freeze="conv"
+    )
     run = train(recipe)
     given, _ = models.load_model(source)
-    assert equal_layers(run.model, given) == {layer.name for layer in given.layers if layer.weights} - FC
+    assert (
+        equal_layers(run.model, given)
+        == {layer.name for layer in given.layers if layer.weights} - FC
+    )
     told = " ".join(capsys.readouterr().out.split())
     assert "fc1 starts anew" in told
     assert "1 x 1" in told
     assert "2 x 2" in told
-    with pytest.raises(InputError, match=r"--freeze features would keep fc1, fc2 as they were drawn.* --freeze conv"):
+    with pytest.raises(
+        InputError,
+        match=r"--freeze features would keep fc1, fc2 as they were drawn.* --freeze conv",
+    ):
         train(dataclasses.replace(recipe, out=tmp_path / "other", freeze="features"))
     assert not (tmp_path / "other").exists()
 
 
 def test_layers_that_a_shallower_network_does_not_give_are_not_frozen(tmp_path, photos, source):
     with pytest.raises(
-        InputError, match=r"--freeze conv would keep block1_conv2, .* as they were drawn.* --freeze none"
+        InputError,
+        match=r"--freeze conv would keep block1_conv2, .* as they were drawn.* --freeze none",
     ):
-        train(dataclasses.replace(tiny(tmp_path / "run", data=str(photos), init_from=source, freeze="conv"), arch="D"))
+        train(
+            dataclasses.replace(
+                tiny(tmp_path / "run", data=str(photos), init_from=source, freeze="conv"), arch="D"
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +179,10 @@ def test_layers_that_a_shallower_network_does_not_give_are_not_frozen(tmp_path, 
     [
         ({"freeze": "conv"}, "give init_from too"),
         ({"copied_rate": 0.1}, "give init_from too"),
-        ({"freeze": "all", "init_from": "x"}, "freeze must be none, conv, features; received 'all'"),
+        (
+            {"freeze": "all", "init_from": "x"},
+            "freeze must be none, conv, features; received 'all'",
+        ),
         ({"copied_rate": 0.0, "init_from": "x"}, r"copied_rate must be in \(0, 1\]; received 0.0"),
         ({"copied_rate": 2.0, "init_from": "x"}, r"copied_rate must be in \(0, 1\]; received 2.0"),
     ],
@@ -158,4 +197,7 @@ def test_shaken_is_what_equal_means():
     model = vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8)
     names = {layer.name for layer in model.layers if layer.weights}
     assert equal_layers(model, model) == names
-    assert equal_layers(vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8), shaken(model)) == set()
+    assert (
+        equal_layers(vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8), shaken(model))
+        == set()
+    )

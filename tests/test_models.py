@@ -36,7 +36,9 @@ def images(*shape: int, seed: int = 0) -> np.ndarray:
 def test_parameters_and_weight_layers_are_the_papers(arch):
     plan = list(configs.plan(arch))
     assert sum(layer.parameters for layer in plan) == PARAMETERS[arch]
-    assert sum(layer.kind in ("conv", "dense", "predictions") for layer in plan) == WEIGHT_LAYERS[arch]
+    assert (
+        sum(layer.kind in ("conv", "dense", "predictions") for layer in plan) == WEIGHT_LAYERS[arch]
+    )
 
 
 @pytest.mark.slow
@@ -81,7 +83,9 @@ def test_aliases_and_case():
     batch_norm=st.booleans(),
 )
 def test_any_shape_gives_probabilities(arch, height, width, channels, classes, batch_norm):
-    model = vggkeras.build(arch, (height, width, channels), classes, batch_norm=batch_norm, width=0.02, fc_units=4)
+    model = vggkeras.build(
+        arch, (height, width, channels), classes, batch_norm=batch_norm, width=0.02, fc_units=4
+    )
     p = np.asarray(model(images(2, height, width, channels)))
     assert p.shape == (2, classes)
     assert p.dtype == np.float32
@@ -138,10 +142,14 @@ def test_to_dense_equals_the_classifier_on_the_training_size(arch, batch_norm):
     model = vggkeras.build(arch, (64, 96, 3), 5, batch_norm=batch_norm, **TINY)
     x = images(3, 64, 96, 3)
     dense = vggkeras.to_dense(model)
-    np.testing.assert_allclose(np.asarray(dense(x))[:, 0, 0], np.asarray(model(x)), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(dense(x))[:, 0, 0], np.asarray(model(x)), rtol=0, atol=1e-5
+    )
     assert dense(images(1, 128, 224, 3)).shape == (1, 3, 5, 5)
     scores = np.asarray(vggkeras.to_dense(model, scores=True)(x))
-    np.testing.assert_allclose(np.asarray(keras.ops.softmax(scores))[:, 0, 0], np.asarray(model(x)), atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(keras.ops.softmax(scores))[:, 0, 0], np.asarray(model(x)), atol=1e-5
+    )
 
 
 def test_to_dense_at_224_has_a_map_of_a_32nd_less_six():
@@ -162,7 +170,11 @@ def test_to_dense_is_the_fc_layers_at_every_place():
         for name in ("fc1", "fc2", "predictions"):
             kernel, bias = model.get_layer(name).get_weights()
             a = a @ kernel + bias
-            a = np.maximum(a, 0) if name != "predictions" else np.exp(a - a.max()) / np.exp(a - a.max()).sum()
+            a = (
+                np.maximum(a, 0)
+                if name != "predictions"
+                else np.exp(a - a.max()) / np.exp(a - a.max()).sum()
+            )
         np.testing.assert_allclose(answer[i, j], a, atol=1e-5)
 
 
@@ -179,10 +191,14 @@ def test_the_penalty_has_caffes_gradient():
     with tf.GradientTape() as tape:
         penalty = sum(model.losses)
     for weight, gradient in zip(
-        model.trainable_weights, tape.gradient(penalty, [w.value for w in model.trainable_weights]), strict=True
+        model.trainable_weights,
+        tape.gradient(penalty, [w.value for w in model.trainable_weights]),
+        strict=True,
     ):
         if "kernel" in weight.path:
-            np.testing.assert_allclose(gradient.numpy(), 5e-4 * weight.numpy(), rtol=1e-5, atol=1e-12)
+            np.testing.assert_allclose(
+                gradient.numpy(), 5e-4 * weight.numpy(), rtol=1e-5, atol=1e-12
+            )
         else:
             assert gradient is None
 
@@ -204,7 +220,9 @@ def test_one_fit_step_is_momentum_sgd_with_that_penalty():
     model.fit(x, y, batch_size=8, verbose=0)
     for weight, old, gradient in zip(model.trainable_weights, before, gradients, strict=True):
         decay = 5e-4 if "kernel" in weight.path else 0
-        np.testing.assert_allclose(weight.numpy(), old - 0.01 * (gradient + decay * old), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            weight.numpy(), old - 0.01 * (gradient + decay * old), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_a_seed_gives_the_same_weights_and_another_seed_others():

@@ -18,19 +18,25 @@ import vggkeras
 from export import quantize, to_saved_model
 from vggkeras import evaluate, files, models
 
-PRECISE = [f"model.{precision}.{kind}" for precision in ("float16", "int8") for kind in ("onnx", "tflite")]
+PRECISE = [
+    f"model.{precision}.{kind}" for precision in ("float16", "int8") for kind in ("onnx", "tflite")
+]
 
 
 @pytest.fixture(scope="module")
 def validation(run):
     """(crops, labels, Keras' answers) of the digits' validation split."""
     predictor = vggkeras.load(run.path)
-    crops, labels = evaluate.central_crops(predictor, vggkeras.load_data("digits").split("validation"))
+    crops, labels = evaluate.central_crops(
+        predictor, vggkeras.load_data("digits").split("validation")
+    )
     return crops, labels, predictor(crops)
 
 
 @pytest.mark.parametrize("name", PRECISE)
-def test_each_takes_bytes_and_gives_float32_probabilities_as_accurate_as_keras(name, precise_exports, validation):
+def test_each_takes_bytes_and_gives_float32_probabilities_as_accurate_as_keras(
+    name, precise_exports, validation
+):
     crops, labels, expected = validation
     predictor = vggkeras.load(precise_exports / name)
     p = predictor(crops)
@@ -45,24 +51,30 @@ def test_each_takes_bytes_and_gives_float32_probabilities_as_accurate_as_keras(n
     entry = json.loads((precise_exports / "certificate.json").read_text())[name]
     assert entry["passed"]
     assert (entry["precision"], entry["most_lost"]) == (name.split(".")[1], 0.005)
-    assert entry["accuracy_interval"][0] < entry["accuracy_artifact"] < entry["accuracy_interval"][1]
+    assert (
+        entry["accuracy_interval"][0] < entry["accuracy_artifact"] < entry["accuracy_interval"][1]
+    )
     assert entry["accuracy_artifact"] == pytest.approx((p.argmax(axis=1) == labels).mean())
 
 
 def test_both_formats_count_in_the_same_steps(precise_exports, validation):
     """Two programs that compute in int8, one plan: nearer to each other than to float32."""
     crops, _, expected = validation
-    ours, theirs = (vggkeras.load(precise_exports / f"model.int8.{kind}")(crops) for kind in ("onnx", "tflite"))
+    ours, theirs = (
+        vggkeras.load(precise_exports / f"model.int8.{kind}")(crops) for kind in ("onnx", "tflite")
+    )
     assert np.abs(ours - theirs).mean() < 0.5 * np.abs(ours - expected).mean()
 
 
 def test_the_onnx_files(precise_exports):
     half = onnx.load(precise_exports / "model.float16.onnx")
     kinds = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
-    assert {kinds[f"{layer}.{part}"] for layer in ("block1_conv1", "fc1") for part in ("kernel", "bias")} == {
-        onnx.TensorProto.FLOAT16
-    }
-    assert kinds["mean_rgb.mean"] == onnx.TensorProto.FLOAT  # what leaves float16's range or needs its digits stays
+    assert {
+        kinds[f"{layer}.{part}"] for layer in ("block1_conv1", "fc1") for part in ("kernel", "bias")
+    } == {onnx.TensorProto.FLOAT16}
+    assert (
+        kinds["mean_rgb.mean"] == onnx.TensorProto.FLOAT
+    )  # what leaves float16's range or needs its digits stays
     whole = onnx.load(precise_exports / "model.int8.onnx")
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
     for layer in ("block1_conv1", "block5_conv2", "fc1", "predictions"):
@@ -70,7 +82,9 @@ def test_the_onnx_files(precise_exports):
         assert kernel.dtype == np.int8
         assert len(scale) == kernel.shape[0 if kernel.ndim == 4 else 1]  # one a filter
         assert tensors[f"{layer}.bias.int32"].dtype == np.int32
-    assert not [name for name, array in tensors.items() if array.dtype == np.float32 and array.size > 256]
+    assert not [
+        name for name, array in tensors.items() if array.dtype == np.float32 and array.size > 256
+    ]
     assert [i.type.tensor_type.elem_type for i in whole.graph.input] == [onnx.TensorProto.UINT8]
     about = json.loads({p.key: p.value for p in whole.metadata_props}["vggkeras"])
     assert about["precision"] == "int8"
@@ -87,9 +101,16 @@ def test_onnx_runtime_computes_the_int8_file_in_int8(precise_exports, tmp_path):
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    ort.InferenceSession(precise_exports / "model.int8.onnx", options, providers=["CPUExecutionProvider"])
-    kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    assert (kinds["QLinearConv"], kinds["QGemm"]) == (8, 3)  # A's eight convolutions and three FC layers
+    ort.InferenceSession(
+        precise_exports / "model.int8.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    kinds = collections.Counter(
+        node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node
+    )
+    assert (kinds["QLinearConv"], kinds["QGemm"]) == (
+        8,
+        3,
+    )  # A's eight convolutions and three FC layers
     assert not {"Conv", "Gemm", "MatMul", "FusedConv"} & set(kinds)
 
 
@@ -120,11 +141,15 @@ def test_steps_hold_zero_exactly_and_kernels_reach_127():
         values = np.linspace(min(low, 0), max(high, 0), 1000, dtype=np.float32)
         assert np.abs(steps.rounded(values) - values).max() <= steps.scale * 1.01
     rng = np.random.default_rng(0)
-    kernel = rng.normal(size=(3, 3, 4, 6)).astype(np.float32) * np.array([1e-6, 1, 10, 0, 1, 1], np.float32)
+    kernel = rng.normal(size=(3, 3, 4, 6)).astype(np.float32) * np.array(
+        [1e-6, 1, 10, 0, 1, 1], np.float32
+    )
     bias = np.array([1, 2, 3, 0, -1, 1e4], np.float32)
     whole, scales, biases = quantize.kernel_steps(kernel, bias, 0.05)
     assert np.abs(whole).reshape(-1, 6).max(axis=0)[[1, 2, 4]].tolist() == [127, 127, 127]
-    np.testing.assert_allclose(biases * scales.astype(np.float64) * 0.05, bias, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(
+        biases * scales.astype(np.float64) * 0.05, bias, rtol=1e-2, atol=1e-3
+    )
     np.testing.assert_allclose(whole * scales, kernel, atol=float(scales.max()))
 
 
@@ -138,7 +163,9 @@ def test_ranges_end_where_the_squared_error_is_least(run):
     for layer in ("block1_conv1", "lrn", "block4_conv2", "fc1"):
         values = outputs[layer]
         errors = [
-            np.square(quantize.Steps.between(0, values.max() * share).rounded(values) - values).sum()
+            np.square(
+                quantize.Steps.between(0, values.max() * share).rounded(values) - values
+            ).sum()
             for share in quantize.SHARES
         ]
         chosen = np.square(plan.steps[layer].rounded(values) - values).sum()
@@ -146,7 +173,9 @@ def test_ranges_end_where_the_squared_error_is_least(run):
     # Every byte less any mean is within the first range.
     mean = np.array(graph.get_layer("mean_rgb").mean)
     for byte in (0, 255):
-        np.testing.assert_allclose(plan.steps["mean_rgb"].rounded(byte - mean), byte - mean, atol=0.6)
+        np.testing.assert_allclose(
+            plan.steps["mean_rgb"].rounded(byte - mean), byte - mean, atol=0.6
+        )
 
 
 def test_signal_to_noise_is_what_rounding_makes_it(run):
@@ -161,7 +190,9 @@ def test_signal_to_noise_is_what_rounding_makes_it(run):
     x = images - np.float32(graph.get_layer("mean_rgb").mean)
 
     def convolved(x, kernel, bias):
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2))
+        windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)
+        )
         return np.maximum(np.einsum("nyxchw,hwcf->nyxf", windows, kernel) + bias, 0)
 
     signal = convolved(x, kernel, bias)
@@ -171,14 +202,18 @@ def test_signal_to_noise_is_what_rounding_makes_it(run):
     x = (np.clip(np.rint(x / centred.scale) + centred.zero, 0, 255) - centred.zero) * centred.scale
     rough = convolved(x, np.rint(kernel / largest) * largest, bias)
     noise = signal - np.clip(np.rint(rough / step), 0, 255) * step
-    assert found["block1_conv1"] == pytest.approx(10 * np.log10((signal**2).sum() / (noise**2).sum()), abs=1)
+    assert found["block1_conv1"] == pytest.approx(
+        10 * np.log10((signal**2).sum() / (noise**2).sum()), abs=1
+    )
 
 
 @pytest.fixture(scope="module")
 def hard_for_int8(run, workplace):
     """The trained network, to the same function, with one channel of a layer 3,000 times as large as the others."""
     model, about = models.load_model(run.path / "model.keras")
-    first, norm, second = (model.get_layer(n) for n in ("block3_conv1", "block3_bn1", "block3_conv2"))
+    first, norm, second = (
+        model.get_layer(n) for n in ("block3_conv1", "block3_bn1", "block3_conv2")
+    )
     gamma, beta, *moments = norm.get_weights()
     kernel, bias = second.get_weights()
     for array, factor in ((gamma, 3000), (beta, 3000)):
@@ -198,15 +233,21 @@ def test_the_layers_that_int8_hurts_are_left_in_float_and_named(hard_for_int8, t
     # The outlier is one layer's output and the next one's input: in float, the fewest that mend it.
     assert 1 <= len(entry["left_in_float"]) <= 2
     assert set(entry["left_in_float"]) <= {"block3_conv1", "block3_conv2"}
-    assert "left in float, as int8 hurts them most: block3_conv" in " ".join(capsys.readouterr().out.split())
-    tensors = {t.name: t.data_type for t in onnx.load(tmp_path / "e" / "model.int8.onnx").graph.initializer}
+    assert "left in float, as int8 hurts them most: block3_conv" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    tensors = {
+        t.name: t.data_type for t in onnx.load(tmp_path / "e" / "model.int8.onnx").graph.initializer
+    }
     for layer in entry["left_in_float"]:
         assert tensors[f"{layer}.kernel"] == onnx.TensorProto.FLOAT
     assert "block4_conv1.kernel.int8" in tensors
 
 
 def test_an_int8_file_that_loses_too_much_is_rejected(hard_for_int8, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export.quantize, "signal_to_noise", lambda *_: {"fc1": 1.0, "fc2": 2.0})  # misleading
+    monkeypatch.setattr(
+        export.quantize, "signal_to_noise", lambda *_: {"fc1": 1.0, "fc2": 2.0}
+    )  # misleading
     entries = export.export_model(hard_for_int8, "tflite", "int8", out=tmp_path / "e")
     entry = entries["model.int8.tflite"]
     assert not entry["passed"]
@@ -224,16 +265,30 @@ def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path, 
     assert len(names) == 8  # six files, golden.npz, certificate.json
     for name in names:
         if name != "certificate.json":  # which has times
-            assert files.sha256(precise_exports / name) == files.sha256(tmp_path / "again" / name), name
+            assert files.sha256(precise_exports / name) == files.sha256(
+                tmp_path / "again" / name
+            ), name
 
 
 @pytest.mark.slow
 def test_the_same_command_writes_the_same_saved_model(run, tmp_path):
     """TensorFlow numbers its functions within a process: two of them."""
     for folder in ("one", "two"):
-        command = [sys.executable, "-m", "export", "--format", "saved_model", "--model", run.path, "--images", "20"]
+        command = [
+            sys.executable,
+            "-m",
+            "export",
+            "--format",
+            "saved_model",
+            "--model",
+            run.path,
+            "--images",
+            "20",
+        ]
         subprocess.run([*command, "--out", tmp_path / folder], check=True, capture_output=True)
-    assert files.sha256(tmp_path / "one" / "saved_model") == files.sha256(tmp_path / "two" / "saved_model")
+    assert files.sha256(tmp_path / "one" / "saved_model") == files.sha256(
+        tmp_path / "two" / "saved_model"
+    )
 
 
 def planted(run, tmp_path, layer, change):
@@ -262,15 +317,35 @@ def test_numbers_that_no_file_can_hold_are_refused_by_layer(run, tmp_path, comma
         weights[1][:] = 3e38
 
     for layer, change, arguments, message in (
-        ("block2_conv1", put(0, np.nan), ("--format", "tflite"), "Layer block2_conv1 has NaN or infinite"),
+        (
+            "block2_conv1",
+            put(0, np.nan),
+            ("--format", "tflite"),
+            "Layer block2_conv1 has NaN or infinite",
+        ),
         ("fc1", put(1, np.inf), ("--format", "onnx"), "Layer fc1 has NaN or infinite"),
-        ("fc1", put(0, 1e5), ("--precision", "float16"), "Layer fc1 does not fit float16: expected weights"),
-        ("fc2", put(1, 1e5), ("--precision", "float16"), "Layer fc2 does not fit float16: expected weights"),
+        (
+            "fc1",
+            put(0, 1e5),
+            ("--precision", "float16"),
+            "Layer fc1 does not fit float16: expected weights",
+        ),
+        (
+            "fc2",
+            put(1, 1e5),
+            ("--precision", "float16"),
+            "Layer fc2 does not fit float16: expected weights",
+        ),
         ("block2_bn1", enlarged, ("--precision", "all"), "Layer block2_conv1 does not fit float16"),
         ("block3_bn1", endless, ("--precision", "int8"), "gives NaN or infinite numbers"),
     ):
         code, _, err = command(
-            cli, "--model", planted(run, tmp_path, layer, change), "--out", tmp_path / "e", *arguments
+            cli,
+            "--model",
+            planted(run, tmp_path, layer, change),
+            "--out",
+            tmp_path / "e",
+            *arguments,
         )
         assert code == 2, (layer, err)
         assert message in err
@@ -282,20 +357,30 @@ def test_bad_input(run, tmp_path, photos, command):
 
     vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8).save(tmp_path / "bare.keras")
     for arguments, message in (
-        (("--model", tmp_path / "bare.keras", "--precision", "int8"), "give --data digits, tfds:NAME or a folder"),
+        (
+            ("--model", tmp_path / "bare.keras", "--precision", "int8"),
+            "give --data digits, tfds:NAME or a folder",
+        ),
         (("--precision", "int8", "--data", "random"), "give --data digits, tfds:NAME or a folder"),
         (
             ("--precision", "int8", "--calibration", 9),
             "one image for each of 10 classes; received 9: give --calibration 10",
         ),
         (("--calibration", 20), "--calibration is of int8"),
-        (("--precision", "int4"), "Unknown precision 'int4': expected one of float32, float16, int8, all"),
+        (
+            ("--precision", "int4"),
+            "Unknown precision 'int4': expected one of float32, float16, int8, all",
+        ),
         (("--precision", "int8", "--format", "saved_model"), "saved_model has no precision 'int8'"),
         (("--precision", "int8", "--dense"), "Fully convolutional files are float32"),
         (("--precision", "int8", "--opset", 13), "opset must be 14 to 18"),
     ):
         code, _, err = command(
-            cli, "--out", tmp_path / "e", *(() if "--model" in arguments else ("--model", run.path)), *arguments
+            cli,
+            "--out",
+            tmp_path / "e",
+            *(() if "--model" in arguments else ("--model", run.path)),
+            *arguments,
         )
         assert code == 2, arguments
         assert message in err
@@ -303,9 +388,13 @@ def test_bad_input(run, tmp_path, photos, command):
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_a_handful_of_images_is_enough_to_calibrate_on_and_is_counted(count, tmp_path, photos, capsys):
+def test_a_handful_of_images_is_enough_to_calibrate_on_and_is_counted(
+    count, tmp_path, photos, capsys
+):
     vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, seed=0).save(tmp_path / "m.keras")
-    entries = export.export_model(tmp_path / "m.keras", "onnx", "int8", data=str(photos), calibration=count)
+    entries = export.export_model(
+        tmp_path / "m.keras", "onnx", "int8", data=str(photos), calibration=count
+    )
     assert entries["model.int8.onnx"]["calibration"]["images"] == count
     assert f"int8: ranges from {count} training images of 2 classes" in capsys.readouterr().out
 
@@ -344,15 +433,21 @@ def test_calibration_takes_as_many_of_each_class_from_records_and_files(photos):
 
 @pytest.mark.parametrize("opset", [14, 18])
 def test_every_opset_has_every_precision(run, tmp_path, opset):
-    entries = export.export_model(run.path, "onnx", "all", out=tmp_path / "e", opset=opset, images=100)
+    entries = export.export_model(
+        run.path, "onnx", "all", out=tmp_path / "e", opset=opset, images=100
+    )
     assert [entry["passed"] for entry in entries.values()] == [True] * 3
 
 
-@pytest.mark.parametrize(("arch", "shape", "width"), [("C", (64, 96, 1), 0.06), ("A", (32, 32, 3), 0.01)])
+@pytest.mark.parametrize(
+    ("arch", "shape", "width"), [("C", (64, 96, 1), 0.06), ("A", (32, 32, 3), 0.01)]
+)
 def test_other_configurations_keep_their_answers(arch, shape, width, tmp_path, photos, in_process):
     """1 x 1 convolutions, grey, not square; one filter a layer: near Keras' answers at every precision."""
     vggkeras.build(arch, shape, 2, width=width, fc_units=12, seed=0).save(tmp_path / "m.keras")
-    entries = export.export_model(tmp_path / "m.keras", precision="all", data=str(photos), calibration=16)
+    entries = export.export_model(
+        tmp_path / "m.keras", precision="all", data=str(photos), calibration=16
+    )
     assert len(entries) == 7
     for name, entry in entries.items():
         assert entry["passed"], (name, entry["failures"])

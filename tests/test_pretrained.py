@@ -24,10 +24,12 @@ from vggkeras.__main__ import cli
 from vggkeras.errors import InputError
 
 needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed: pip install 'vggkeras[torch]'"
+    importlib.util.find_spec("torch") is None,
+    reason="torch is not installed: pip install 'vggkeras[torch]'",
 )
 needs_hub = pytest.mark.skipif(
-    importlib.util.find_spec("keras_hub") is None, reason="KerasHub is not installed: pip install 'vggkeras[hub]'"
+    importlib.util.find_spec("keras_hub") is None,
+    reason="KerasHub is not installed: pip install 'vggkeras[hub]'",
 )
 NETS = [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")]
 ARCHS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
@@ -58,10 +60,15 @@ def assert_same_scores(model: keras.Model, images: np.ndarray, theirs: np.ndarra
     """Within 1e-4 of the largest, for scores that differ between images and classes; and the probabilities of them."""
     assert theirs.std(axis=0).max() > 1e-3
     assert theirs.std(axis=1).max() > 1e-2
-    np.testing.assert_allclose(scores(model, images), theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
+    np.testing.assert_allclose(
+        scores(model, images), theirs, rtol=0, atol=1e-4 * np.abs(theirs).max()
+    )
     powers = np.exp(theirs - theirs.max(axis=1, keepdims=True))
     np.testing.assert_allclose(
-        model.predict(images, verbose=0), powers / powers.sum(axis=1, keepdims=True), rtol=0, atol=1e-4
+        model.predict(images, verbose=0),
+        powers / powers.sum(axis=1, keepdims=True),
+        rtol=0,
+        atol=1e-4,
     )
 
 
@@ -75,15 +82,24 @@ def shaken(model: keras.Model, seed: int = 1) -> keras.Model:
                 new.append(rng.normal(0, (2 / np.prod(weight.shape[:-1])) ** 0.5, weight.shape))
             else:
                 new.append(
-                    rng.uniform(0.5, 1.5, weight.shape) if "bn" in layer.name else rng.normal(0, 0.1, weight.shape)
+                    rng.uniform(0.5, 1.5, weight.shape)
+                    if "bn" in layer.name
+                    else rng.normal(0, 0.1, weight.shape)
                 )
         if new:
             layer.set_weights(new)
     return model
 
 
-def ours(arch: str = "D", side: int = 64, classes: int = 10, seed: int = 1, **options) -> keras.Model:
-    return shaken(vggkeras.build(arch, (side, side, 3), classes, **{"width": 0.125, "fc_units": 24, **options}), seed)
+def ours(
+    arch: str = "D", side: int = 64, classes: int = 10, seed: int = 1, **options
+) -> keras.Model:
+    return shaken(
+        vggkeras.build(
+            arch, (side, side, 3), classes, **{"width": 0.125, "fc_units": 24, **options}
+        ),
+        seed,
+    )
 
 
 def safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -104,8 +120,12 @@ def state() -> dict[str, np.ndarray]:
     """VGG-11's tensors as torchvision names them, narrow, for 64 px."""
     rng = np.random.default_rng(0)
     found, channels = {}, 3
-    for place, filters in zip((0, 3, 6, 8, 11, 13, 16, 18), (8, 16, 32, 32, 64, 64, 64, 64), strict=True):
-        found[f"features.{place}.weight"] = rng.normal(0, 0.2, (filters, channels, 3, 3)).astype(np.float32)
+    for place, filters in zip(
+        (0, 3, 6, 8, 11, 13, 16, 18), (8, 16, 32, 32, 64, 64, 64, 64), strict=True
+    ):
+        found[f"features.{place}.weight"] = rng.normal(0, 0.2, (filters, channels, 3, 3)).astype(
+            np.float32
+        )
         found[f"features.{place}.bias"] = rng.normal(0, 0.2, filters).astype(np.float32)
         channels = filters
     for place, (o, i) in ((0, (24, 64 * 4)), (3, (24, 24)), (6, (10, 24))):
@@ -130,7 +150,9 @@ def test_a_narrow_twin_gives_the_same_scores_and_comes_back(name, kind, suffix):
     import torch
     import twins
 
-    net = twins.randomised((twins.Torchvision if kind == "torchvision" else twins.Timm)(name, **SMALL))
+    net = twins.randomised(
+        (twins.Torchvision if kind == "torchvision" else twins.Timm)(name, **SMALL)
+    )
     compare(net, name, kind, suffix, 64, torch, twins)
 
 
@@ -141,7 +163,15 @@ def test_a_full_twin_gives_the_same_scores_and_comes_back(name):
     import torch
     import twins
 
-    compare(twins.randomised(twins.Torchvision(name)), name, "torchvision", "safetensors", 224, torch, twins)
+    compare(
+        twins.randomised(twins.Torchvision(name)),
+        name,
+        "torchvision",
+        "safetensors",
+        224,
+        torch,
+        twins,
+    )
 
 
 def compare(net, name, kind, suffix, side, torch, twins) -> None:
@@ -165,7 +195,9 @@ def compare(net, name, kind, suffix, side, torch, twins) -> None:
     np.testing.assert_allclose(asked["mean"], twins.MEAN, rtol=1e-12)
     assert (asked["order"], asked["scale"], asked["std"]) == ("RGB", 1 / 255, list(twins.STD))
     if suffix == "pth":
-        back = {key: value.numpy() for key, value in torch.load("back.pth", weights_only=True).items()}
+        back = {
+            key: value.numpy() for key, value in torch.load("back.pth", weights_only=True).items()
+        }
     else:
         back = safetensors(Path("back.safetensors"))
     assert set(back) == {key for key in before if not key.endswith("num_batches_tracked")}
@@ -215,7 +247,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
 def test_without_torch_a_pth_file_says_what_to_install(monkeypatch):
     Path("net.pth").write_bytes(b"any")
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'vggkeras\[torch\]', or use a \.safetensors"):
+    with pytest.raises(
+        InputError, match=r"pip install 'vggkeras\[torch\]', or use a \.safetensors"
+    ):
         weights.open_source("torchvision:net.pth")
     with pytest.raises(InputError, match="torch, which is not installed"):
         vggkeras.save_weights(ours("A"), "torchvision:out.pth")
@@ -239,7 +273,9 @@ def test_half_precision_and_batches_of_rows(state, monkeypatch):
     spec = write("net.safetensors", {key: value.astype(np.float16) for key, value in state.items()})
     model = vggkeras.pretrained(spec)
     kernel = state["classifier.0.weight"].astype(np.float16).astype(np.float32)
-    expected = kernel.reshape(24, 64, 2, 2).transpose(2, 3, 1, 0).reshape(-1, 24)  # [O, C, H, W] -> [H, W, C, O]
+    expected = (
+        kernel.reshape(24, 64, 2, 2).transpose(2, 3, 1, 0).reshape(-1, 24)
+    )  # [O, C, H, W] -> [H, W, C, O]
     np.testing.assert_array_equal(model.get_layer("fc1").get_weights()[0], expected)
     vggkeras.save_weights(model, "timm:back.safetensors")
     np.testing.assert_array_equal(
@@ -251,16 +287,22 @@ def test_half_precision_and_batches_of_rows(state, monkeypatch):
 
 
 def keras_twin(name: str, side: int = 224, **options) -> keras.Model:
-    return shaken(getattr(keras.applications, name)(weights=None, classifier_activation=None, **options))
+    return shaken(
+        getattr(keras.applications, name)(weights=None, classifier_activation=None, **options)
+    )
 
 
-def narrow_keras_twin(arch: str = "D", side: int = 64, classes: int = 10, top: bool = True) -> keras.Model:
+def narrow_keras_twin(
+    arch: str = "D", side: int = 64, classes: int = 10, top: bool = True
+) -> keras.Model:
     """keras.applications' network with an eighth of its filters: the same layers of the same names."""
     layers, counts = keras.layers, {"D": (2, 2, 3, 3, 3), "E": (2, 2, 4, 4, 4)}[arch]
     x = images = keras.Input((side, side, 3))
     for block, (count, filters) in enumerate(zip(counts, (8, 16, 32, 64, 64), strict=True), 1):
         for i in range(1, count + 1):
-            x = layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv{i}")(x)
+            x = layers.Conv2D(
+                filters, 3, padding="same", activation="relu", name=f"block{block}_conv{i}"
+            )(x)
         x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
     if top:
         x = layers.Flatten(name="flatten")(x)
@@ -271,7 +313,9 @@ def narrow_keras_twin(arch: str = "D", side: int = 64, classes: int = 10, top: b
 
 
 def caffe_scores(net: keras.Model, images: np.ndarray) -> np.ndarray:
-    return net.predict(keras.applications.vgg16.preprocess_input(images.astype(np.float32)), verbose=0)
+    return net.predict(
+        keras.applications.vgg16.preprocess_input(images.astype(np.float32)), verbose=0
+    )
 
 
 def save_legacy(net: keras.Model, path: Path, inside: str = "") -> Path:
@@ -281,7 +325,9 @@ def save_legacy(net: keras.Model, path: Path, inside: str = "") -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file.create_group(inside) if inside else file, net)
+        legacy_h5_format.save_weights_to_hdf5_group(
+            file.create_group(inside) if inside else file, net
+        )
     return path
 
 
@@ -292,7 +338,9 @@ def save_as(net: keras.Model, layout: str) -> str:
     if layout == "model.keras":
         net.save("net.keras")
         return "keras:net.keras"
-    return f"keras:{save_legacy(net, Path('net.h5'), 'model_weights' if layout == 'model.h5' else '')}"
+    return (
+        f"keras:{save_legacy(net, Path('net.h5'), 'model_weights' if layout == 'model.h5' else '')}"
+    )
 
 
 @pytest.mark.parametrize("layout", ["legacy", "model.h5", "keras 3", "model.keras"])
@@ -309,7 +357,12 @@ def test_back_to_keras_bit_for_bit(suffix):
     net = narrow_keras_twin()
     model = vggkeras.pretrained(save_as(net, "keras 3"))
     asked = vggkeras.save_weights(model, f"keras:back{suffix}")
-    assert asked == {"order": "BGR", "scale": 1.0, "mean": [103.939, 116.779, 123.68], "std": [1.0, 1.0, 1.0]}
+    assert asked == {
+        "order": "BGR",
+        "scale": 1.0,
+        "mean": [103.939, 116.779, 123.68],
+        "std": [1.0, 1.0, 1.0],
+    }
     other = narrow_keras_twin()
     for weight in other.weights:
         weight.assign(np.zeros(weight.shape))
@@ -344,8 +397,12 @@ def test_a_file_in_keras_cache_is_found_without_a_network(monkeypatch, tmp_path)
     model = vggkeras.build("D", (64, 64, 3), 10, width=0.125, fc_units=24)
     copied = weights.init_from(model, Path("keras:vgg16"), [str(i) for i in range(10)])
     assert copied["fc2"] == "keras:vgg16 fc2"
-    np.testing.assert_array_equal(model.get_layer("fc2").get_weights()[0], net.get_layer("fc2").get_weights()[0])
-    assert weights.explain(copied, source, model) == ["predictions starts anew: 1000 classes there, 10 here"]
+    np.testing.assert_array_equal(
+        model.get_layer("fc2").get_weights()[0], net.get_layer("fc2").get_weights()[0]
+    )
+    assert weights.explain(copied, source, model) == [
+        "predictions starts anew: 1000 classes there, 10 here"
+    ]
 
 
 def no_network(*_, **__):
@@ -358,7 +415,8 @@ def test_with_neither_cache_nor_network_the_error_says_where_to_put_the_file(mon
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     with pytest.raises(
-        InputError, match=r"download .* and put it at .*home/models/vgg19_weights_tf_dim_ordering_tf_kernels"
+        InputError,
+        match=r"download .* and put it at .*home/models/vgg19_weights_tf_dim_ordering_tf_kernels",
     ):
         weights.open_source("keras:vgg19")
     assert not list((tmp_path / "home" / "models").iterdir())
@@ -370,8 +428,14 @@ def test_a_file_without_top_gives_its_convolutions():
     assert (source.fc_units, source.classes, source.input_shape) == (None, None, (224, 224, 3))
     model = ours()
     copied = weights.init_from(model, source, ["a"] * 10)
-    assert [name for name, origin in copied.items() if origin is None] == ["fc1", "fc2", "predictions"]
-    assert weights.explain(copied, source, model) == ["fc1, fc2, predictions start anew: keras:net.h5 has no FC layers"]
+    assert [name for name, origin in copied.items() if origin is None] == [
+        "fc1",
+        "fc2",
+        "predictions",
+    ]
+    assert weights.explain(copied, source, model) == [
+        "fc1, fc2, predictions start anew: keras:net.h5 has no FC layers"
+    ]
     before = model.get_layer("fc1").get_weights()[0]
     with pytest.raises(InputError, match=r"has no fc1, fc2, predictions: pass head=False"):
         vggkeras.load_weights(model, source)
@@ -397,7 +461,9 @@ def test_a_preset_of_kerashub_gives_the_same_scores(pooling, preprocessor):
     import keras_hub
 
     grid = 7 if pooling == "avg" else 2
-    backbone = keras_hub.models.VGGBackbone([1, 1, 2, 2, 2], [8, 16, 32, 64, 64], image_shape=(32 * grid, 32 * grid, 3))
+    backbone = keras_hub.models.VGGBackbone(
+        [1, 1, 2, 2, 2], [8, 16, 32, 64, 64], image_shape=(32 * grid, 32 * grid, 3)
+    )
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     if preprocessor:
         mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.25, 0.2, 0.125])
@@ -407,7 +473,9 @@ def test_a_preset_of_kerashub_gives_the_same_scores(pooling, preprocessor):
     net = keras_hub.models.VGGImageClassifier(
         backbone,
         10,
-        keras_hub.models.VGGImageClassifierPreprocessor(image_converter=converter) if preprocessor else None,
+        keras_hub.models.VGGImageClassifierPreprocessor(image_converter=converter)
+        if preprocessor
+        else None,
         pooling=pooling,
         pooling_hidden_dim=24,
     )
@@ -437,24 +505,39 @@ def test_every_weight_is_filled_and_traced_answers_are_made_anew(state):
     assert model.get_layer("mean_rgb").mean == (255 * 0.485, 255 * 0.456, 255 * 0.406)
     after = model.predict(images, verbose=0)
     assert np.abs(after - before).max() > 1e-3
-    np.testing.assert_allclose(after, vggkeras.pretrained(spec).predict(images, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(
+        after, vggkeras.pretrained(spec).predict(images, verbose=0), atol=1e-6
+    )
 
 
 def test_head_false_keeps_the_last_layer(state):
     model = ours("A", classes=3)
     before = model.get_layer("predictions").get_weights()[0]
-    assert "predictions" not in vggkeras.load_weights(model, write("net.safetensors", state), head=False)
+    assert "predictions" not in vggkeras.load_weights(
+        model, write("net.safetensors", state), head=False
+    )
     np.testing.assert_array_equal(model.get_layer("predictions").get_weights()[0], before)
-    np.testing.assert_array_equal(model.get_layer("fc2").get_weights()[1], state["classifier.3.bias"])
+    np.testing.assert_array_equal(
+        model.get_layer("fc2").get_weights()[1], state["classifier.3.bias"]
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arch": "A", "classes": 3}, r"has 10 classes and the model 3: build it with classes=10, or pass head=False"),
-        ({"arch": "D"}, r"is vgg_a and the model vgg_d: 5 layers of the model are not in it, first block1_conv2"),
+        (
+            {"arch": "A", "classes": 3},
+            r"has 10 classes and the model 3: build it with classes=10, or pass head=False",
+        ),
+        (
+            {"arch": "D"},
+            r"is vgg_a and the model vgg_d: 5 layers of the model are not in it, first block1_conv2",
+        ),
         ({"arch": "A-LRN"}, "local response normalisation"),
-        ({"arch": "A", "batch_norm": True}, "8 layers of the model are not in it, first block1_bn1"),
+        (
+            {"arch": "A", "batch_norm": True},
+            "8 layers of the model are not in it, first block1_bn1",
+        ),
         ({"arch": "A", "side": 96}, r"layer fc1 has shapes \[\(256, 24\), \(24,\)\] there"),
     ],
 )
@@ -496,7 +579,11 @@ def test_a_wrong_shape_is_named(state, name, shape, expected):
 
 @pytest.mark.parametrize(
     ("kind", "kept"),
-    [(kind, kept) for kind in ("safetensors", "h5", "weights.h5", "keras") for kept in (0, 0.3, 0.99)]
+    [
+        (kind, kept)
+        for kind in ("safetensors", "h5", "weights.h5", "keras")
+        for kept in (0, 0.3, 0.99)
+    ]
     + [("pth", 0.99)],
 )
 def test_a_file_that_is_cut_short_is_damaged(state, kind, kept):
@@ -505,7 +592,9 @@ def test_a_file_that_is_cut_short_is_damaged(state, kind, kept):
     if kind == "safetensors":
         write(str(path), state)
     elif kind == "pth":
-        torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'vggkeras[torch]'")
+        torch = pytest.importorskip(
+            "torch", reason="torch is not installed: pip install 'vggkeras[torch]'"
+        )
         torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
     elif kind == "keras":
         models.save_model(ours(), path, {})
@@ -551,8 +640,12 @@ def test_what_another_library_has_not_is_refused(arch, options, destination, mes
 
 
 def test_another_mean_is_warned_of():
-    with pytest.warns(UserWarning, match=r"its reader must use mean 0\.039216, 0\.078431, 0\.11765 \(RGB\)"):
-        asked = vggkeras.save_weights(ours("A", mean_rgb=(10, 20, 30)), "torchvision:out.safetensors")
+    with pytest.warns(
+        UserWarning, match=r"its reader must use mean 0\.039216, 0\.078431, 0\.11765 \(RGB\)"
+    ):
+        asked = vggkeras.save_weights(
+            ours("A", mean_rgb=(10, 20, 30)), "torchvision:out.safetensors"
+        )
     np.testing.assert_allclose(asked["mean"], [10 / 255, 20 / 255, 30 / 255])
 
 

@@ -58,13 +58,27 @@ def speed_of(file: str, p50: float = 2.0, rate: float = 400.0) -> dict:
         "cold_start_s": 0.75,
         "peak_memory_mib": 66.4,
         "bytes": 12345,
-        "single_stream": {"queries": 1234, "p50_ms": p50, "p90_ms": 2 * p50, "p99_ms": 3 * p50, **ratios},
+        "single_stream": {
+            "queries": 1234,
+            "p50_ms": p50,
+            "p90_ms": 2 * p50,
+            "p99_ms": 3 * p50,
+            **ratios,
+        },
         "offline": {"images_per_second": rate, **ratios},
     }
 
 
 def speeds(*rows: dict, **changed) -> dict:
-    settings = {"official": False, "rounds": 2, "processor": "CPU", "cores": 2, "gpu": None, "loadgen": "6", "batch": 8}
+    settings = {
+        "official": False,
+        "rounds": 2,
+        "processor": "CPU",
+        "cores": 2,
+        "gpu": None,
+        "loadgen": "6",
+        "batch": 8,
+    }
     return {"settings": {**settings, **changed}, "rows": list(rows)}
 
 
@@ -74,7 +88,9 @@ def page(run, exports, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     clf, data = runtimes.load(exports / "model.onnx"), datasets.load_data("digits")
     split = data.split("validation")
-    rows = evaluate.evaluate([clf, clf], split, data.class_names, ("center", "multicrop"), mirrors=False, grid=2)
+    rows = evaluate.evaluate(
+        [clf, clf], split, data.class_names, ("center", "multicrop"), mirrors=False, grid=2
+    )
     about = {"data": "digits", "split": "validation", "skipped": []}
     records = evaluate.records(rows, [None] * len(rows), split.image_name, about)
     (folder / "multicrop.json").write_text(json.dumps(records))
@@ -95,7 +111,11 @@ def rows(run):
     """What evaluate says of the trained network."""
     data = datasets.load_data("digits")
     return evaluate.evaluate(
-        runtimes.load(run.path), data.split("validation"), data.class_names, ("center", "dense"), mirrors=False
+        runtimes.load(run.path),
+        data.split("validation"),
+        data.class_names,
+        ("center", "dense"),
+        mirrors=False,
     )
 
 
@@ -109,19 +129,38 @@ def table_rows(page: Path, section: str) -> list[list[str]]:
     """Cells of the body of a section's first table."""
     text = page.read_text(encoding="utf-8")
     text = text[text.index(f'<section id="{section}">') :]
-    rows = re.findall(r"<tr>(.*?)</tr>", text[text.index("<tbody>") : text.index("</table>")], re.DOTALL)
+    rows = re.findall(
+        r"<tr>(.*?)</tr>", text[text.index("<tbody>") : text.index("</table>")], re.DOTALL
+    )
     cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
-    return [[" ".join(html.unescape(re.sub(r"<[^>]*>", "", cell)).split()) for cell in row] for row in cells]
+    return [
+        [" ".join(html.unescape(re.sub(r"<[^>]*>", "", cell)).split()) for cell in row]
+        for row in cells
+    ]
 
 
 def test_the_command_gives_the_recipe_back(page, run, recipe, monkeypatch, command):
-    told = html.unescape(re.sub("<[^>]*>", "", re.search(r"<pre>(.*?)</pre>", page.read_text(), re.DOTALL)[1]))
-    others = {"flip": False, "skip_unreadable": True, "scale": "40:48", "data": "a folder", "learning_rate": 1e-5}
+    told = html.unescape(
+        re.sub("<[^>]*>", "", re.search(r"<pre>(.*?)</pre>", page.read_text(), re.DOTALL)[1])
+    )
+    others = {
+        "flip": False,
+        "skip_unreadable": True,
+        "scale": "40:48",
+        "data": "a folder",
+        "learning_rate": 1e-5,
+    }
     other = dataclasses.replace(recipe, init_from=Path("runs/it's one"), image_size=40, **others)
-    other_json = {**dataclasses.asdict(other), "out": str(other.out), "init_from": str(other.init_from)}
+    other_json = {
+        **dataclasses.asdict(other),
+        "out": str(other.out),
+        "init_from": str(other.init_from),
+    }
     parsed = []
     monkeypatch.setattr(
-        importlib.import_module("vggkeras.train"), "train", lambda recipe, *_, **__: parsed.append(recipe)
+        importlib.import_module("vggkeras.train"),
+        "train",
+        lambda recipe, *_, **__: parsed.append(recipe),
     )
     for line in (told, " ".join(report._command(other_json))):
         assert line.startswith("python -m vggkeras train --arch A-LRN --data ")
@@ -135,7 +174,10 @@ def test_the_figures_are_those_of_evaluate(page, rows, exports):
     first, dense = rows
     told = text_of(page)
     low, high = evaluate.wilson(first.correct, first.images)
-    assert f"{first.accuracy:.2%} top-1 accuracy by the central crop: {first.correct} of {first.images}" in told
+    assert (
+        f"{first.accuracy:.2%} top-1 accuracy by the central crop: {first.correct} of {first.images}"
+        in told
+    )
     assert f"95% interval {100 * low:.2f} to {100 * high:.2f}%" in told
     assert f"{first.calibration_error():.3f} expected calibration error" in told
     shown = [row for row in table_rows(page, "errors") if len(row) > 1]
@@ -144,7 +186,11 @@ def test_the_figures_are_those_of_evaluate(page, rows, exports):
         assert cells[1] == row.protocol
         assert cells[3] == evaluate.with_interval(row.images - row.correct, row.images)
         assert cells[4] == evaluate.with_interval(row.images - row.correct5, row.images)
-    assert shown[1][7:10] == [str(len(compared.gained)), str(len(compared.lost)), f"{compared.p:.2g}"]
+    assert shown[1][7:10] == [
+        str(len(compared.gained)),
+        str(len(compared.lost)),
+        f"{compared.p:.2g}",
+    ]
     matrix = [[int(cell) for cell in row[1:]] for row in table_rows(page, "classes")]
     assert matrix == first.confusion_matrix().tolist()
     for recall, images in zip(first.recalls(), first.confusion_matrix().sum(axis=1), strict=True):
@@ -166,7 +212,11 @@ def test_another_evaluation_is_a_group_of_its_own(page):
     assert shown[3] == ["multicrop.json: digits, validation"]
     for number, (record, cells) in enumerate(zip(records, shown[4:], strict=True)):
         wrong = record["images"] - record["correct"]
-        assert cells[1:4] == [record["protocol"], "37", evaluate.with_interval(wrong, record["images"])]
+        assert cells[1:4] == [
+            record["protocol"],
+            "37",
+            evaluate.with_interval(wrong, record["images"]),
+        ]
         against = record["against"][0]["mcnemar_p"] if number else None
         assert cells[9] == (DASH if against is None else f"{against:.2g}")
 
@@ -174,7 +224,18 @@ def test_another_evaluation_is_a_group_of_its_own(page):
 def test_a_benchmark_is_bars_and_rows(page):
     shared = ["1,234", "0.75", "66", "12,345", "litert 2.3.0, cpu, 2 threads"]
     first, second = table_rows(page, "speed")
-    assert first == ["run", "float32", "2.00", "0.50", "4.00", "6.00", shared[0], "400.0", "0.50", *shared[1:]]
+    assert first == [
+        "run",
+        "float32",
+        "2.00",
+        "0.50",
+        "4.00",
+        "6.00",
+        shared[0],
+        "400.0",
+        "0.50",
+        *shared[1:],
+    ]
     spread = "0.50 [0.25, 1.50]"
     assert second == [
         "model.int8.tflite",
@@ -195,7 +256,10 @@ def test_a_benchmark_is_bars_and_rows(page):
     bars = re.findall(r'<svg class="plot".*?</svg>', section, re.DOTALL)
     assert len(bars) == 4
     labels = [re.findall(r"<text[^>]*>([^<]*:[^<]*)</text>", bar) for bar in bars]
-    assert labels[:2] == [["run: 2", "model.int8.tflite, int8: 1.25"], ["run: 400", "model.int8.tflite, int8: 1600"]]
+    assert labels[:2] == [
+        ["run: 2", "model.int8.tflite, int8: 1.25"],
+        ["run: 400", "model.int8.tflite, int8: 1600"],
+    ]
     assert labels[2] == ["$a$&lt;b&gt;.onnx: 2"]
     assert "#0101" not in section  # no stand-in is left
     assert "fill: #000000" not in section  # which dark paper would hide
@@ -208,14 +272,19 @@ def test_the_mistakes_are_the_surest_ones(page, rows, tmp_path):
     shown = []
     for written, first in ((page, rows[0]), (report.report(beginner), row)):
         wrong = [i for i in np.argsort(-first.confidences, kind="stable") if not first.right[i]]
-        figures = re.findall(r'<figure class="mistake">.*?</figure>', written.read_text(), re.DOTALL)
+        figures = re.findall(
+            r'<figure class="mistake">.*?</figure>', written.read_text(), re.DOTALL
+        )
         assert len(figures) == min(24, len(wrong))
         for figure, i in zip(figures, wrong, strict=False):
             expected = f"{first.class_names[first.predictions[i]]} {first.confidences[i]:.2%} is {first.labels[i]}"
             told = " ".join(re.sub("<[^>]*>", " ", figure).split())
             assert told == f"{expected} validation[{first.indices[i]}]"
             assert 'src="data:image/jpeg;base64,' in figure
-            assert f'alt="validation[{first.indices[i]}]: labelled {first.labels[i]}, answered' in figure
+            assert (
+                f'alt="validation[{first.indices[i]}]: labelled {first.labels[i]}, answered'
+                in figure
+            )
         shown.append(len(figures))
     assert shown[0] > 0
     assert shown[1] == 24
@@ -223,7 +292,14 @@ def test_the_mistakes_are_the_surest_ones(page, rows, tmp_path):
 
 def test_the_curves_mark_drops_and_the_best_epoch(run):
     history = [
-        {"epoch": e, "loss": 1, "accuracy": 0.5, "val_loss": 1, "val_accuracy": a, "learning_rate": rate}
+        {
+            "epoch": e,
+            "loss": 1,
+            "accuracy": 0.5,
+            "val_loss": 1,
+            "val_accuracy": a,
+            "learning_rate": rate,
+        }
         for e, a, rate in ((1, 0.5, 0.1), (2, 0.6, 0.1), (3, 0.6, 0.01), (4, 0.4, 0.001))
     ]
     source = dataclasses.replace(report._source(run.path), history=history)
@@ -254,7 +330,10 @@ def test_nothing_of_the_page_is_elsewhere_and_nothing_runs(page):
     assert len(set(ids)) == len(ids)
     for target in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', text):
         assert "".join(target) in ids
-    assert set(re.findall(r'src="(data:image/[a-z]*)', text)) == {"data:image/jpeg", "data:image/png"}
+    assert set(re.findall(r'src="(data:image/[a-z]*)', text)) == {
+        "data:image/jpeg",
+        "data:image/png",
+    }
     assert all(re.search(r'alt="[^"]', image) for image in re.findall(r"<img[^>]*>", text))
 
 
@@ -272,7 +351,9 @@ def test_grad_cam_weighs_the_maps_by_the_gradient_of_the_score():
     (a,) = np.asarray(keras.Model(network.input, maps)(image[None], training=False))  # [4, 4, C]
     shifts = 0.001 * np.eye(a.shape[-1])[:, None, None]
     head = keras.Model(maps, last.input)
-    up, down = (np.asarray(head(a + sign * shifts, training=False)) @ kernel + bias for sign in (1, -1))  # [C, 5]
+    up, down = (
+        np.asarray(head(a + sign * shifts, training=False)) @ kernel + bias for sign in (1, -1)
+    )  # [C, 5]
     weights = (up - down) / 0.002 / 16
     found = report.grad_cam(network, np.stack([image] * 5), range(5))
     assert found.shape == (5, 4, 4)
@@ -286,8 +367,12 @@ def test_names_that_would_be_markup_are_text(tmp_path):
     for split, count in (("train", 2), ("val", 4)):
         for c, name in enumerate((BREAKING, "b&b")):
             write_photos(tmp_path / "photos" / split / name, count, 10 * c)
-    (tmp_path / "photos" / "val" / "b&b" / "000.jpg").rename(tmp_path / "photos" / "val" / "b&b" / '"><img src=x>.jpg')
-    run = bare_run(tmp_path / "run", sorted((BREAKING, "b&b")), str(tmp_path / "photos"), scale="40")
+    (tmp_path / "photos" / "val" / "b&b" / "000.jpg").rename(
+        tmp_path / "photos" / "val" / "b&b" / '"><img src=x>.jpg'
+    )
+    run = bare_run(
+        tmp_path / "run", sorted((BREAKING, "b&b")), str(tmp_path / "photos"), scale="40"
+    )
     text = report.report(run).read_text()
     assert "<script" not in text
     assert "<img src=x" not in text
@@ -323,7 +408,10 @@ def test_a_run_without_a_model_has_its_curves_alone(run, tmp_path, command):
     assert command(cli, "report", "run")[0] == 0
     text = (tmp_path / "run" / "report.html").read_text()
     told = text_of(tmp_path / "run" / "report.html")
-    assert "This run is not finished: it has done 6 of 6 epochs. It has no model.keras, so only its curves" in told
+    assert (
+        "This run is not finished: it has done 6 of 6 epochs. It has no model.keras, so only its curves"
+        in told
+    )
     assert f"{run.metadata['metrics']['val_accuracy']:.2%} best validation accuracy so far" in told
     assert text.count("<svg") == 3
     assert 'id="mistakes"' not in text
@@ -338,7 +426,10 @@ def test_an_export_has_a_row_a_file(exports, command, rows):
     assert all(row[1] == "center" for row in table_rows(page, "errors"))
     assert len(table_rows(page, "artifacts")) == len(certificate)
     first = rows[0]
-    assert f"{first.accuracy:.2%} top-1 accuracy by the central crop: {first.correct} of" in text_of(page)
+    assert (
+        f"{first.accuracy:.2%} top-1 accuracy by the central crop: {first.correct} of"
+        in text_of(page)
+    )
     assert "python -m vggkeras train --arch A-LRN" in text_of(page)
     assert 'id="looks"' not in page.read_text()  # that is of Keras models
 
@@ -348,7 +439,11 @@ def test_artifacts_that_failed_are_gone_or_changed_are_told(exports, tmp_path):
     folder.mkdir()
     shutil.copy(exports / "model.onnx", folder)
     certificate = json.loads((exports / "certificate.json").read_text())
-    certificate["model.tflite"] |= {"passed": False, "failures": ["values: largest error 1"], "max_abs_error": None}
+    certificate["model.tflite"] |= {
+        "passed": False,
+        "failures": ["values: largest error 1"],
+        "max_abs_error": None,
+    }
     certificate["model.onnx"] |= {"sha256": "0" * 64, "milliseconds": 1.234}
     (folder / "certificate.json").write_text(json.dumps(certificate))
     page = report.report(folder)
@@ -363,7 +458,9 @@ def test_artifacts_that_failed_are_gone_or_changed_are_told(exports, tmp_path):
 
 
 def test_a_report_goes_on_without_unreadable_images_when_asked(command, photos, tmp_path):
-    recipe = vggkeras.Recipe("A", str(photos), tmp_path / "r", 32, width=0.02, fc_units=4, epochs=1, batch_size=8)
+    recipe = vggkeras.Recipe(
+        "A", str(photos), tmp_path / "r", 32, width=0.02, fc_units=4, epochs=1, batch_size=8
+    )
     vggkeras.train(recipe)
     cut = photos / "val" / "cat" / "001.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
@@ -379,7 +476,9 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, run, expor
         folder = tmp_path / name
         folder.mkdir()
         for file in ("run.json", "history.csv"):
-            (folder / file).write_text(changed.get(file.split(".")[0], (run.path / file).read_text()))
+            (folder / file).write_text(
+                changed.get(file.split(".")[0], (run.path / file).read_text())
+            )
         shutil.copy(run.path / "model.keras", folder)
         return folder
 
@@ -417,16 +516,25 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, run, expor
         (["none-export"], "names no artifact"),
         ([copy("h", history=header + "1,2,3")], "a row is cut short"),
         ([run.path, "--evaluation", "no.json"], "No evaluation at no.json"),
-        ([run.path, "--evaluation", "no-rows.json"], "no-rows.json is no evaluation, a list of rows"),
+        (
+            [run.path, "--evaluation", "no-rows.json"],
+            "no-rows.json is no evaluation, a list of rows",
+        ),
         ([run.path, "--evaluation", "many.json"], "a row has more right answers than images"),
         ([run.path, "--evaluation", "text.json"], "text.json is no evaluation"),
         ([run.path, "--evaluation", "other.json"], "evaluate --json FILE` writes"),
-        ([run.path, "--evaluation", exports / "certificate.json"], "certificate.json is no evaluation"),
+        (
+            [run.path, "--evaluation", exports / "certificate.json"],
+            "certificate.json is no evaluation",
+        ),
         ([run.path, "--benchmark", "no.json"], "No benchmark at no.json"),
         ([run.path, "--benchmark", "text.json"], "text.json is no benchmark"),
         ([run.path, "--benchmark", "no-rows.json"], "no-rows.json is no benchmark"),
         ([run.path, "--benchmark", "no-speed.json"], "export.benchmark --json FILE` writes"),
-        ([run.path, "--benchmark", "half.json"], "half.json is no benchmark (KeyError: 'single_stream')"),
+        (
+            [run.path, "--benchmark", "half.json"],
+            "half.json is no benchmark (KeyError: 'single_stream')",
+        ),
         ([run.path, "--benchmark", "nan.json"], "a figure of a.onnx is not a number above 0"),
         ([run.path, "--out", "empty"], "empty is a folder"),
         ([run.path, "--out", "file/page.html"], "a file, not a folder"),
@@ -455,7 +563,9 @@ def test_another_backend_is_refused(run, monkeypatch):
 def browser():
     """Chromium of the system."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         pytest.skip("no Chromium here")
     with playwright.sync_playwright() as started:
@@ -467,7 +577,10 @@ def browser():
 def test_it_opens_in_a_browser(page, browser, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     tab, said, asked = context.new_page(), [], []
-    tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on(
+        "console",
+        lambda message: said.append(message.text) if message.type in ("error", "warning") else None,
+    )
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(page.as_uri())

@@ -30,7 +30,9 @@ TESTS = Path(__file__).parent
 def start_trials(photos: Path, out: Path, trials: list[str]) -> subprocess.Popen:
     command = [sys.executable, str(TESTS / "kill_trials.py"), str(photos), str(out), *trials]
     environment = os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(TESTS.parent)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def results(process: subprocess.Popen) -> list[dict]:
@@ -63,7 +65,9 @@ def test_a_run_killed_while_it_trains_or_saves_ends_as_if_it_had_not_been(tmp_pa
 def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_had_not_been(tmp_path, photos):
     moments = random.Random(20)
     found = check_kills(photos, tmp_path, [f"{moments.random():.4f}" for _ in range(20)])
-    assert sum(result["killed"] for result in found) >= 12  # the others came after the end: forks take turns
+    assert (
+        sum(result["killed"] for result in found) >= 12
+    )  # the others came after the end: forks take turns
 
 
 class Cut(Exception):
@@ -77,7 +81,9 @@ def whole(tmp_path_factory):
     for split, count in (("train", 8), ("val", 4)):
         for c, name in enumerate(("cat", "dog")):
             write_photos(folder / "photos" / split / name, count, 100 * c)
-    recipe = tiny(folder / "whole", data=str(folder / "photos"), epochs=3, dropout=0.3, batch_size=4)
+    recipe = tiny(
+        folder / "whole", data=str(folder / "photos"), epochs=3, dropout=0.3, batch_size=4
+    )
     return recipe, train(recipe)
 
 
@@ -105,7 +111,10 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, recipe, steps: int) -> None:
 
 def assert_same_end(run, other) -> None:
     assert history(run.path) == history(other.path)
-    assert all(run.metadata[key] == other.metadata[key] for key in ("metrics", "best_epoch", "epochs_trained"))
+    assert all(
+        run.metadata[key] == other.metadata[key]
+        for key in ("metrics", "best_epoch", "epochs_trained")
+    )
     for a, b in zip(run.model.get_weights(), other.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     (a, _, _), (b, _, _) = (checkpoints.load(path / "resume") for path in (run.path, other.path))
@@ -113,7 +122,9 @@ def assert_same_end(run, other) -> None:
 
 
 @pytest.mark.parametrize("at", ["batch", "epoch"])
-def test_ctrl_c_and_sigterm_stop_after_the_step_with_a_checkpoint(tmp_path, whole, monkeypatch, capsys, at):
+def test_ctrl_c_and_sigterm_stop_after_the_step_with_a_checkpoint(
+    tmp_path, whole, monkeypatch, capsys, at
+):
     recipe, run = whole
     cut = dataclasses.replace(recipe, out=tmp_path / "cut")
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 1e9)
@@ -140,7 +151,9 @@ def test_ctrl_c_and_sigterm_stop_after_the_step_with_a_checkpoint(tmp_path, whol
     assert_same_end(run, resumed)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path, whole, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
+    tmp_path, whole, monkeypatch, capsys
+):
     recipe, run = whole
     cut = dataclasses.replace(recipe, out=tmp_path / "cut")
     cut_at(monkeypatch, cut, 7)
@@ -176,7 +189,9 @@ def test_resume_refuses_what_is_not_the_same_run(tmp_path, whole, monkeypatch):
     cut_at(monkeypatch, cut, 5)
     with pytest.raises(InputError, match="holds a run already: go on with it with --resume"):
         train(cut)
-    with pytest.raises(InputError, match=r"learning_rate was 0\.01 and is 0\.02; seed was 0 and is 1: give what"):
+    with pytest.raises(
+        InputError, match=r"learning_rate was 0\.01 and is 0\.02; seed was 0 and is 1: give what"
+    ):
         train(dataclasses.replace(cut, learning_rate=0.02, seed=1), resume=True)
     lost = Path(recipe.data) / "train" / "cat" / "000.jpg"
     content = lost.read_bytes()
@@ -214,7 +229,9 @@ def test_a_run_another_process_trains_is_left_alone(tmp_path, whole, monkeypatch
     cut_at(monkeypatch, cut, 5)
     metadata = json.loads((cut.out / "run.json").read_text())
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    (cut.out / "run.json").write_text(json.dumps(metadata | {"status": "training", "process": other.pid}))
+    (cut.out / "run.json").write_text(
+        json.dumps(metadata | {"status": "training", "process": other.pid})
+    )
     with pytest.raises(InputError, match=f"is being trained by process {other.pid}"):
         train(cut, resume=True)
     other.communicate()
@@ -265,7 +282,9 @@ assert "jax" in run.metadata["versions"]
 
 def test_a_run_on_jax_is_resumed_as_exactly(tmp_path, photos):
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(TESTS.parent)}
-    subprocess.run([sys.executable, "-c", ON_JAX, photos, tmp_path, TESTS], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", ON_JAX, photos, tmp_path, TESTS], check=True, env=environment
+    )
 
 
 ON_TWO_DEVICES = """
@@ -283,19 +302,33 @@ on_devices(sys.argv[1], Path(sys.argv[2]))
 
 def on_devices(photos: str, out: Path):
     """Twenty steps without what is drawn a device: dropout; and without batch norm, whose batch is a device's."""
-    changes = {"epochs": 5, "dropout": 0.0, "batch_norm": False, "learning_rate": 0.5, "patience": 9}
+    changes = {
+        "epochs": 5,
+        "dropout": 0.0,
+        "batch_norm": False,
+        "learning_rate": 0.5,
+        "patience": 9,
+    }
     return train(tiny(out, data=photos, **changes))
 
 
 def test_two_devices_train_as_one(tmp_path, photos, capsys):
-    (photos / "val" / "cat" / "000.jpg").unlink()  # seven: a last batch that cannot be shared out evenly
+    (
+        photos / "val" / "cat" / "000.jpg"
+    ).unlink()  # seven: a last batch that cannot be shared out evenly
     one = on_devices(str(photos), tmp_path / "one")
     command = [sys.executable, "-c", ON_TWO_DEVICES, photos, tmp_path / "two", TESTS]
     environment = os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONPATH": str(TESTS.parent)}
-    told = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    told = subprocess.run(
+        command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout
     assert "with 2 devices" in told
-    (a, state, _), (b, _, _) = (checkpoints.load(path / "resume") for path in (one.path, tmp_path / "two"))
+    (a, state, _), (b, _, _) = (
+        checkpoints.load(path / "resume") for path in (one.path, tmp_path / "two")
+    )
     assert state["epoch"] * 4 == 20
     assert max(np.abs(x.astype(float) - y).max() for x, y in zip(a, b, strict=True)) < 1e-5
     for row, other in zip(history(one.path), history(tmp_path / "two"), strict=True):
-        assert {k: float(v) for k, v in row.items()} == pytest.approx({k: float(v) for k, v in other.items()}, abs=1e-4)
+        assert {k: float(v) for k, v in row.items()} == pytest.approx(
+            {k: float(v) for k, v in other.items()}, abs=1e-4
+        )

@@ -27,7 +27,9 @@ FILES = ("saved_model", "model.onnx", "model.tflite")
 
 @pytest.fixture(scope="module")
 def predictors(run, exports):
-    return {name: vggkeras.load(exports / name) for name in FILES} | {"model.keras": vggkeras.load(run.path)}
+    return {name: vggkeras.load(exports / name) for name in FILES} | {
+        "model.keras": vggkeras.load(run.path)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,9 @@ def test_evaluation_counts_every_image_once(predictors):
     p = predictors["model.keras"](crops)
     assert result.images == 100
     assert result.correct == (p.argmax(axis=1) == labels).sum()
-    assert result.correct5 == sum(label in np.argsort(-row)[:5] for row, label in zip(p, labels, strict=True))
+    assert result.correct5 == sum(
+        label in np.argsort(-row)[:5] for row, label in zip(p, labels, strict=True)
+    )
 
 
 def test_data_of_other_classes_is_refused(predictors, photos):
@@ -188,7 +192,9 @@ def pretend(monkeypatch):
             asked["devices"].append(device)
             return real_bound(session, "cpu")
 
-        monkeypatch.setattr(ort, "get_available_providers", lambda: list(runtimes.ONNX_PROVIDERS.values()))
+        monkeypatch.setattr(
+            ort, "get_available_providers", lambda: list(runtimes.ONNX_PROVIDERS.values())
+        )
         monkeypatch.setattr(ort, "preload_dlls", preload)
         monkeypatch.setattr(ort, "InferenceSession", session)
         monkeypatch.setattr(runtimes, "bound", bound)
@@ -199,7 +205,9 @@ def pretend(monkeypatch):
 
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
-ON_CPU = "This session contains nodes, but fallback to CPU EP has been explicitly disabled by the user."
+ON_CPU = (
+    "This session contains nodes, but fallback to CPU EP has been explicitly disabled by the user."
+)
 
 
 def test_cuda_is_asked_for_strictly(pretend, monkeypatch, exports, predictors, pictures, capfd):
@@ -237,7 +245,9 @@ def test_tensorrt_leaves_to_cuda_and_not_to_the_cpu(pretend, monkeypatch, export
     with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=0 forbids it"):
         vggkeras.load(exports / "model.onnx", provider="tensorrt", tf32=True)
     monkeypatch.delenv(runtimes.TF32_OVERRIDE)
-    with pytest.raises(InputError, match=r"tensorrt computes in TF32 unless .* NVIDIA_TF32_OVERRIDE=0"):
+    with pytest.raises(
+        InputError, match=r"tensorrt computes in TF32 unless .* NVIDIA_TF32_OVERRIDE=0"
+    ):
         vggkeras.load(exports / "model.onnx", provider="tensorrt")
     assert vggkeras.load(exports / "model.onnx", provider="tensorrt", tf32=True).tf32
 
@@ -245,8 +255,16 @@ def test_tensorrt_leaves_to_cuda_and_not_to_the_cpu(pretend, monkeypatch, export
 @pytest.mark.parametrize(
     ("provider", "fake", "message"),
     [
-        ("cuda", {}, r"did not load CUDAExecutionProvider: it gives no reason\. Needed: pip install 'vggkeras\[gpu\]'"),
-        ("tensorrt", {"has": [CUDA, "CPUExecutionProvider"]}, "did not load TensorrtExecutionProvider.*tensorrt-cu13"),
+        (
+            "cuda",
+            {},
+            r"did not load CUDAExecutionProvider: it gives no reason\. Needed: pip install 'vggkeras\[gpu\]'",
+        ),
+        (
+            "tensorrt",
+            {"has": [CUDA, "CPUExecutionProvider"]},
+            "did not load TensorrtExecutionProvider.*tensorrt-cu13",
+        ),
         (
             "cuda",
             {
@@ -257,12 +275,19 @@ def test_tensorrt_leaves_to_cuda_and_not_to_the_cpu(pretend, monkeypatch, export
         ),
         (
             "cuda",
-            {"said": "with error: libcuda.so.1: cannot open shared object file: No such", "error": Exception(ON_CPU)},
+            {
+                "said": "with error: libcuda.so.1: cannot open shared object file: No such",
+                "error": Exception(ON_CPU),
+            },
             r"libcuda\.so\.1 \(the NVIDIA driver\) is missing",
         ),
         (
             "cuda",
-            {"error": RuntimeError("x.cc:9 CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; expr=y")},
+            {
+                "error": RuntimeError(
+                    "x.cc:9 CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; expr=y"
+                )
+            },
             r"CUDAExecutionProvider: CUDA failure 100: no CUDA-capable device is detected\. Needed",
         ),
         (
@@ -271,11 +296,21 @@ def test_tensorrt_leaves_to_cuda_and_not_to_the_cpu(pretend, monkeypatch, export
             r"Failed to create CUDAExec.*cuDNN 9",
         ),
         ("cuda", {"error": Exception(ON_CPU)}, r"a part of .*model\.onnx would run on the CPU"),
-        ("cuda", {"error": Exception("bad model")}, r"cannot be loaded by ONNX Runtime \(bad model\)"),
-        ("cpu", {"error": Exception("bad model")}, r"cannot be loaded by ONNX Runtime \(bad model\)"),
+        (
+            "cuda",
+            {"error": Exception("bad model")},
+            r"cannot be loaded by ONNX Runtime \(bad model\)",
+        ),
+        (
+            "cpu",
+            {"error": Exception("bad model")},
+            r"cannot be loaded by ONNX Runtime \(bad model\)",
+        ),
     ],
 )
-def test_a_provider_that_does_not_load_is_refused_with_the_reason(pretend, exports, capfd, provider, fake, message):
+def test_a_provider_that_does_not_load_is_refused_with_the_reason(
+    pretend, exports, capfd, provider, fake, message
+):
     pretend(**fake)
     with pytest.raises(InputError, match=message):
         vggkeras.load(exports / "model.onnx", provider=provider)
@@ -284,12 +319,22 @@ def test_a_provider_that_does_not_load_is_refused_with_the_reason(pretend, expor
 
 def test_a_provider_that_cannot_be_there_is_refused(exports, run, monkeypatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(InputError, match=r"CUDAExecutionProvider: this build of it has CPUExecutionProvider\."):
+    with pytest.raises(
+        InputError, match=r"CUDAExecutionProvider: this build of it has CPUExecutionProvider\."
+    ):
         vggkeras.load(exports / "model.onnx", provider="cuda")
-    with pytest.raises(InputError, match="provider must be one of cpu, cuda, tensorrt; received 'tpu'"):
+    with pytest.raises(
+        InputError, match="provider must be one of cpu, cuda, tensorrt; received 'tpu'"
+    ):
         vggkeras.load(exports / "model.onnx", provider="tpu")
-    for name, provider in (("model.tflite", "cuda"), ("model.tflite", "tensorrt"), ("saved_model", "tensorrt")):
-        with pytest.raises(InputError, match=rf"provider {provider}: .* models run on cpu.*give the \.onnx file"):
+    for name, provider in (
+        ("model.tflite", "cuda"),
+        ("model.tflite", "tensorrt"),
+        ("saved_model", "tensorrt"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"provider {provider}: .* models run on cpu.*give the \.onnx file"
+        ):
             vggkeras.load(exports / name, provider=provider)
     with pytest.raises(InputError, match=r"provider tensorrt: \.keras models run on cpu or cuda"):
         vggkeras.load(run.path, provider="tensorrt")
@@ -298,11 +343,15 @@ def test_a_provider_that_cannot_be_there_is_refused(exports, run, monkeypatch):
 
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     for path in (exports / "saved_model", run.path):
-        with pytest.raises(InputError, match=r"provider cuda: TensorFlow sees no GPU.*vggkeras\[gpu\]"):
+        with pytest.raises(
+            InputError, match=r"provider cuda: TensorFlow sees no GPU.*vggkeras\[gpu\]"
+        ):
             vggkeras.load(path, provider="cuda")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     for options, asked in (({"provider": "cuda"}, "provider cuda"), ({"threads": 2}, "2 threads")):
-        with pytest.raises(InputError, match=f"{asked}: .* TensorFlow backend only, and this is jax"):
+        with pytest.raises(
+            InputError, match=f"{asked}: .* TensorFlow backend only, and this is jax"
+        ):
             vggkeras.load(run.path, **options)
 
 
@@ -313,7 +362,9 @@ def test_a_package_that_is_missing_is_named(exports, monkeypatch):
         ("model.tflite", "ai-edge-litert"),
         ("saved_model", "tensorflow"),
     ):
-        with pytest.raises(InputError, match=f"{name} needs a package that is not installed: pip install {package}"):
+        with pytest.raises(
+            InputError, match=f"{name} needs a package that is not installed: pip install {package}"
+        ):
             vggkeras.load(exports / name)
 
 
@@ -336,7 +387,9 @@ def test_threads_are_those_asked_for(predictors, exports, monkeypatch):
     monkeypatch.setattr(ort, "InferenceSession", Session)
     for name in ("model.onnx", "model.tflite"):
         seen.clear()
-        loaded = [vggkeras.load(exports / name, threads=threads).threads for threads in (1, 3, None)]
+        loaded = [
+            vggkeras.load(exports / name, threads=threads).threads for threads in (1, 3, None)
+        ]
         assert loaded == seen == [1, 3, os.cpu_count()]
         with pytest.raises(InputError, match="threads must be 1 or more; received 0"):
             vggkeras.load(exports / name, threads=0)
@@ -388,18 +441,30 @@ def test_device_memory_gives_the_same_bits(session, pictures, monkeypatch):
         lambda shape, *others: (made.append(shape), make(shape, *others))[1],
     )
     run = runtimes.bound(session, "cpu")
-    batches = [pictures[i : i + n].copy() for i, n in ((0, 4), (4, 4), (8, 4), (12, 1), (13, 7), (20, 4))]
+    batches = [
+        pictures[i : i + n].copy() for i, n in ((0, 4), (4, 4), (8, 4), (12, 1), (13, 7), (20, 4))
+    ]
     batches.append(pictures[::3])  # not contiguous
     untouched = [batch.copy() for batch in batches]
     answers = [run(batch) for batch in batches]
     for batch, same, answer in zip(batches, untouched, answers, strict=True):
         np.testing.assert_array_equal(batch, same)
-        np.testing.assert_array_equal(answer, session.run(None, {"images": np.ascontiguousarray(batch)})[0])
-    assert [shape[0] for shape in made[::2]] == [4, 1, 7, 4, 24]  # input and output, when the shape changes
+        np.testing.assert_array_equal(
+            answer, session.run(None, {"images": np.ascontiguousarray(batch)})[0]
+        )
+    assert [shape[0] for shape in made[::2]] == [
+        4,
+        1,
+        7,
+        4,
+        24,
+    ]  # input and output, when the shape changes
 
 
 def test_device_memory_follows_the_sizes_of_a_dense_file(dense_exports):
-    session = ort.InferenceSession(str(dense_exports / "model.dense.onnx"), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        str(dense_exports / "model.dense.onnx"), providers=["CPUExecutionProvider"]
+    )
     run, rng = runtimes.bound(session, "cpu"), np.random.default_rng(0)
     for shape in ((2, 32, 32, 3), (2, 40, 33, 3), (1, 40, 33, 3), (2, 32, 32, 3)):
         images = rng.integers(0, 256, shape, np.uint8)
@@ -429,7 +494,9 @@ def test_a_stream_answers_batch_by_batch(predictors, pictures, name):
     assert drawn == [0]
     rest = list(stream)
     assert [len(p) for p in (first, *rest)] == [5, 5, 60]
-    np.testing.assert_allclose(np.concatenate([first, *rest]), predictors[name](pictures), atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([first, *rest]), predictors[name](pictures), atol=1e-6
+    )
     with pytest.raises(InputError, match="received float64"):
         list(predictors[name].stream([pictures[:1] / 255]))
 
@@ -475,7 +542,9 @@ def loads(exports):
 
 @pytest.mark.parametrize("provider", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", ["model.onnx", "model.dense.onnx", "int8"])
-def test_every_operation_runs_where_it_was_asked_for(loads, dense_exports, int8, pictures, monkeypatch, provider, kind):
+def test_every_operation_runs_where_it_was_asked_for(
+    loads, dense_exports, int8, pictures, monkeypatch, provider, kind
+):
     loads(provider)
     sessions = []
 
@@ -491,7 +560,9 @@ def test_every_operation_runs_where_it_was_asked_for(loads, dense_exports, int8,
     predictor(pictures[:2])
     with open(sessions[0].end_profiling(), encoding="utf-8") as file:
         ran = [event["args"] for event in json.load(file) if event["cat"] == "Node"]
-    assert {args["provider"] for args in ran if args.get("provider")} == {runtimes.ONNX_PROVIDERS[provider]}
+    assert {args["provider"] for args in ran if args.get("provider")} == {
+        runtimes.ONNX_PROVIDERS[provider]
+    }
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.dense.onnx"])
@@ -499,7 +570,11 @@ def test_cuda_gives_the_cpus_answers(loads, dense_exports, pictures, name):
     loads("cuda")
     path = dense_exports / name
     cpu, cuda = vggkeras.load(path), vggkeras.load(path, provider="cuda")
-    sizes = [pictures] if name == "model.onnx" else [pictures, np.tile(pictures[:9], (1, 2, 3, 1))[:, :47, :81]]
+    sizes = (
+        [pictures]
+        if name == "model.onnx"
+        else [pictures, np.tile(pictures[:9], (1, 2, 3, 1))[:, :47, :81]]
+    )
     for images in sizes:
         np.testing.assert_allclose(cuda(images), cpu(images), atol=1e-5)
         parts = [images[i : i + 4] for i in range(0, len(images), 4)]
@@ -553,7 +628,9 @@ print(json.dumps([verify(p.path), p(x).tolist()]))
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite"])
 def test_loaded_and_verified_without_keras_or_tensorflow(predictors, exports, pictures, name):
-    child = subprocess.run([sys.executable, "-c", ALONE, exports / name], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", ALONE, exports / name], capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr
     problems, probabilities = json.loads(child.stdout.splitlines()[-1])
     assert problems == []
@@ -578,7 +655,9 @@ print(json.dumps(p(x).tolist()))
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite"])
 def test_loaded_with_numpy_and_its_runtime_alone(predictors, exports, pictures, name):
-    child = subprocess.run([sys.executable, "-c", BARE, exports / name], capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-c", BARE, exports / name], capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr
     probabilities = json.loads(child.stdout.splitlines()[-1])
     np.testing.assert_allclose(probabilities, predictors["model.keras"](pictures[:5]), atol=1e-5)

@@ -23,7 +23,14 @@ training = importlib.import_module("vggkeras.train")  # vggkeras.train is the fu
 
 
 def tiny(out: Path, **changes) -> Recipe:
-    fields = {"width": 0.05, "fc_units": 8, "epochs": 2, "batch_size": 4, "image_size": 32, "batch_norm": True}
+    fields = {
+        "width": 0.05,
+        "fc_units": 8,
+        "epochs": 2,
+        "batch_size": 4,
+        "image_size": 32,
+        "batch_norm": True,
+    }
     return Recipe("A", out=out, **{**fields, **changes})
 
 
@@ -68,9 +75,17 @@ def test_the_model_kept_is_the_best_one_and_scores_what_history_says(run):
 def test_model_fit_by_hand_works_on_what_build_gives(photos):
     """Without train(): arrays of uint8 straight into fit, as a notebook would."""
     data = vggkeras.load_data("digits")
-    model = vggkeras.build("A", (32, 32, 3), 10, batch_norm=True, width=0.125, fc_units=64, dropout=0.2, seed=0)
-    x, y = evaluate.central_crops(vggkeras.runtimes.keras_predictor(model, {"scale": 32}), data.split("train"))
-    model.compile(keras.optimizers.SGD(0.02, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model = vggkeras.build(
+        "A", (32, 32, 3), 10, batch_norm=True, width=0.125, fc_units=64, dropout=0.2, seed=0
+    )
+    x, y = evaluate.central_crops(
+        vggkeras.runtimes.keras_predictor(model, {"scale": 32}), data.split("train")
+    )
+    model.compile(
+        keras.optimizers.SGD(0.02, momentum=0.9),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
     history = model.fit(x, y, batch_size=32, epochs=3, verbose=0).history
     assert history["accuracy"][-1] > 0.5
 
@@ -85,8 +100,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, 
 
 
 def batches_of(split, recipe, count, rescaled=None, start=0, size=40, **options):
-    batches = training_batches(split, recipe, size, (size, size), start=start, rescaled=rescaled, **options)
-    return [np.concatenate(parts) for parts in zip(*batches.take(count).as_numpy_iterator(), strict=True)]
+    batches = training_batches(
+        split, recipe, size, (size, size), start=start, rescaled=rescaled, **options
+    )
+    return [
+        np.concatenate(parts)
+        for parts in zip(*batches.take(count).as_numpy_iterator(), strict=True)
+    ]
 
 
 def test_training_batches_show_every_image_equally_often(photos):
@@ -132,11 +152,15 @@ def test_validation_batches_are_the_center_protocols_crops(photos):
     split = vggkeras.load_data(str(photos)).split("validation")
     ours = np.concatenate([x for x, _ in validation_batches(split, 3, 32, 37).as_numpy_iterator()])
     model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4)
-    crops, _ = evaluate.central_crops(vggkeras.runtimes.keras_predictor(model, {"scale": 37}), split)
+    crops, _ = evaluate.central_crops(
+        vggkeras.runtimes.keras_predictor(model, {"scale": 37}), split
+    )
     np.testing.assert_array_equal(ours, crops)
 
 
-def test_the_rate_drops_by_ten_on_a_plateau_three_times_then_training_stops(tmp_path, photos, capsys):
+def test_the_rate_drops_by_ten_on_a_plateau_three_times_then_training_stops(
+    tmp_path, photos, capsys
+):
     # Nothing can be learnt at this rate, so that validation accuracy never moves.
     changes = {"epochs": 50, "patience": 2, "learning_rate": 1e-9, "batch_norm": False}
     run = train(tiny(tmp_path / "r", data=str(photos), **changes))
@@ -170,8 +194,18 @@ def test_of_epochs_with_as_many_right_the_surer_is_kept(tmp_path, photos, capsys
 
 def test_the_defaults_are_the_papers():
     recipe = Recipe()
-    assert (recipe.batch_size, recipe.learning_rate, recipe.momentum, recipe.weight_decay) == (256, 1e-2, 0.9, 5e-4)
-    assert (recipe.dropout, recipe.epochs, recipe.init, recipe.first_rate) == (0.5, 74, "glorot", 1e-2)
+    assert (recipe.batch_size, recipe.learning_rate, recipe.momentum, recipe.weight_decay) == (
+        256,
+        1e-2,
+        0.9,
+        5e-4,
+    )
+    assert (recipe.dropout, recipe.epochs, recipe.init, recipe.first_rate) == (
+        0.5,
+        74,
+        "glorot",
+        1e-2,
+    )
     assert configs.scale_range(None, 224) == (256, 256)
     assert configs.scale_range("256:512", 224) == (256, 512)
     assert dataclasses.replace(recipe, batch_size=64).first_rate == 2.5e-3
@@ -179,7 +213,14 @@ def test_the_defaults_are_the_papers():
 
 def one_step(photos, out, **changes):
     """The weights after one update with all 16 images, without dropout, batch norm or anything random in the images."""
-    fields = {"batch_size": 16, "epochs": 1, "dropout": 0.0, "batch_norm": False, "flip": False, "color": False}
+    fields = {
+        "batch_size": 16,
+        "epochs": 1,
+        "dropout": 0.0,
+        "batch_norm": False,
+        "flip": False,
+        "color": False,
+    }
     run = train(tiny(out, data=str(photos), learning_rate=0.5, **{**fields, **changes}))
     return run.model.get_weights()
 
@@ -195,30 +236,52 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, photos):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_keeps_a_float32_model(tmp_path, precision):
-    fields = {"width": 0.125, "fc_units": 64, "dropout": 0.2, "batch_size": 32, "learning_rate": 0.16, "epochs": 2}
-    recipe = Recipe("A-LRN", "digits", tmp_path / "r", batch_norm=True, precision=precision, **fields)
+    fields = {
+        "width": 0.125,
+        "fc_units": 64,
+        "dropout": 0.2,
+        "batch_size": 32,
+        "learning_rate": 0.16,
+        "epochs": 2,
+    }
+    recipe = Recipe(
+        "A-LRN", "digits", tmp_path / "r", batch_norm=True, precision=precision, **fields
+    )
     run = train(recipe)
     assert run.metadata["metrics"]["val_accuracy"] > 0.2  # chance is 0.1
     assert {layer.compute_dtype for layer in run.model.layers} == {"float32"}
     data = vggkeras.load_data("digits")
-    (result,) = evaluate.evaluate(vggkeras.load(run.path), data.split("validation"), data.class_names)
+    (result,) = evaluate.evaluate(
+        vggkeras.load(run.path), data.split("validation"), data.class_names
+    )
     assert result.accuracy == pytest.approx(run.metadata["metrics"]["val_accuracy"], abs=0.02)
 
 
 def test_computation_is_in_the_precision_asked_for(tmp_path):
-    model = vggkeras.build("A-LRN", (32, 32, 3), 4, width=0.05, fc_units=4, batch_norm=True, precision="mixed_bfloat16")
+    model = vggkeras.build(
+        "A-LRN", (32, 32, 3), 4, width=0.05, fc_units=4, batch_norm=True, precision="mixed_bfloat16"
+    )
     assert {v.dtype for v in model.weights} == {"float32"}
     assert model.output.dtype == "float32"
-    assert model.get_layer("block1_conv1").compute_dtype == model.get_layer("fc1").compute_dtype == "bfloat16"
+    assert (
+        model.get_layer("block1_conv1").compute_dtype
+        == model.get_layer("fc1").compute_dtype
+        == "bfloat16"
+    )
     training.compile_model(model, Recipe(precision="mixed_float16"))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_state_is_kept(tmp_path, photos, monkeypatch):
+def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
+    tmp_path, photos, monkeypatch
+):
     run = train(tiny(tmp_path / "good", data=str(photos), epochs=1))
-    explosive = tiny(tmp_path / "bad", data=str(photos), epochs=5, batch_norm=False, learning_rate=1e18)
+    explosive = tiny(
+        tmp_path / "bad", data=str(photos), epochs=5, batch_norm=False, learning_rate=1e18
+    )
     with pytest.raises(
-        InputError, match=r"step \d of epoch 1, learning rate 1\.56\d+e\+16: start another run with a lower"
+        InputError,
+        match=r"step \d of epoch 1, learning rate 1\.56\d+e\+16: start another run with a lower",
     ):
         train(explosive)
     assert not (tmp_path / "bad").exists()  # nothing to keep
@@ -231,7 +294,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
 
     step = training._Keeper.on_train_batch_end
     monkeypatch.setattr(training._Keeper, "on_train_batch_end", explode)
-    with pytest.raises(InputError, match=r"step 3 of epoch 2.*--init-from.*kept as last good.*model\.keras of epoch 1"):
+    with pytest.raises(
+        InputError,
+        match=r"step 3 of epoch 2.*--init-from.*kept as last good.*model\.keras of epoch 1",
+    ):
         train(dataclasses.replace(explosive, learning_rate=1e-2))
     assert vggkeras.load(tmp_path / "bad").class_names == ["cat", "dog"]
     assert json.loads((tmp_path / "bad" / "run.json").read_text())["status"] == "stopped"
@@ -240,7 +306,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_the_last_good_state_is_kept(
 
 def test_small_images_are_enlarged_and_that_is_said_once(tmp_path, photos, capsys):
     train(tiny(tmp_path / "r", data=str(photos), epochs=2, scale="44:60"))
-    assert capsys.readouterr().out.count("16 of 16 training images are smaller than the scale, 44 px") == 1
+    assert (
+        capsys.readouterr().out.count("16 of 16 training images are smaller than the scale, 44 px")
+        == 1
+    )
 
 
 def test_an_existing_run_is_refused_not_overwritten(run, recipe):
@@ -280,7 +349,9 @@ def test_skip_unreadable_goes_on_and_says_which(tmp_path, photos, capsys):
     assert str(truncated) in told
 
 
-def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(tmp_path, photos, monkeypatch):
+def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(
+    tmp_path, photos, monkeypatch
+):
     """The file is damaged after the first read, at the end of the first epoch."""
     monkeypatch.setattr(training, "CACHE_BYTES", 0)  # read from disk at every pass
     victim = photos / "train" / "cat" / "004.jpg"
@@ -344,7 +415,15 @@ def test_a_recipe_is_frozen_and_varied_by_replace():
 def test_real_photographs_are_learnt(tmp_path):
     """Two epochs of the README's run: far above chance, and every format agrees on all validation images."""
     recipe = Recipe(
-        "A", "tfds:imagenette/160px-v2", tmp_path / "r", 64, 0.25, 256, batch_norm=True, batch_size=64, epochs=2
+        "A",
+        "tfds:imagenette/160px-v2",
+        tmp_path / "r",
+        64,
+        0.25,
+        256,
+        batch_norm=True,
+        batch_size=64,
+        epochs=2,
     )
     run = train(recipe)
     assert run.metadata["metrics"]["val_accuracy"] > 0.25  # chance is 0.1

@@ -56,17 +56,23 @@ def made(tmp_path_factory) -> Path:
             (folder / "photos" / split / name).mkdir(parents=True)
             for i in range(count):
                 file = folder / "photos" / split / name / f"{i}.jpg"
-                Image.fromarray(textured(100 * label + 10 * (split == "val") + i)).save(file, quality=95)
+                Image.fromarray(textured(100 * label + 10 * (split == "val") + i)).save(
+                    file, quality=95
+                )
     model = vggkeras.build("A", (64, 64, 3), 2, width=0.06, fc_units=12, seed=0)
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if layer.weights:
             kernel, bias = layer.get_weights()
-            small = 0.2 if layer.name == "predictions" else 1  # so that no answer is certain, and every layer matters
+            small = (
+                0.2 if layer.name == "predictions" else 1
+            )  # so that no answer is certain, and every layer matters
             layer.set_weights([kernel * small, rng.normal(0, 5 * small, bias.shape)])
     model.save(folder / "net.keras")
     data, out = str(folder / "photos"), folder / "export"
-    entries = export.export_model(folder / "net.keras", precision="all", data=data, out=out, calibration=8)
+    entries = export.export_model(
+        folder / "net.keras", precision="all", data=data, out=out, calibration=8
+    )
     # Eight photographs are too few to judge by: one answer more or less is not what is tested here.
     assert {name for name in entries if (out / name).exists()} == set(NAMES)
     return out
@@ -129,7 +135,9 @@ def test_numpy_pillow_and_the_runtime_are_enough(name, alone):
     def ask(*arguments):
         child = [sys.executable, "-c", NOTHING_ELSE, RUNTIMES[name], *arguments]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        return subprocess.run(child, cwd=path.parent, env=environment, capture_output=True, text=True)
+        return subprocess.run(
+            child, cwd=path.parent, env=environment, capture_output=True, text=True
+        )
 
     told = ask("--explain", name)
     assert told.returncode == 0, told.stderr
@@ -146,12 +154,18 @@ def test_numpy_pillow_and_the_runtime_are_enough(name, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")])
+@pytest.mark.parametrize(
+    ("kind", "package"), [("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")]
+)
 def test_a_fresh_environment_is_enough(kind, package, alone, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    asked = subprocess.run([python, "-m", "pip", "install", "numpy", "pillow", package], capture_output=True, text=True)
-    if asked.returncode and ("No matching distribution" in asked.stderr or "connection" in asked.stderr.lower()):
+    asked = subprocess.run(
+        [python, "-m", "pip", "install", "numpy", "pillow", package], capture_output=True, text=True
+    )
+    if asked.returncode and (
+        "No matching distribution" in asked.stderr or "connection" in asked.stderr.lower()
+    ):
         pytest.skip("pip reaches no index")
     assert asked.returncode == 0, asked.stderr
     environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
@@ -159,7 +173,9 @@ def test_a_fresh_environment_is_enough(kind, package, alone, tmp_path):
     for name in (f"model.{kind}", f"model.float16.{kind}", f"model.int8.{kind}"):
         path = alone(name)
         child = [python, "-m", "export.verify", "--explain", name]
-        told = subprocess.run(child, cwd=path.parent, env=environment, capture_output=True, text=True)
+        told = subprocess.run(
+            child, cwd=path.parent, env=environment, capture_output=True, text=True
+        )
         assert told.returncode == 0, told.stdout + told.stderr
         assert f"{name}: passed" in told.stdout
 
@@ -217,11 +233,14 @@ def edit_description(path: Path, **values) -> None:
 def edit_onnx(path: Path, change: Callable[[onnx.GraphProto, dict[str, np.ndarray]], None]) -> None:
     """Change an .onnx file's graph, and its weights by name."""
     model = onnx.load(path)
-    weights = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    weights = {
+        tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer
+    }
     change(model.graph, weights)
     del model.graph.initializer[:]
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in weights.items()
+        numpy_helper.from_array(np.ascontiguousarray(array), name)
+        for name, array in weights.items()
     )
     onnx.save(model, path)
 
@@ -235,7 +254,9 @@ def tflite_values(data: bytearray, name: str, kind: type = np.float32) -> np.nda
     return np.frombuffer(data, kind, stored.nbytes // np.dtype(kind).itemsize, start)
 
 
-def edit_tflite(path: Path, name: str, change: Callable[[np.ndarray], None], kind: type = np.float32) -> None:
+def edit_tflite(
+    path: Path, name: str, change: Callable[[np.ndarray], None], kind: type = np.float32
+) -> None:
     data = bytearray(path.read_bytes())
     values = tflite_values(data, name, kind)
     change(values)
@@ -281,17 +302,28 @@ def swapped_labels(path: Path) -> None:
 ALTERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a byte of the weights": (a_weight, "weights: not what it was"),
     "labels swapped": (swapped_labels, "labels: not what it was"),
-    "mean of the description": (lambda p: edit_description(p, mean_rgb=[1, 2, 3]), "mean RGB: not what it was"),
-    "scale of the description": (lambda p: edit_description(p, scale=64), "description: not what it was"),
+    "mean of the description": (
+        lambda p: edit_description(p, mean_rgb=[1, 2, 3]),
+        "mean RGB: not what it was",
+    ),
+    "scale of the description": (
+        lambda p: edit_description(p, scale=64),
+        "description: not what it was",
+    ),
     "mean of the graph": (the_mean_of_the_graph, "weights: not what it was"),
     "golden answers": (a_golden_answer, "golden answers: not what it was"),
     "golden answers removed": (
         lambda p: edit_member(p, artifact.GOLDEN, lambda _: None),
         "its golden answers are missing",
     ),
-    "checksums removed": (lambda p: edit_member(p, artifact.SEAL, lambda _: None), "its checksums are missing"),
+    "checksums removed": (
+        lambda p: edit_member(p, artifact.SEAL, lambda _: None),
+        "its checksums are missing",
+    ),
     "one checksum removed": (
-        lambda p: edit_member(p, artifact.SEAL, lambda t: json.dumps({**json.loads(t), "weights": ""}).encode()),
+        lambda p: edit_member(
+            p, artifact.SEAL, lambda t: json.dumps({**json.loads(t), "weights": ""}).encode()
+        ),
         "weights: not what it was",
     ),
     "no checksums": (
@@ -345,12 +377,17 @@ def test_a_file_more_or_fewer_in_a_saved_model_is_found(alone):
     assert "cut short or damaged" in problem
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.int8.onnx", "model.float16.tflite"])
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "model.tflite", "model.int8.onnx", "model.float16.tflite"]
+)
 def test_a_file_that_was_cut_is_said_to_be(name, alone, command):
     path = alone(name)
     whole = path.read_bytes()
     fractions = np.random.default_rng(0).uniform(0.1, 0.999, 20)
-    places = sorted({int(fraction * len(whole)) for fraction in fractions} | {len(whole) - n for n in (50, 1, 700)})
+    places = sorted(
+        {int(fraction * len(whole)) for fraction in fractions}
+        | {len(whole) - n for n in (50, 1, 700)}
+    )
     for place in places:
         path.write_bytes(whole[:place])
         code, out, err = command(verify.cli, "--explain", path)
@@ -360,7 +397,9 @@ def test_a_file_that_was_cut_is_said_to_be(name, alone, command):
 
 def test_a_saved_model_that_was_cut_is_found(alone, command):
     path = alone("saved_model")
-    for file in [file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size]:
+    for file in [
+        file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size
+    ]:
         whole = file.read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 1):
             file.write_bytes(whole[:place])
@@ -467,7 +506,11 @@ def another_onnx(path: Path) -> None:
 def another_tflite(path: Path) -> None:
     model = schema.ModelT()
     model.version, model.description = 3, b"MLIR Converted."
-    model.subgraphs, model.operatorCodes, model.buffers = [schema.SubGraphT()], [], [schema.BufferT()]
+    model.subgraphs, model.operatorCodes, model.buffers = (
+        [schema.SubGraphT()],
+        [],
+        [schema.BufferT()],
+    )
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(builder.Output())
@@ -522,13 +565,19 @@ def test_an_export_without_real_images_has_no_photograph(tmp_path, made, command
 
 
 @pytest.mark.parametrize("place", ["initializer", "constant", "branch"])
-@pytest.mark.parametrize("location", ["../x", "/etc/passwd", "..\\x", "C:\\x", "link.bin", "weights.bin", ""])
-def test_weights_kept_in_another_file_are_never_loaded(location, place, alone, command, monkeypatch):
+@pytest.mark.parametrize(
+    "location", ["../x", "/etc/passwd", "..\\x", "C:\\x", "link.bin", "weights.bin", ""]
+)
+def test_weights_kept_in_another_file_are_never_loaded(
+    location, place, alone, command, monkeypatch
+):
     path = alone("model.onnx")
     (path.parent / "link.bin").symlink_to("/etc/passwd")
 
     def outside(graph: onnx.GraphProto) -> None:
-        tensor = TensorProto(name="outside", data_type=1, dims=[4], data_location=TensorProto.EXTERNAL)
+        tensor = TensorProto(
+            name="outside", data_type=1, dims=[4], data_location=TensorProto.EXTERNAL
+        )
         tensor.external_data.add(key="location", value=location)
         if place == "initializer":
             graph.initializer.append(tensor)
@@ -701,7 +750,9 @@ def swap_layers(path: Path, one: str, other: str) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("saved_model", "model.onnx")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("saved_model", "model.onnx")]
+)
 def test_swapped_layers_are_named_in_every_precision(name, alone):
     path = alone(name)
     swap_layers(path, "block5_conv1", "block5_conv2")
@@ -744,23 +795,46 @@ MEAN = np.array(configs.IMAGENET_MEAN_RGB)
 TORCH_MEAN, TORCH_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 FAULTS = {
     "BGR": (lambda image, crop: crop()[..., ::-1], "decode (order): channels are BGR: give RGB"),
-    "0-1": (lambda image, crop: crop() / np.float32(255), "normalise: pixels are scaled to 0-1: give 0-255"),
-    "signed bytes": (lambda image, crop: (crop() - 128.0).astype(np.int8), "normalise: 128 is subtracted"),
-    "-1-1": (lambda image, crop: crop() / 127.5 - 1, "normalise: pixels are scaled to -1-1: give 0-255"),
-    "mean subtracted": (lambda image, crop: crop() - MEAN, "normalise: the mean is subtracted already"),
+    "0-1": (
+        lambda image, crop: crop() / np.float32(255),
+        "normalise: pixels are scaled to 0-1: give 0-255",
+    ),
+    "signed bytes": (
+        lambda image, crop: (crop() - 128.0).astype(np.int8),
+        "normalise: 128 is subtracted",
+    ),
+    "-1-1": (
+        lambda image, crop: crop() / 127.5 - 1,
+        "normalise: pixels are scaled to -1-1: give 0-255",
+    ),
+    "mean subtracted": (
+        lambda image, crop: crop() - MEAN,
+        "normalise: the mean is subtracted already",
+    ),
     "torchvision's": (
         lambda image, crop: (crop() / 255 - TORCH_MEAN) / TORCH_STD,
         "normalise: pixels are normalised by ImageNet's mean and deviation",
     ),
-    "channels first": (lambda image, crop: crop().transpose(2, 0, 1), "layout: channels come first"),
+    "channels first": (
+        lambda image, crop: crop().transpose(2, 0, 1),
+        "layout: channels come first",
+    ),
     "height and width swapped": (
         lambda image, crop: crop().transpose(1, 0, 2),
         "layout: height and width are swapped",
     ),
-    "nearest": (lambda image, crop: crop(Image.Resampling.NEAREST), "resize: the filter is nearest"),
-    "bicubic": (lambda image, crop: crop(Image.Resampling.BICUBIC), "resize: the filter is bicubic"),
+    "nearest": (
+        lambda image, crop: crop(Image.Resampling.NEAREST),
+        "resize: the filter is nearest",
+    ),
+    "bicubic": (
+        lambda image, crop: crop(Image.Resampling.BICUBIC),
+        "resize: the filter is bicubic",
+    ),
     "two taps": (
-        lambda image, crop: next(augment.grid_crops(explain._two_taps(np.asarray(image), (73, 100)), (64, 64), 1)),
+        lambda image, crop: next(
+            augment.grid_crops(explain._two_taps(np.asarray(image), (73, 100)), (64, 64), 1)
+        ),
         "resize: bilinear without antialiasing",
     ),
     "squeezed": (
@@ -771,12 +845,20 @@ FAULTS = {
         lambda image, crop: augment.center_crop(np.asarray(image), 64, (64, 64)),
         "resize: the smallest side is rescaled to 64 px",
     ),
-    "one pixel off": (lambda image, crop: np.roll(crop(), 1, axis=1), "resize: not the pixels of smallest side to 73"),
-    "another photograph": (
-        lambda image, crop: augment.center_crop(textured(500), 73, (64, 64)),  # a little nearer as BGR, by chance
+    "one pixel off": (
+        lambda image, crop: np.roll(crop(), 1, axis=1),
         "resize: not the pixels of smallest side to 73",
     ),
-    "mirrored": (lambda image, crop: crop()[:, ::-1], "resize: not the pixels of smallest side to 73"),
+    "another photograph": (
+        lambda image, crop: augment.center_crop(
+            textured(500), 73, (64, 64)
+        ),  # a little nearer as BGR, by chance
+        "resize: not the pixels of smallest side to 73",
+    ),
+    "mirrored": (
+        lambda image, crop: crop()[:, ::-1],
+        "resize: not the pixels of smallest side to 73",
+    ),
 }
 
 
@@ -793,11 +875,18 @@ def test_a_fault_of_preprocessing_is_named(fault, made, way, tmp_path, command):
 def test_several_faults_at_once_are_each_named(made, way):
     mine = (way[1]()[..., ::-1] / 255).transpose(2, 0, 1)
     found = {stage.name: stage for stage in explain.preprocessing(made / "model.tflite", mine)}
-    assert [name for name, stage in found.items() if not stage.passed] == ["decode (order)", "layout", "normalise"]
+    assert [name for name, stage in found.items() if not stage.passed] == [
+        "decode (order)",
+        "layout",
+        "normalise",
+    ]
     assert "BGR" in found["decode (order)"].note
     assert "channels come first" in found["layout"].note
     assert "0-1" in found["normalise"].note
-    assert "the network refuses its shape; with this undone, answers are off by" in found["layout"].note
+    assert (
+        "the network refuses its shape; with this undone, answers are off by"
+        in found["layout"].note
+    )
 
 
 @pytest.mark.parametrize(
@@ -805,7 +894,9 @@ def test_several_faults_at_once_are_each_named(made, way):
     [
         lambda crop: crop(),
         lambda crop: crop()[None],
-        lambda crop: crop().astype(np.float32) + np.random.default_rng(0).uniform(-0.5, 0.5, (64, 64, 3)),
+        lambda crop: (
+            crop().astype(np.float32) + np.random.default_rng(0).uniform(-0.5, 0.5, (64, 64, 3))
+        ),
         lambda crop: crop() - (np.random.default_rng(0).random((64, 64, 3)) < 0.6),  # rounded down
         lambda crop: crop().astype(np.int64),
     ],
@@ -836,7 +927,9 @@ def test_what_posteriors_does_is_right(made, tmp_path, command, monkeypatch):
     predictor = vggkeras.load(path)
     p = vggkeras.posteriors(predictor, [tmp_path / "photo.jpg"])
     np.testing.assert_allclose(p, golden.probabilities[:1], atol=1e-5)
-    monkeypatch.setattr(runtimes.Predictor, "__call__", lambda self, images: seen.append(images) or p[: len(images)])
+    monkeypatch.setattr(
+        runtimes.Predictor, "__call__", lambda self, images: seen.append(images) or p[: len(images)]
+    )
     vggkeras.posteriors(predictor, [tmp_path / "photo.jpg"])
     monkeypatch.undo()
     np.save(tmp_path / "mine.npy", seen[0])
@@ -848,7 +941,10 @@ def test_what_posteriors_does_is_right(made, tmp_path, command, monkeypatch):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((65, 64, 3), np.uint8), r"of 64 x 64 px and 3 channels; received uint8 of shape \[65, 64, 3\]"),
+        (
+            np.zeros((65, 64, 3), np.uint8),
+            r"of 64 x 64 px and 3 channels; received uint8 of shape \[65, 64, 3\]",
+        ),
         (np.zeros((64, 64), np.uint8), r"received uint8 of shape \[64, 64\]"),
         (np.zeros((2, 64, 64, 3), np.uint8), r"received uint8 of shape \[2, 64, 64, 3\]"),
         (np.zeros((64, 3, 64), np.uint8), r"received uint8 of shape \[64, 3, 64\]"),
@@ -873,10 +969,15 @@ def test_a_file_that_holds_no_array_is_bad_input(made, tmp_path, command):
         code, _, err = command(verify.cli, "--inputs", tmp_path / name, made / "model.onnx")
         assert code == 2, name
         assert "expected an array that numpy.save wrote" in err
-    code, _, err = command(verify.cli, "--inputs", tmp_path / "x.npy", made / "model.onnx", made / "model.tflite")
+    code, _, err = command(
+        verify.cli, "--inputs", tmp_path / "x.npy", made / "model.onnx", made / "model.tflite"
+    )
     assert code == 2
     assert "go with one file; received 2" in err
-    assert command(verify.cli, "--explain", "--inputs", tmp_path / "x.npy", made / "model.onnx")[0] == 2
+    assert (
+        command(verify.cli, "--explain", "--inputs", tmp_path / "x.npy", made / "model.onnx")[0]
+        == 2
+    )
 
 
 def test_preprocessing_is_not_judged_by_golden_images_that_were_altered(alone, command, tmp_path):

@@ -20,7 +20,9 @@ CLASSES = ["cat", "dog"]
 
 
 def build(arch: str = "A", seed: int = 0, classes: int = 2, side: int = 32, **options):
-    return vggkeras.build(arch, (side, side, 3), classes, **{"width": 0.05, "fc_units": 8, "seed": seed, **options})
+    return vggkeras.build(
+        arch, (side, side, 3), classes, **{"width": 0.05, "fc_units": 8, "seed": seed, **options}
+    )
 
 
 def saved(path: Path, model, class_names=CLASSES) -> Path:
@@ -36,7 +38,10 @@ def equal_layers(model, other) -> set[str]:
         for layer in model.layers
         if layer.weights
         and layer.name in theirs
-        and all(np.array_equal(a, b) for a, b in zip(layer.get_weights(), theirs[layer.name], strict=True))
+        and all(
+            np.array_equal(a, b)
+            for a, b in zip(layer.get_weights(), theirs[layer.name], strict=True)
+        )
     }
 
 
@@ -58,9 +63,12 @@ FIRST_FOUR = {
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
-    ("shallow", "deep"), [("A", "B"), ("A", "C"), ("A", "D"), ("A", "E"), ("A-LRN", "D"), ("B", "E"), ("B", "C")]
+    ("shallow", "deep"),
+    [("A", "B"), ("A", "C"), ("A", "D"), ("A", "E"), ("A-LRN", "D"), ("B", "E"), ("B", "C")],
 )
-def test_a_deeper_network_takes_the_first_four_convolutions_and_the_fc_layers(tmp_path, shallow, deep, batch_norm):
+def test_a_deeper_network_takes_the_first_four_convolutions_and_the_fc_layers(
+    tmp_path, shallow, deep, batch_norm
+):
     source = shaken(build(shallow, batch_norm=batch_norm))
     model, before = build(deep, 1, batch_norm=batch_norm), build(deep, 1, batch_norm=batch_norm)
     copied = weights.init_from(model, saved(tmp_path / "a.keras", source), CLASSES)
@@ -117,13 +125,19 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(tmp_path, source, targ
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_another_image_size_keeps_the_convolutions_and_says_what_happens_to_fc1(tmp_path, batch_norm):
+def test_another_image_size_keeps_the_convolutions_and_says_what_happens_to_fc1(
+    tmp_path, batch_norm
+):
     path = saved(tmp_path / "a.keras", shaken(build(side=64, batch_norm=batch_norm)))
     source, model = weights.open_source(path), build(seed=1, batch_norm=batch_norm)
     before = build(seed=1, batch_norm=batch_norm)
     copied = weights.init_from(model, source, CLASSES)
     assert equal_layers(model, build(side=64, batch_norm=batch_norm)) == set()
-    assert equal_layers(model, before) == FC == {name for name, origin in copied.items() if origin is None}
+    assert (
+        equal_layers(model, before)
+        == FC
+        == {name for name, origin in copied.items() if origin is None}
+    )
     assert weights.explain(copied, source, model) == [
         "fc1 starts anew: its kernel covers 2 x 2 x 26 there and 1 x 1 x 26 here; so do fc2 and predictions, which read it"
     ]
@@ -149,7 +163,9 @@ def test_staged_training_says_where_layers_came_from(tmp_path, photos, capsys):
     fields = {"data": str(photos), "batch_norm": False, "dropout": 0.0, "epochs": 1}
     train(tiny(tmp_path / "a", **fields))
     capsys.readouterr()
-    run = train(dataclasses.replace(tiny(tmp_path / "d", **fields), arch="D", init_from=tmp_path / "a"))
+    run = train(
+        dataclasses.replace(tiny(tmp_path / "d", **fields), arch="D", init_from=tmp_path / "a")
+    )
     told = capsys.readouterr().out
     assert "vgg_a block3_conv2" in told
     assert "glorot, seed 0" in told

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+CONVOLUTIONS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,7 +31,9 @@ def features(name: str, width: float) -> nn.Sequential:
 class Torchvision(nn.Module):
     """Layers features.N, avgpool, classifier.0/3/6. A side of 7 x 32 px is torchvision's own."""
 
-    def __init__(self, name: str, width: float = 1.0, units: int = 4096, classes: int = 1000, grid: int = 7) -> None:
+    def __init__(
+        self, name: str, width: float = 1.0, units: int = 4096, classes: int = 1000, grid: int = 7
+    ) -> None:
         super().__init__()
         self.features = features(name, width)
         self.avgpool = nn.AdaptiveAvgPool2d(grid)
@@ -48,7 +55,9 @@ class Torchvision(nn.Module):
 class Timm(nn.Module):
     """The FC layers are convolutions there: pre_logits.fc1, pre_logits.fc2, head.fc."""
 
-    def __init__(self, name: str, width: float = 1.0, units: int = 4096, classes: int = 1000, grid: int = 7) -> None:
+    def __init__(
+        self, name: str, width: float = 1.0, units: int = 4096, classes: int = 1000, grid: int = 7
+    ) -> None:
         super().__init__()
         self.features = features(name, width)
         self.pre_logits = nn.ModuleDict(

@@ -26,7 +26,11 @@ SUFFICIENT_ACCURACY = 0.97  # what the demo asks of its digits
 console = Console()
 
 
-def info(arch: Annotated[str | None, tyro.conf.Positional] = None, image_size: int = 224, classes: int = 1000) -> int:
+def info(
+    arch: Annotated[str | None, tyro.conf.Positional] = None,
+    image_size: int = 224,
+    classes: int = 1000,
+) -> int:
     """The paper's Tables 1 and 2: configurations, or one configuration's layers.
 
     Args:
@@ -44,14 +48,20 @@ def info(arch: Annotated[str | None, tyro.conf.Positional] = None, image_size: i
 
 def _print_configurations(shape: tuple[int, int, int], classes: int) -> None:
     plans = {arch: list(configs.plan(arch, shape, classes)) for arch in configs.CONFIGURATIONS}
-    table = Table(title=f"Tables 1 and 2 at {shape[0]} px, {classes} classes (conv k-n: k x k kernel, n filters)")
+    table = Table(
+        title=f"Tables 1 and 2 at {shape[0]} px, {classes} classes (conv k-n: k x k kernel, n filters)"
+    )
     table.add_column("block")
     for arch in plans:
         table.add_column(arch, justify="center")
     for block in range(5):
         cells = []
         for blocks in configs.CONFIGURATIONS.values():
-            cells.append("\n".join(e.upper() if isinstance(e, str) else f"{e[0]}-{e[1]}" for e in blocks[block]))
+            cells.append(
+                "\n".join(
+                    e.upper() if isinstance(e, str) else f"{e[0]}-{e[1]}" for e in blocks[block]
+                )
+            )
         table.add_row(str(block + 1), *cells, end_section=block == 4)
     aliases = {arch: alias for alias, arch in configs.ALIASES.items()}
     table.add_row("also called", *(aliases.get(arch, "") for arch in plans))
@@ -68,7 +78,9 @@ def _print_configurations(shape: tuple[int, int, int], classes: int) -> None:
 
 def _print_layers(arch: str, shape: tuple[int, int, int], classes: int) -> None:
     layers = list(configs.plan(arch, shape, classes))
-    table = Table(title=f"Configuration {arch} at {shape[0]} px, {classes} classes", show_footer=True)
+    table = Table(
+        title=f"Configuration {arch} at {shape[0]} px, {classes} classes", show_footer=True
+    )
     table.add_column("layer", footer="all")
     table.add_column("kernel")
     for title, footer in (
@@ -246,8 +258,14 @@ def evaluate(
     predictors = [runtimes.load(path, provider, threads=threads) for path in model]
     loaded = datasets.load_data(data, skip_unreadable=True)
     images, skipped = loaded.split(split), list(loaded.skipped)
-    if skipped and not skip_unreadable:  # some are no images at all: those that are cut short are looked for too
-        skipped += [images.image_name(i) for i, found in datasets.read_all(images) if isinstance(found, InputError)]
+    if (
+        skipped and not skip_unreadable
+    ):  # some are no images at all: those that are cut short are looked for too
+        skipped += [
+            images.image_name(i)
+            for i, found in datasets.read_all(images)
+            if isinstance(found, InputError)
+        ]
         raise datasets.unreadable(skipped, loaded.spec)
     start = time.monotonic()
     with progress_bar(console) as bar:
@@ -272,7 +290,9 @@ def evaluate(
         + (f", threads: {p.threads}" if p.threads else "")
         for p in predictors
     ]
-    told.append(f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of each row's own crops and runs")
+    told.append(
+        f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of each row's own crops and runs"
+    )
     told += evaluation.cost_ratios(rows) + evaluation.flips(rows, images.image_name)
     if not json:
         told.append(
@@ -280,7 +300,9 @@ def evaluate(
         )
     console.print("\n".join(dict.fromkeys(told)), soft_wrap=True, highlight=False)
     if skipped:
-        console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
+        console.print(
+            f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True
+        )
     if json:
         about = {"data": data, "split": split, "skipped": skipped}
         files.write_json(json, evaluation.records(rows, paper, images.image_name, about))
@@ -385,28 +407,45 @@ def features(
         str(out),
     )
     for column in columns:
-        table.add_column(column, justify="left" if column in ("Q", "aggregate", "file") else "right")
+        table.add_column(
+            column, justify="left" if column in ("Q", "aggregate", "file") else "right"
+        )
     table.add_row(*cells)
     print_table(table, console)
     if skipped:
-        console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
+        console.print(
+            f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True
+        )
     if found.flatters and (svm or neighbours):
         console.print(f"[yellow]{found.flatters}[/]", soft_wrap=True)
     record = {**about, "seconds": found.seconds, "skipped": skipped}
     if svm:
         with console.status("linear SVM"):
-            recall = svm_recall(found.features, found.labels, *protocol, class_names=loaded.class_names)
+            recall = svm_recall(
+                found.features, found.labels, *protocol, class_names=loaded.class_names
+            )
         print_table(svm_table(recall, train_images, test_images), console)
-        asked = {"train_images": train_images, "test_images": test_images, "repeats": repeats, "seed": seed}
+        asked = {
+            "train_images": train_images,
+            "test_images": test_images,
+            "repeats": repeats,
+            "seed": seed,
+        }
         record["svm"] = {**asked, **svm_record(recall, loaded.class_names)}
     if neighbours:
         with console.status("nearest neighbours"):
             share = write_page(found, neighbours)
-        console.print(f"neighbours: {neighbours}" + (f"; {share}" if share else ""), soft_wrap=True, highlight=False)
+        console.print(
+            f"neighbours: {neighbours}" + (f"; {share}" if share else ""),
+            soft_wrap=True,
+            highlight=False,
+        )
         record["neighbours"] = share.record() if share else None
     elif not svm:
         svm_too = "--svm fits a linear SVM on them, " if loaded.class_names else ""
-        console.print(f"{svm_too}--neighbours PAGE.html shows images with their closest ones", highlight=False)
+        console.print(
+            f"{svm_too}--neighbours PAGE.html shows images with their closest ones", highlight=False
+        )
     if json:
         files.write_json(json, record)
     return 0
@@ -430,7 +469,9 @@ def report(
         out: the page; by default report.html in the folder.
         skip_unreadable: go on without images that cannot be read, and say how many.
     """
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # whose gradients show where it looks, whatever it was trained on
+    os.environ["KERAS_BACKEND"] = (
+        "tensorflow"  # whose gradients show where it looks, whatever it was trained on
+    )
     from vggkeras.report import report as write
 
     write(run, data, evaluation, benchmark, out, console, skip_unreadable=skip_unreadable)
@@ -465,7 +506,11 @@ def predict(
         raise InputError(f"--top must be 1 or more; received {top}.")
     paths: list[Path] = []
     for given in files:
-        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
+        found = (
+            sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if given.is_dir()
+            else [given]
+        )
         if not found:
             raise InputError(f"{given} has no images ({', '.join(SUFFIXES)}).")
         paths += found
@@ -483,12 +528,17 @@ def predict(
     for path, p in zip(paths, probabilities, strict=True):
         best = np.argsort(-p, kind="stable")[:top]
         if json:
-            classes = [{"class": predictor.class_names[i], "probability": float(p[i])} for i in best]
+            classes = [
+                {"class": predictor.class_names[i], "probability": float(p[i])} for i in best
+            ]
             print(_json({"image": str(path), "classes": classes}))
             continue
         for rank, i in enumerate(best):
             table.add_row(
-                str(path) if rank == 0 else "", predictor.class_names[i], f"{p[i]:.4f}", end_section=i == best[-1]
+                str(path) if rank == 0 else "",
+                predictor.class_names[i],
+                f"{p[i]:.4f}",
+                end_section=i == best[-1],
             )
     if not json:
         console.print(table)
@@ -515,7 +565,9 @@ def convert(
     foreign = destination.partition(":")[0] in ("torchvision", "timm", "keras")
     path = Path(destination.partition(":")[2] if foreign else destination)
     if not foreign and path.suffix != ".keras":
-        raise InputError(f"{destination}: expected FILE.keras, or torchvision:FILE, timm:FILE or keras:FILE.h5.")
+        raise InputError(
+            f"{destination}: expected FILE.keras, or torchvision:FILE, timm:FILE or keras:FILE.h5."
+        )
     if path.is_dir():
         raise InputError(f"{path} is a folder: expected the path of a file to write.")
     if path.exists():
@@ -534,7 +586,9 @@ def convert(
         with console.status(f"writing {path}"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             asked = weights.save_weights(model, destination)
-        said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+        said = [
+            str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)
+        ]
         mean, std = (", ".join(f"{value:.5g}" for value in asked[key]) for key in ("mean", "std"))
         scale = "0-1" if asked["scale"] != 1 else "0-255"
         means = f"its reader takes {asked['order']}, {scale}, minus ({mean}), over ({std})"
@@ -618,7 +672,9 @@ def demo(out: Path = Path("runs/demo")) -> int:
         console.print("$ python -m " + " ".join(arguments))
         code = code or subprocess.run([sys.executable, "-m", *arguments]).returncode
     if accuracy < SUFFICIENT_ACCURACY:
-        console.print(f"validation accuracy {accuracy:.2%} is below {SUFFICIENT_ACCURACY:.0%}", style="red")
+        console.print(
+            f"validation accuracy {accuracy:.2%} is below {SUFFICIENT_ACCURACY:.0%}", style="red"
+        )
         code = code or 1
     console.print(
         f"demo {'done' if code == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s: digits validation accuracy "
@@ -632,11 +688,24 @@ def main() -> int:
     """Parse, and call one function."""
     commands = {
         f.__name__: _later(f)
-        for f in (info, train, benchmark, evaluate, features, report, predict, convert, doctor, demo)
+        for f in (
+            info,
+            train,
+            benchmark,
+            evaluate,
+            features,
+            report,
+            predict,
+            convert,
+            doctor,
+            demo,
+        )
     }
     command = parsed(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            commands, prog="python -m vggkeras", description="The networks of the VGG paper: train, evaluate, predict."
+            commands,
+            prog="python -m vggkeras",
+            description="The networks of the VGG paper: train, evaluate, predict.",
         )
     )
     return command()

@@ -14,7 +14,9 @@ from PIL import Image
 from vggkeras.datasets import Split, decode, in_threads
 from vggkeras.errors import InputError
 
-MARGIN = 2  # px more around a window: colour is often stored at half the resolution, and interpolated
+MARGIN = (
+    2  # px more around a window: colour is often stored at half the resolution, and interpolated
+)
 
 
 def rescale(image: np.ndarray, side: int) -> np.ndarray:
@@ -25,7 +27,9 @@ def rescale(image: np.ndarray, side: int) -> np.ndarray:
     h, w = image.shape[:2]
     if min(h, w) == side:
         return image
-    size = (side, max(side, round(h * side / w))) if w <= h else (max(side, round(w * side / h)), side)
+    size = (
+        (side, max(side, round(h * side / w))) if w <= h else (max(side, round(w * side / h)), side)
+    )
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
@@ -44,7 +48,9 @@ def grid_crops(image: np.ndarray, crop: tuple[int, int], grid: int) -> Iterator[
 
     Raises InputError when the image is smaller than the crop.
     """
-    top, left = (side - extent for side, extent in zip(image.shape[:2], crop, strict=True))  # of the last crop
+    top, left = (
+        side - extent for side, extent in zip(image.shape[:2], crop, strict=True)
+    )  # of the last crop
     if top < 0 or left < 0:
         raise InputError(
             f"A crop of {crop[0]} x {crop[1]} px does not fit an image rescaled to {image.shape[0]} x {image.shape[1]}: "
@@ -71,8 +77,12 @@ def draws(seed: int, epoch, index):
     import tensorflow as tf
 
     epoch, index = tf.cast(epoch, tf.int64), tf.cast(index, tf.int64)
-    key = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), index)
-    colour = tf.random.experimental.stateless_fold_in(key, 1)  # another key: equal ones give related numbers
+    key = tf.random.experimental.stateless_fold_in(
+        tf.stack([tf.constant(seed, tf.int64), epoch]), index
+    )
+    colour = tf.random.experimental.stateless_fold_in(
+        key, 1
+    )  # another key: equal ones give related numbers
     return tf.random.stateless_uniform([4], key), tf.random.stateless_normal([3], colour)
 
 
@@ -97,18 +107,24 @@ def random_crop(encoded, crop: int, scale: tuple[int, int], uniform, flip: bool)
         first, extent, box = _window(tf.io.extract_jpeg_shape(encoded)[:2], crop, scale, uniform)
         window = tf.concat([first, extent], 0)
         # The accurate DCT gives Pillow's pixels.
-        return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE"), box
+        return tf.io.decode_and_crop_jpeg(
+            encoded, window, channels=3, dct_method="INTEGER_ACCURATE"
+        ), box
 
     def of_another_kind():
         # Outside a graph, TensorFlow hands the bytes over in an array of no dimensions.
-        image = tf.numpy_function(lambda x: decode(np.asarray(x).item()), [encoded], tf.uint8, stateful=False)
+        image = tf.numpy_function(
+            lambda x: decode(np.asarray(x).item()), [encoded], tf.uint8, stateful=False
+        )
         image = tf.ensure_shape(image, [None, None, 3])
         first, extent, box = _window(tf.shape(image)[:2], crop, scale, uniform)
         return tf.slice(image, tf.concat([first, [0]], 0), tf.concat([extent, [3]], 0)), box
 
     def resized(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
         top, left, bottom, right = box.tolist()
-        image = Image.fromarray(pixels).resize((crop, crop), Image.Resampling.BILINEAR, (left, top, right, bottom))
+        image = Image.fromarray(pixels).resize(
+            (crop, crop), Image.Resampling.BILINEAR, (left, top, right, bottom)
+        )
         return np.asarray(image)
 
     pixels, box = tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_another_kind)
@@ -128,7 +144,9 @@ def crop_of_rescaled(image, crop: int, uniform, flip: bool):
 def _mirrored(image, uniform, flip: bool):
     import tensorflow as tf
 
-    return tf.cond(uniform[3] < 0.5, lambda: tf.reverse(image, [1]), lambda: image) if flip else image
+    return (
+        tf.cond(uniform[3] < 0.5, lambda: tf.reverse(image, [1]), lambda: image) if flip else image
+    )
 
 
 def _corner(size, crop: int, uniform):
@@ -187,7 +205,9 @@ def color_shift(image, basis, normal):
     return tf.cast(image, tf.float32) + tf.linalg.matvec(basis, 0.1 * normal)
 
 
-def center_crops(split: Split, crop: tuple[int, int], side: int) -> Iterator[tuple[int, np.ndarray, int]]:
+def center_crops(
+    split: Split, crop: tuple[int, int], side: int
+) -> Iterator[tuple[int, np.ndarray, int]]:
     """(index, `center_crop`, label) of every image of a split, in order; decoding runs ahead in threads.
 
     Raises InputError naming the image when one cannot be read.

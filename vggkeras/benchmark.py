@@ -29,7 +29,11 @@ STEP, TRAINING = "bare step", "training, end to end"
 
 
 def benchmark(
-    recipe: Recipe, images: int = 480, steps: int = 4, rounds: int = 3, console: Console | None = None
+    recipe: Recipe,
+    images: int = 480,
+    steps: int = 4,
+    rounds: int = 3,
+    console: Console | None = None,
 ) -> dict:
     """Measure a recipe's training on this machine, every part in turn, `rounds` times; rates are over all rounds.
 
@@ -59,17 +63,27 @@ def benchmark(
         data = datasets.load_data(recipe.data)
         split, classes = data.split("train"), len(data.class_names)
     basis = augment.color_basis(np.full((3, 3), 3500.0) + np.eye(3) * 500)
-    sizes: dict[str, Any] = {"batch_norm": recipe.batch_norm, "width": recipe.width, "fc_units": recipe.fc_units}
-    model = models.build(recipe.arch, (size, size, 3), classes, **sizes, precision=recipe.precision, seed=recipe.seed)
+    sizes: dict[str, Any] = {
+        "batch_norm": recipe.batch_norm,
+        "width": recipe.width,
+        "fc_units": recipe.fc_units,
+    }
+    model = models.build(
+        recipe.arch, (size, size, 3), classes, **sizes, precision=recipe.precision, seed=recipe.seed
+    )
     compile_model(model, recipe)
     batch = recipe.batch_size // recipe.accumulate
     resident = _resident(training_batches(split, recipe, size, scale, basis=basis))
     parts: dict[str, Callable[[], tuple[int, float]]] = {
         PLAIN: lambda: _read(_plain_batches(split, recipe, size, scale), images, batch),
         CROPS: lambda: _read(training_batches(split, recipe, size, scale), images, batch),
-        PIPELINE: lambda: _read(training_batches(split, recipe, size, scale, basis=basis), images, batch),
+        PIPELINE: lambda: _read(
+            training_batches(split, recipe, size, scale, basis=basis), images, batch
+        ),
         STEP: lambda: _train(model, resident, steps, batch),
-        TRAINING: lambda: _train(model, training_batches(split, recipe, size, scale, basis=basis), steps, batch),
+        TRAINING: lambda: _train(
+            model, training_batches(split, recipe, size, scale, basis=basis), steps, batch
+        ),
     }
     totals: dict[str, list[float]] = {name: [0, 0.0] for name in parts}
     with progress_bar(console or Console()) as bar:
@@ -81,7 +95,9 @@ def benchmark(
                     totals[name][i] += value
                 bar.advance(task)
     plan = configs.plan(recipe.arch, (size, size, 3), classes, **sizes)
-    operations = 3 * 2 * sum(layer.multiply_adds for layer in plan)  # of one image, forward and backward
+    operations = (
+        3 * 2 * sum(layer.multiply_adds for layer in plan)
+    )  # of one image, forward and backward
     rows: dict[str, dict[str, float]] = {}
     for name, (count, seconds) in totals.items():
         rows[name] = {"images": count, "seconds": seconds, "images_per_second": count / seconds}
@@ -119,7 +135,9 @@ def photograph_like(count: int, seed: int = 0) -> Split:
         picture = np.fft.irfft2(noise / frequency**1.1, s=(h, w)).transpose(1, 2, 0)
         grey = picture.mean(axis=2, keepdims=True)
         picture = grey + 0.4 * (picture - grey)  # colours of one place are alike
-        levels = (120 + 55 * (picture - picture.mean()) / picture.std()).clip(0, 255).astype(np.uint8)
+        levels = (
+            (120 + 55 * (picture - picture.mean()) / picture.std()).clip(0, 255).astype(np.uint8)
+        )
         buffer = io.BytesIO()
         Image.fromarray(levels).save(buffer, "JPEG", quality=90)
         sources.append(buffer.getvalue())
@@ -137,7 +155,9 @@ def _plain_batches(split: Split, recipe: Recipe, size: int, scale: tuple[int, in
         sides = tf.cast(tf.shape(image)[:2], tf.float32)
         side = scale[0] + tf.floor(uniform[0] * (scale[1] - scale[0] + 1))
         rescaled = tf.cast(tf.round(sides * side / tf.reduce_min(sides)), tf.int32)
-        image = augment.crop_of_rescaled(tf.image.resize(image, rescaled, antialias=True), size, uniform, recipe.flip)
+        image = augment.crop_of_rescaled(
+            tf.image.resize(image, rescaled, antialias=True), size, uniform, recipe.flip
+        )
         return tf.cast(tf.round(image), tf.uint8), label
 
     data = split.shuffled(recipe.seed).map(example, tf.data.AUTOTUNE)
@@ -172,5 +192,12 @@ def _train(model: keras.Model, batches, steps: int, batch: int) -> tuple[int, fl
         ends.append(time.perf_counter())
 
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=end)
-    model.fit(batches, steps_per_epoch=WARM + steps, epochs=1, shuffle=False, verbose=0, callbacks=[callback])
+    model.fit(
+        batches,
+        steps_per_epoch=WARM + steps,
+        epochs=1,
+        shuffle=False,
+        verbose=0,
+        callbacks=[callback],
+    )
     return steps * batch, ends[-1] - ends[WARM - 1]

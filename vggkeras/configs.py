@@ -120,7 +120,9 @@ def plan(
 def _checked_shape(input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     shape = tuple(input_shape)
     if len(shape) != 3 or any(not isinstance(side, int) for side in shape):
-        raise InputError(f"input_shape must be three integers (height, width, channels); received {input_shape}.")
+        raise InputError(
+            f"input_shape must be three integers (height, width, channels); received {input_shape}."
+        )
     h, w, c = shape
     if h < MINIMUM_SIDE or w < MINIMUM_SIDE:
         raise InputError(
@@ -224,7 +226,9 @@ class Recipe:
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, str(getattr(self, field)))
         if self.init_from is None and (self.freeze != "none" or self.copied_rate != 1):
-            raise InputError("freeze and copied_rate are of weights taken over: give init_from too.")
+            raise InputError(
+                "freeze and copied_rate are of weights taken over: give init_from too."
+            )
         scale_range(self.scale, self.image_size or MINIMUM_SIDE)
 
     @property
@@ -242,10 +246,14 @@ def scale_range(scale: str | None, crop: int) -> tuple[int, int]:
         return (rescaled_side(crop),) * 2
     sides = scale.split(":")
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise InputError(f"scale must be a number of pixels, such as 256, or a range, 256:512; received {scale!r}.")
+        raise InputError(
+            f"scale must be a number of pixels, such as 256, or a range, 256:512; received {scale!r}."
+        )
     low, high = int(sides[0]), int(sides[-1])
     if low > high:
-        raise InputError(f"scale must be a range from the smaller side to the larger, {high}:{low}; received {scale}.")
+        raise InputError(
+            f"scale must be a range from the smaller side to the larger, {high}:{low}; received {scale}."
+        )
     if low < crop:
         raise InputError(
             f"scale must be at least the side of the crop, {crop} px, for it to fit; received {scale}: "

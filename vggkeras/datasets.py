@@ -64,7 +64,11 @@ class Split:
             return
         assert self.labels is not None
         for index, (source, label) in enumerate(zip(self.sources, self.labels, strict=True)):
-            yield index, Path(source).read_bytes() if isinstance(source, str) else source, int(label)
+            yield (
+                index,
+                Path(source).read_bytes() if isinstance(source, str) else source,
+                int(label),
+            )
 
     def shuffled(self, seed: int, start: int = 0):
         """tf.data.Dataset without end of (epoch, index, encoded image, label), in a new order every epoch.
@@ -128,7 +132,9 @@ class Split:
             return replace(self, count=self.count - len(lost), left_out=self.left_out | lost)
         kept = [i for i in range(self.count) if i not in lost]
         assert self.labels is not None
-        return replace(self, count=len(kept), labels=self.labels[kept], sources=[self.sources[i] for i in kept])
+        return replace(
+            self, count=len(kept), labels=self.labels[kept], sources=[self.sources[i] for i in kept]
+        )
 
     def _records(self):
         import tensorflow_datasets as tfds
@@ -154,7 +160,9 @@ class Data:
         """A split by name; val and valid mean validation. Raises InputError naming the splits there are."""
         found = self.splits.get("validation" if name in VALIDATION_NAMES else name)
         if found is None:
-            raise InputError(f"{self.spec} has no split {name!r}: choose one of {', '.join(self.splits)}.")
+            raise InputError(
+                f"{self.spec} has no split {name!r}: choose one of {', '.join(self.splits)}."
+            )
         return found
 
 
@@ -184,11 +192,15 @@ def _digits() -> Data:
     for image in digits.images:
         grey = Image.fromarray(np.uint8(np.round(image * (255 / 16))))
         buffer = io.BytesIO()
-        grey.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB").save(buffer, "PNG", compress_level=1)
+        grey.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB").save(
+            buffer, "PNG", compress_level=1
+        )
         sources.append(buffer.getvalue())
     labels = digits.target.astype(np.int64)
     # Fixed, so that two people's figures are of the same images.
-    train, validation = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    train, validation = train_test_split(
+        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
 
     def split(name: str, indices: np.ndarray) -> Split:
         return Split(f"digits/{name}", len(indices), labels[indices], [sources[i] for i in indices])
@@ -209,8 +221,12 @@ def _tfds(spec: str) -> Data:
             f"Unknown data {spec!r}: {EXPECTED}; TensorFlow Datasets has no {name!r} ({reason})."
         ) from error
     features = builder.info.features
-    if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
-        raise InputError(f"{spec} is not for classification: expected features image and label; received {features}.")
+    if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(
+        features
+    ):
+        raise InputError(
+            f"{spec} is not for classification: expected features image and label; received {features}."
+        )
     if not Path(builder.data_dir).exists():
         try:
             builder.download_and_prepare()
@@ -227,7 +243,9 @@ def _tfds(spec: str) -> Data:
     splits = {}
     for ours, theirs in names.items():
         if theirs.split("[")[0] in found:
-            splits[ours] = Split(f"{name}/{ours}", found[theirs].num_examples, builder=builder, records=theirs)
+            splits[ours] = Split(
+                f"{name}/{ours}", found[theirs].num_examples, builder=builder, records=theirs
+            )
     if "train" not in splits:
         raise InputError(f"{spec} has no split train; it has {', '.join(found)}.")
     return Data(spec, _readable(list(features["label"].names)), splits)
@@ -301,20 +319,28 @@ def _readable(names: list[str]) -> list[str]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def _class_files(root: Path) -> list[tuple[str, str]]:
     files = []
     for folder in _folders(root):
-        names = sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir())
-        files += [(str(folder / name), folder.name) for name in names if name.lower().endswith(SUFFIXES)]
+        names = sorted(
+            e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir()
+        )
+        files += [
+            (str(folder / name), folder.name) for name in names if name.lower().endswith(SUFFIXES)
+        ]
     return files
 
 
 def _hash(path: str) -> int:
     """Of class/file, so that neither the folder's place nor other files move an image between the splits."""
-    return int.from_bytes(hashlib.sha256("/".join(Path(path).parts[-2:]).encode()).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256("/".join(Path(path).parts[-2:]).encode()).digest()[:8], "big"
+    )
 
 
 def _without_signature(paths: list[str]) -> list[str]:
@@ -325,7 +351,11 @@ def _without_signature(paths: list[str]) -> list[str]:
             return not file.read(8).startswith(SIGNATURES)
 
     with ThreadPoolExecutor() as pool:
-        return [path for path, is_bad in zip(paths, pool.map(bad, paths, chunksize=64), strict=True) if is_bad]
+        return [
+            path
+            for path, is_bad in zip(paths, pool.map(bad, paths, chunksize=64), strict=True)
+            if is_bad
+        ]
 
 
 def unreadable(names: list[str], where: str) -> InputError:
@@ -374,7 +404,9 @@ def decode(encoded: bytes, name: str = "image") -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip rather than scale
-        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(
+            (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
+        ).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -397,7 +429,9 @@ def read_all(split: Split) -> Iterator[tuple[int, Pixels | InputError]]:
             image = decode(encoded, split.image_name(index))
         except InputError as error:
             return index, error
-        rgb = image.reshape(-1, 3).astype(np.float64)  # sums of whole numbers: exact, whatever their order
+        rgb = image.reshape(-1, 3).astype(
+            np.float64
+        )  # sums of whole numbers: exact, whatever their order
         return index, Pixels(rgb.mean(axis=0), rgb.T @ rgb / len(rgb), min(image.shape[:2]))
 
     return in_threads(read, split.examples())
@@ -425,7 +459,9 @@ def shuffled_indices(count: int, seed: int, start: int = 0):
     def pair(place):
         epoch = place // count
         return epoch, tf.random.experimental.index_shuffle(
-            place % count, tf.stack([tf.constant(seed, tf.int64), epoch]), tf.constant(count - 1, tf.int64)
+            place % count,
+            tf.stack([tf.constant(seed, tf.int64), epoch]),
+            tf.constant(count - 1, tf.int64),
         )
 
     return tf.data.Dataset.range(start, tf.int64.max).map(pair)

@@ -54,7 +54,12 @@ def examine(console: Console) -> int:
 
     gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
     loads.add_row("tensorflow", "cpu", "yes", "")
-    loads.add_row("tensorflow", "gpu", ", ".join(gpus) or "no", "" if gpus else escape(runtimes.INSTALL["cuda"]))
+    loads.add_row(
+        "tensorflow",
+        "gpu",
+        ", ".join(gpus) or "no",
+        "" if gpus else escape(runtimes.INSTALL["cuda"]),
+    )
     broken = False
     for provider, reason in _onnxruntime_providers().items():
         broken |= provider == "cpu" and bool(reason)
@@ -69,8 +74,12 @@ def examine(console: Console) -> int:
     else:
         loads.add_row("litert", "cpu", "yes", "")
     print_table(loads, console)
-    console.print(f"Keras backend: {os.environ.get('KERAS_BACKEND', 'tensorflow')} (KERAS_BACKEND chooses)")
-    console.print(f"TFDS_DATA_DIR: {os.environ.get('TFDS_DATA_DIR', 'not set, so ~/tensorflow_datasets')}")
+    console.print(
+        f"Keras backend: {os.environ.get('KERAS_BACKEND', 'tensorflow')} (KERAS_BACKEND chooses)"
+    )
+    console.print(
+        f"TFDS_DATA_DIR: {os.environ.get('TFDS_DATA_DIR', 'not set, so ~/tensorflow_datasets')}"
+    )
     return int(broken)
 
 
@@ -88,11 +97,15 @@ def _onnxruntime_providers() -> dict[str, str]:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", [value], [result])
-    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+    probe = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+    ).SerializeToString()
     reasons = {}
     for provider in runtimes.PROVIDERS:
         try:
             _, reasons[provider] = runtimes.onnx_session(probe, provider)
-        except Exception as error:  # onnxruntime's errors have no common base; not loading is the answer
+        except (
+            Exception
+        ) as error:  # onnxruntime's errors have no common base; not loading is the answer
             reasons[provider] = " ".join(str(error).split())[:200] or type(error).__name__
     return reasons

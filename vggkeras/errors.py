@@ -25,7 +25,9 @@ def parsed(parse: Callable[[], T]) -> T:
     except SystemExit as stop:
         if not stop.code:  # help was asked for
             raise
-    rows = [line.strip("│ ") for line in said.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
+    rows = [
+        line.strip("│ ") for line in said.getvalue().splitlines() if not line.startswith(("╭", "╰"))
+    ]
     raise InputError(" ".join(";" if set(row) == {"─"} else row for row in rows).replace(" ;", ";"))
 
 

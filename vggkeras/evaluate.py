@@ -31,7 +31,12 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes import MAX_BATCH, Predictor, check_probabilities
 
 PROTOCOLS = ("center", "dense", "multicrop", "both")
-PARTS = {"center": ("center",), "dense": ("dense",), "multicrop": ("multicrop",), "both": ("dense", "multicrop")}
+PARTS = {
+    "center": ("center",),
+    "dense": ("dense",),
+    "multicrop": ("multicrop",),
+    "both": ("dense", "multicrop"),
+}
 GRID = 5  # crops a side of multicrop's grid
 WINDOW = 32  # images in memory at once; those of one shape go through a dense network together
 CALIBRATION_BINS = 15
@@ -53,7 +58,9 @@ class Evaluation:
     labels: np.ndarray = field(repr=False)  # int32 [N]
     predictions: np.ndarray = field(repr=False)  # int32 [N], the most probable class
     confidences: np.ndarray = field(repr=False)  # float32 [N], its probability
-    in5: np.ndarray = field(repr=False)  # bool [N]: the label is among the five most probable (all, where fewer)
+    in5: np.ndarray = field(
+        repr=False
+    )  # bool [N]: the label is among the five most probable (all, where fewer)
     seconds: float  # of cutting the crops and running the models, for this row alone; decoding runs beside it
 
     @property
@@ -90,7 +97,9 @@ class Evaluation:
         """Counts int64 `[classes, classes]`: rows are labels, columns predictions."""
         from sklearn.metrics import confusion_matrix
 
-        return confusion_matrix(self.labels, self.predictions, labels=np.arange(len(self.class_names)))
+        return confusion_matrix(
+            self.labels, self.predictions, labels=np.arange(len(self.class_names))
+        )
 
     def recalls(self) -> np.ndarray:
         """Share of each class's images that were recognised, float64 `[classes]`; NaN for a class without images."""
@@ -116,8 +125,12 @@ class Comparison:
     @staticmethod
     def of(first: Evaluation, second: Evaluation) -> Comparison:
         """Raises InputError when the rows are not of the same images."""
-        if not np.array_equal(first.indices, second.indices) or not np.array_equal(first.labels, second.labels):
-            raise InputError("Two rows can only be compared on the same images with the same labels.")
+        if not np.array_equal(first.indices, second.indices) or not np.array_equal(
+            first.labels, second.labels
+        ):
+            raise InputError(
+                "Two rows can only be compared on the same images with the same labels."
+            )
         gained = first.indices[second.right & ~first.right].tolist()
         lost = first.indices[first.right & ~second.right].tolist()
         return Comparison(gained, lost, mcnemar(len(gained), len(lost)))
@@ -138,14 +151,18 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def checked_scales(predictor: Predictor, protocol: str, scales: Sequence[int] | None) -> tuple[int, ...]:
+def checked_scales(
+    predictor: Predictor, protocol: str, scales: Sequence[int] | None
+) -> tuple[int, ...]:
     """The test scales Q (smallest side, px) of a protocol; by default the one the model was trained for.
 
     Raises InputError for an unknown protocol, a scale below the model's input, or one given twice.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
-    if scales is not None and (not isinstance(scales, Sequence) or not all(isinstance(scale, int) for scale in scales)):
+    if scales is not None and (
+        not isinstance(scales, Sequence) or not all(isinstance(scale, int) for scale in scales)
+    ):
         raise InputError(
             f"scales must be a list of whole numbers of pixels, such as (256, 384, 512); received {scales!r}."
         )
@@ -153,11 +170,17 @@ def checked_scales(predictor: Predictor, protocol: str, scales: Sequence[int] | 
     smallest = max(predictor.input_shape[:2])
     for scale in scales:
         if scale < smallest:
-            raise InputError(f"Scale {scale} is below the model's input of {smallest} px: give {smallest} or more.")
+            raise InputError(
+                f"Scale {scale} is below the model's input of {smallest} px: give {smallest} or more."
+            )
         if scale > LARGEST_SCALE:  # the whole rescaled image is held in memory
-            raise InputError(f"Scale {scale} is above {LARGEST_SCALE} px: give {smallest} to {LARGEST_SCALE}.")
+            raise InputError(
+                f"Scale {scale} is above {LARGEST_SCALE} px: give {smallest} to {LARGEST_SCALE}."
+            )
     if len(set(scales)) < len(scales):
-        raise InputError(f"Scales must differ, for each counts once; received {' '.join(map(str, scales))}.")
+        raise InputError(
+            f"Scales must differ, for each counts once; received {' '.join(map(str, scales))}."
+        )
     return scales
 
 
@@ -219,7 +242,9 @@ def evaluate(
         return index, label, plan.rescaled(image)
 
     def readable() -> Iterator[tuple[int, int, dict[int, np.ndarray]]]:
-        for index, label, images in track(datasets.in_threads(prepare, split.examples()), split.count):
+        for index, label, images in track(
+            datasets.in_threads(prepare, split.examples()), split.count
+        ):
             if isinstance(images, InputError):
                 unreadable.append(split.image_name(index))
             elif not 0 <= label < len(class_names):
@@ -227,7 +252,9 @@ def evaluate(
                     f"{split.image_name(index)} is labelled {label}, and the model's {len(class_names)} classes are 0 to "
                     f"{len(class_names) - 1}: choose a split with labels that are the model's."
                 )
-            elif skipped is not None or not unreadable:  # what is lost already is only read on, and counted
+            elif (
+                skipped is not None or not unreadable
+            ):  # what is lost already is only read on, and counted
                 yield index, label, images
 
     for window in windows(readable(), WINDOW):
@@ -248,7 +275,9 @@ def evaluate(
     found, labelled = (np.array(column) for column in zip(*seen, strict=True))
     evaluations = []
     for row, answer in zip(rows, answers, strict=True):
-        predictions, confidences, in5 = (np.concatenate(column) for column in zip(*answer, strict=True))
+        predictions, confidences, in5 = (
+            np.concatenate(column) for column in zip(*answer, strict=True)
+        )
         chosen = [models[i] for i in row.models]
         evaluations.append(
             Evaluation(
@@ -270,7 +299,9 @@ def evaluate(
 
 
 # Top-1 and top-5 error, %, on ILSVRC-2012's validation images: (configuration, S of training) -> (one test scale, several).
-PAPER_DENSE: dict[tuple[str, str], tuple[tuple[float, float] | None, tuple[float, float] | None]] = {  # Tables 3 and 4
+PAPER_DENSE: dict[
+    tuple[str, str], tuple[tuple[float, float] | None, tuple[float, float] | None]
+] = {  # Tables 3 and 4
     ("A", "256"): ((29.6, 10.4), None),
     ("A-LRN", "256"): ((29.7, 10.5), None),
     ("B", "256"): ((28.7, 9.9), (28.2, 9.6)),
@@ -284,7 +315,9 @@ PAPER_DENSE: dict[tuple[str, str], tuple[tuple[float, float] | None, tuple[float
     ("E", "384"): ((26.9, 8.7), (26.7, 8.6)),
     ("E", "256:512"): ((25.5, 8.0), (24.8, 7.5)),
 }
-PAPER_JITTERED: dict[tuple[tuple[str, ...], str], tuple[float, float]] = {  # Tables 5 and 6: S in [256, 512], three Q
+PAPER_JITTERED: dict[
+    tuple[tuple[str, ...], str], tuple[float, float]
+] = {  # Tables 5 and 6: S in [256, 512], three Q
     (("D",), "multicrop"): (24.6, 7.5),
     (("D",), "both"): (24.4, 7.2),
     (("E",), "multicrop"): (24.6, 7.4),
@@ -314,7 +347,11 @@ def paper_errors(predictors: Sequence[Predictor], row: Evaluation) -> tuple[floa
         return None
     (side,) = sides
     three = (
-        (256, 384, 512) if side == "256:512" else tuple(int(side) + d for d in (-32, 0, 32)) if side.isdigit() else ()
+        (256, 384, 512)
+        if side == "256:512"
+        else tuple(int(side) + d for d in (-32, 0, 32))
+        if side.isdigit()
+        else ()
     )
     if row.protocol == "dense" and len(archs) == 1:
         one, several = PAPER_DENSE.get((archs[0], side), (None, None))
@@ -330,15 +367,29 @@ def _arch(model: Predictor) -> str:
     return str(about.get("arch", "")).lower().removeprefix("vgg_").upper().replace("_", "-")
 
 
-def table(rows: Sequence[Evaluation], paper: Sequence[tuple[float, float] | None], title: str) -> Table:
+def table(
+    rows: Sequence[Evaluation], paper: Sequence[tuple[float, float] | None], title: str
+) -> Table:
     """Rows for people; each is compared with the first."""
     found = Table(title=title)
     several, known = len(rows) > 1, any(paper)
     short = short_names([path for row in rows for path in row.models])
-    columns = ["", "model", "protocol", "Q", "top-1 error, %", "top-5 error, %", "correct", "ECE", "images/s"]
+    columns = [
+        "",
+        "model",
+        "protocol",
+        "Q",
+        "top-1 error, %",
+        "top-5 error, %",
+        "correct",
+        "ECE",
+        "images/s",
+    ]
     for column in [*columns, *["the paper's"] * known, *["gained", "lost", "p"] * several]:
         text = column in ("model", "protocol", "Q")
-        found.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=column != "model")
+        found.add_column(
+            column, justify="left" if text else "right", overflow="fold", no_wrap=column != "model"
+        )
     for number, (row, theirs) in enumerate(zip(rows, paper, strict=True), start=1):
         cells = [
             str(number),
@@ -346,10 +397,14 @@ def table(rows: Sequence[Evaluation], paper: Sequence[tuple[float, float] | None
             row.protocol,
             " ".join(map(str, row.scales)),
             with_interval(row.images - row.correct, row.images),
-            with_interval(row.images - row.correct5, row.images) if len(row.class_names) > 5 else "-",
+            with_interval(row.images - row.correct5, row.images)
+            if len(row.class_names) > 5
+            else "-",
             f"{row.correct:,}",
             f"{row.calibration_error():.3f}",
-            f"{row.images / row.seconds:.0f}" if row.images > 10 * row.seconds else f"{row.images / row.seconds:.2f}",
+            f"{row.images / row.seconds:.0f}"
+            if row.images > 10 * row.seconds
+            else f"{row.images / row.seconds:.2f}",
         ]
         if known:
             cells.append(f"{theirs[0]} / {theirs[1]}" if theirs else "")
@@ -367,7 +422,9 @@ def table(rows: Sequence[Evaluation], paper: Sequence[tuple[float, float] | None
 def short_names(paths: Sequence[str]) -> dict[str, str]:
     """The fewest last parts of each path that tell it from the others; of a run's model.keras, the run."""
     parts = {path: Path(path).parts for path in paths}
-    parts = {path: p[:-1] if p[-1] == "model.keras" and len(p) > 1 else p for path, p in parts.items()}
+    parts = {
+        path: p[:-1] if p[-1] == "model.keras" and len(p) > 1 else p for path, p in parts.items()
+    }
     for count in range(1, max(len(p) for p in parts.values()) + 1):
         short = {path: "/".join(p[-count:]) for path, p in parts.items()}
         if len(set(short.values())) == len(short):
@@ -388,7 +445,11 @@ def cost_ratios(rows: Sequence[Evaluation]) -> list[str]:
         for multicrop in rows:
             several = max(len(row.scales) for row in rows if row.models == dense.models)
             alike = (dense.models, dense.scales) == (multicrop.models, multicrop.scales)
-            if alike and (dense.protocol, multicrop.protocol, len(dense.scales)) == ("dense", "multicrop", several):
+            if alike and (dense.protocol, multicrop.protocol, len(dense.scales)) == (
+                "dense",
+                "multicrop",
+                several,
+            ):
                 lines.append(
                     f"cost of dense : multicrop = {dense.seconds / multicrop.seconds:.3f} ({dense.seconds:.1f} s, "
                     f"{multicrop.seconds:.1f} s; {dense.runtime}, Q {' '.join(map(str, dense.scales))})"
@@ -456,7 +517,8 @@ def records(
                     for label, share in zip(row.class_names, row.recalls(), strict=True)
                 },
                 "confusions": [  # [label, prediction, images], none left out
-                    [row.class_names[i], row.class_names[j], int(matrix[i, j])] for i, j in np.argwhere(matrix)
+                    [row.class_names[i], row.class_names[j], int(matrix[i, j])]
+                    for i, j in np.argwhere(matrix)
                 ],
                 "seconds": row.seconds,
                 "against": against,
@@ -542,16 +604,24 @@ def posteriors(
             models of different classes; a file without a dense form under dense or both.
     """
     if isinstance(images, str | os.PathLike):
-        raise InputError(f"Expected a list of paths or arrays; received one path, {str(images)!r}: put it into a list.")
+        raise InputError(
+            f"Expected a list of paths or arrays; received one path, {str(images)!r}: put it into a list."
+        )
     models = [predictors] if isinstance(predictors, Predictor) else list(predictors)
     plan = _Plan(models, [protocol], scales, mirrors, grid)
     row = plan.rows(fuse=len(models) > 1)[-1]
-    prepared = datasets.in_threads(lambda image: plan.rescaled(pixels(image)), ((image,) for image in images))
+    prepared = datasets.in_threads(
+        lambda image: plan.rescaled(pixels(image)), ((image,) for image in images)
+    )
     answers = []
     for window in windows(prepared, WINDOW):
         parts = plan.posteriors(window)
         answers.append(np.mean([parts[key] for key in row.keys], axis=0))
-    return np.concatenate(answers) if answers else np.empty((0, len(models[0].class_names)), np.float32)
+    return (
+        np.concatenate(answers)
+        if answers
+        else np.empty((0, len(models[0].class_names)), np.float32)
+    )
 
 
 def pixels(image: str | os.PathLike | np.ndarray) -> np.ndarray:
@@ -582,22 +652,35 @@ class _Plan:
     """What has to be asked, once each, for all rows: (model, crops or the whole image, scale)."""
 
     def __init__(
-        self, models: list[Predictor], protocols: list[str], scales: Sequence[int] | None, mirrors: bool, grid: int
+        self,
+        models: list[Predictor],
+        protocols: list[str],
+        scales: Sequence[int] | None,
+        mirrors: bool,
+        grid: int,
     ) -> None:
         if not models or not protocols:
-            raise InputError(f"Expected one model or more and one protocol or more of {', '.join(PROTOCOLS)}.")
+            raise InputError(
+                f"Expected one model or more and one protocol or more of {', '.join(PROTOCOLS)}."
+            )
         if grid < 1:
             raise InputError(f"grid must be 1 or more; received {grid}.")
         if len(set(protocols)) < len(protocols):
             raise InputError(f"Protocols must differ; received {' '.join(protocols)}.")
         self.models, self.protocols, self.mirrors, self.grid = models, protocols, mirrors, grid
-        self.scales = [checked_scales(model, protocol, scales) for model in models for protocol in self.protocols]
+        self.scales = [
+            checked_scales(model, protocol, scales)
+            for model in models
+            for protocol in self.protocols
+        ]
         self.scales = self.scales[:: len(self.protocols)]  # of each model
         for model in models:
             check_probabilities(model)
             check_channels(model)
         needed = dict.fromkeys(part for protocol in self.protocols for part in PARTS[protocol])
-        self.keys = [(m, part, q) for m in range(len(models)) for part in needed for q in self.scales[m]]
+        self.keys = [
+            (m, part, q) for m in range(len(models)) for part in needed for q in self.scales[m]
+        ]
         self.dense = [model.dense_form() for model in models] if "dense" in needed else []
         self.seconds = dict.fromkeys(self.keys, 0.0)
 
@@ -615,7 +698,11 @@ class _Plan:
                 alone = [{q} for q in own] if alike and len(own) > 1 else []
                 for chosen in [*alone, {q for m in group for q in self.scales[m]}]:
                     keys = tuple(
-                        (m, part, q) for m in group for part in PARTS[protocol] for q in self.scales[m] if q in chosen
+                        (m, part, q)
+                        for m in group
+                        for part in PARTS[protocol]
+                        for q in self.scales[m]
+                        if q in chosen
                     )
                     rows.append(_Row(group, protocol, tuple(sorted(chosen)), keys))
         return rows
@@ -627,7 +714,10 @@ class _Plan:
 
     def rescaled(self, image: np.ndarray) -> dict[int, np.ndarray]:
         """An image at every scale: Q -> uint8 `[h, w, 3]`."""
-        return {q: augment.rescale(image, q) for q in sorted({q for scales in self.scales for q in scales})}
+        return {
+            q: augment.rescale(image, q)
+            for q in sorted({q for scales in self.scales for q in scales})
+        }
 
     def posteriors(self, images: list[dict[int, np.ndarray]]) -> dict[_Key, np.ndarray]:
         """Posteriors float32 `[n, classes]` of a window of images, of every key."""

@@ -71,7 +71,9 @@ def features(
             given twice; an unknown aggregate; a model that has no form for features.
     """
     if isinstance(images, str | os.PathLike):
-        raise InputError(f"Expected a list of paths or arrays; received one path, {str(images)!r}: put it into a list.")
+        raise InputError(
+            f"Expected a list of paths or arrays; received one path, {str(images)!r}: put it into a list."
+        )
     extractor = _Extractor(predictor, scales, aggregate, mirrors)
     prepared = datasets.in_threads(
         lambda image: extractor.rescaled(evaluate.pixels(image)), ((image,) for image in images)
@@ -83,9 +85,13 @@ def features(
 class _Extractor:
     """What makes features of images: the network's form, and how its answers are put together."""
 
-    def __init__(self, predictor: Predictor, scales: Sequence[int] | None, aggregate: str, mirrors: bool) -> None:
+    def __init__(
+        self, predictor: Predictor, scales: Sequence[int] | None, aggregate: str, mirrors: bool
+    ) -> None:
         if aggregate not in AGGREGATES:
-            raise InputError(f"aggregate must be one of {', '.join(AGGREGATES)}; received {aggregate!r}.")
+            raise InputError(
+                f"aggregate must be one of {', '.join(AGGREGATES)}; received {aggregate!r}."
+            )
         evaluate.check_channels(predictor)
         self.scales = evaluate.checked_scales(predictor, "dense", scales)
         self.form = predictor.features_form()
@@ -98,7 +104,10 @@ class _Extractor:
 
     def rescaled(self, image: np.ndarray) -> list[np.ndarray]:
         """An image at every scale: uint8 `[h, w, C]` each."""
-        return [augment.in_channels(augment.rescale(image, q), self.form.input_shape[2]) for q in self.scales]
+        return [
+            augment.in_channels(augment.rescale(image, q), self.form.input_shape[2])
+            for q in self.scales
+        ]
 
     def rows(self, images: list[list[np.ndarray]]) -> np.ndarray:
         """Features float32 `[n, D]` of a window of images."""
@@ -106,7 +115,9 @@ class _Extractor:
             _of_length_1(evaluate.of_whole_images(self.form, list(of_scale), self.mirrors))
             for of_scale in zip(*images, strict=True)
         ]
-        return _of_length_1(np.concatenate(parts, axis=1) if self.stacked else np.mean(parts, axis=0))
+        return _of_length_1(
+            np.concatenate(parts, axis=1) if self.stacked else np.mean(parts, axis=0)
+        )
 
 
 def _of_length_1(rows: np.ndarray) -> np.ndarray:
@@ -126,7 +137,9 @@ class Described:
     indices: np.ndarray = field(repr=False)  # int64 [N]: what Split.image_name takes
     about: dict[str, Any]  # the model, how it was asked, the data, versions
     seconds: float  # of reading the images and running the model
-    flatters: str | None  # why figures on these images look better than the features are, where they do
+    flatters: (
+        str | None
+    )  # why figures on these images look better than the features are, where they do
 
     def name(self, place: int) -> str:
         """What to call an image: its path within the data's folder, or its place in the data set."""
@@ -144,11 +157,24 @@ def load_images(spec: str, *, skip_unreadable: bool = False) -> Data:
     Raises InputError as that does.
     """
     root = Path(spec).expanduser()
-    if spec and root.is_dir() and not any(e.is_dir() for e in root.iterdir() if not e.name.startswith(".")):
+    if (
+        spec
+        and root.is_dir()
+        and not any(e.is_dir() for e in root.iterdir() if not e.name.startswith("."))
+    ):
         suffixes = datasets.SUFFIXES
-        paths = sorted(str(p) for p in root.resolve().iterdir() if p.suffix.lower() in suffixes and p.name[0] != ".")
+        paths = sorted(
+            str(p)
+            for p in root.resolve().iterdir()
+            if p.suffix.lower() in suffixes and p.name[0] != "."
+        )
         if paths:
-            split = Split(f"{root.resolve().name}/images", len(paths), np.full(len(paths), -1, np.int64), paths)
+            split = Split(
+                f"{root.resolve().name}/images",
+                len(paths),
+                np.full(len(paths), -1, np.int64),
+                paths,
+            )
             return Data(str(root.resolve()), [], {"images": split})
     return datasets.load_data(spec, skip_unreadable=skip_unreadable)
 
@@ -193,11 +219,15 @@ def describe(
         return (name, index, label), extractor.rescaled(image)
 
     def readable() -> Iterator[tuple[tuple[str, int, int], list[np.ndarray]]]:
-        examples = ((name, *example) for name, split in chosen.items() for example in split.examples())
+        examples = (
+            (name, *example) for name, split in chosen.items() for example in split.examples()
+        )
         for which, images in track(datasets.in_threads(prepare, examples), count):
             if isinstance(images, InputError):
                 unreadable.append(chosen[which[0]].image_name(which[1]))
-            elif skipped is not None or not unreadable:  # what is lost already is only read on, and counted
+            elif (
+                skipped is not None or not unreadable
+            ):  # what is lost already is only read on, and counted
                 yield which, images
 
     for window in evaluate.windows(readable(), evaluate.WINDOW):
@@ -214,7 +244,9 @@ def describe(
     form = extractor.form
     about = {
         "model": str(form.path),
-        "sha256": files.sha256(form.path) if form.path.exists() else None,  # None: a model in memory
+        "sha256": files.sha256(form.path)
+        if form.path.exists()
+        else None,  # None: a model in memory
         "runtime": form.runtime,
         "version": form.version,
         "provider": form.provider,
@@ -231,7 +263,9 @@ def describe(
     }
     flatters = None
     if data.spec == {**predictor.about.get("provenance", {}), **predictor.about}.get("data"):
-        seen_too = ", and has seen images of its train split among these" if "train" in chosen else ""
+        seen_too = (
+            ", and has seen images of its train split among these" if "train" in chosen else ""
+        )
         flatters = f"The network was trained on {data.spec}: it learnt these very classes{seen_too}, which flatters its features."
     labels, indices = labels.astype(np.int64), indices.astype(np.int64)
     return Described(data, rows[: len(seen)], labels, names, indices, about, seconds, flatters)
@@ -247,14 +281,18 @@ def check_out(path: Path) -> None:
     """Raises InputError when features cannot be written to a path, before they are computed."""
     files.check_file(path)
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: expected a file that ends in {' or '.join(SUFFIXES)}; received {path.suffix!r}.")
+        raise InputError(
+            f"{path}: expected a file that ends in {' or '.join(SUFFIXES)}; received {path.suffix!r}."
+        )
 
 
 def check_page(path: Path) -> None:
     """Raises InputError when a page cannot be written to a path, before what it shows is computed."""
     files.check_file(path)
     if path.suffix != ".html":
-        raise InputError(f"{path}: expected a page's file that ends in .html; received {path.suffix!r}.")
+        raise InputError(
+            f"{path}: expected a page's file that ends in .html; received {path.suffix!r}."
+        )
 
 
 def write(found: Described, path: Path) -> None:
@@ -264,13 +302,27 @@ def write(found: Described, path: Path) -> None:
     about, a string of JSON. .parquet: a row an image with image, split, label, class (null: not known) and features, a list
     of D float32; the JSON is "vggkeras" in the schema's metadata.
     """
-    names, about = [found.name(i) for i in range(len(found.labels))], json.dumps(found.about, ensure_ascii=False)
+    names, about = (
+        [found.name(i) for i in range(len(found.labels))],
+        json.dumps(found.about, ensure_ascii=False),
+    )
     with files.replacing(path) as beside:
         if path.suffix == ".npz":
             # class_names may be empty, and would then be no array of strings.
             classes = np.array(found.data.class_names, np.str_)
-            columns = {"labels": found.labels, "names": np.array(names), "split": found.splits, "class_names": classes}
-            np.savez(beside, allow_pickle=False, features=found.features, about=np.array(about), **columns)
+            columns = {
+                "labels": found.labels,
+                "names": np.array(names),
+                "split": found.splits,
+                "class_names": classes,
+            }
+            np.savez(
+                beside,
+                allow_pickle=False,
+                features=found.features,
+                about=np.array(about),
+                **columns,
+            )
             return
         import pyarrow as pa
         from pyarrow import parquet
@@ -295,7 +347,9 @@ class SvmRecall:
 
     labels: np.ndarray  # int64 [classes]
     costs: list[float]  # C of each split
-    recalls: np.ndarray  # float64 [splits, classes]: share of each class's test images that were recognised
+    recalls: (
+        np.ndarray
+    )  # float64 [splits, classes]: share of each class's test images that were recognised
 
     @property
     def means(self) -> np.ndarray:
@@ -403,7 +457,9 @@ def svm_recall(
         rng = np.random.default_rng([seed, repeat])
         drawn = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
         train = np.concatenate([places[:train_images] for places in drawn])
-        test = np.concatenate([places[train_images : train_images + test_images] for places in drawn])
+        test = np.concatenate(
+            [places[train_images : train_images + test_images] for places in drawn]
+        )
         cost, classifier = fit_svm(features[train], labels[train], seed)
         costs.append(cost)
         recalls.append(class_recalls(classifier, features[test], labels[test]))
@@ -426,8 +482,14 @@ def fit_svm(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[fl
     """
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
-        few = f"class {classes[counts.argmin()]} with one" if len(classes) > 1 else f"{len(classes)} classes"
-        raise InputError(f"A linear SVM needs two classes or more and two images or more of each; received {few}.")
+        few = (
+            f"class {classes[counts.argmin()]} with one"
+            if len(classes) > 1
+            else f"{len(classes)} classes"
+        )
+        raise InputError(
+            f"A linear SVM needs two classes or more and two images or more of each; received {few}."
+        )
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
     held = [max(1, round(len(places) / HELD_OUT)) for places in drawn]
@@ -455,7 +517,9 @@ def class_recalls(classifier: LinearSVC, features: np.ndarray, labels: np.ndarra
     The classes are the classifier's (`classes_`), in order; features are float `[N, D]`, labels int `[N]`.
     """
     right = classifier.predict(features) == labels
-    return np.array([right[labels == c].mean() if (labels == c).any() else np.nan for c in classifier.classes_])
+    return np.array(
+        [right[labels == c].mean() if (labels == c).any() else np.nan for c in classifier.classes_]
+    )
 
 
 def svm_table(found: SvmRecall, train_images: int, test_images: int) -> Table:
@@ -468,7 +532,9 @@ def svm_table(found: SvmRecall, train_images: int, test_images: int) -> Table:
     for column in ("split", "C", "mean class recall, %"):
         table.add_column(column, justify="right")
     for number, (cost, mean) in enumerate(zip(found.costs, found.means, strict=True), start=1):
-        table.add_row(str(number), f"{cost:g}", f"{100 * mean:.2f}", end_section=number == len(found.costs))
+        table.add_row(
+            str(number), f"{cost:g}", f"{100 * mean:.2f}", end_section=number == len(found.costs)
+        )
     spread = f" ± {100 * found.spread:.2f}" if found.spread is not None else ""
     table.add_row("mean", "", f"{100 * found.mean:.2f}{spread}", style="bold")
     return table
@@ -476,7 +542,9 @@ def svm_table(found: SvmRecall, train_images: int, test_images: int) -> Table:
 
 def svm_record(found: SvmRecall, class_names: Sequence[str]) -> dict[str, Any]:
     """A result as JSON: of each split, of each class, and all together."""
-    shares = {class_names[label]: found.recalls[:, i].tolist() for i, label in enumerate(found.labels)}
+    shares = {
+        class_names[label]: found.recalls[:, i].tolist() for i, label in enumerate(found.labels)
+    }
     return {
         "c": found.costs,
         "mean_class_recalls": found.means.tolist(),
@@ -509,7 +577,11 @@ def nearest(features: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.n
         found = features[some] @ features.T  # [size, N]
         found[np.arange(len(some)), some] = -np.inf
         # The whole order of every row is far more work than its largest.
-        best = found.argmax(axis=1)[:, None] if count == 1 else np.argsort(-found, axis=1, kind="stable")[:, :count]
+        best = (
+            found.argmax(axis=1)[:, None]
+            if count == 1
+            else np.argsort(-found, axis=1, kind="stable")[:, :count]
+        )
         places.append(best)
         cosines.append(np.take_along_axis(found, best, axis=1))
     return np.concatenate(places), np.concatenate(cosines)
@@ -578,14 +650,21 @@ def write_page(found: Described, path: Path) -> NearestShare | None:
     """
     count = len(found.labels)
     if count < 2:
-        raise InputError(f"{found.data.spec} has one image that can be read: nearest neighbours need two or more.")
+        raise InputError(
+            f"{found.data.spec} has one image that can be read: nearest neighbours need two or more."
+        )
     queries = choose_queries(found.labels)
     places, cosines = nearest(found.features, queries, min(CLOSEST, count - 1))
     share = NearestShare.of(found.features, found.labels)
     pictures = _pictures(found, np.unique(np.concatenate([queries, places.ravel()])))
 
     def shown(place: int, **more: Any) -> dict[str, Any]:
-        return {"name": found.name(place), "label": found.label(place), "picture": pictures[int(place)], **more}
+        return {
+            "name": found.name(place),
+            "label": found.label(place),
+            "picture": pictures[int(place)],
+            **more,
+        }
 
     rows = []
     for query, own, near in zip(queries, places, cosines, strict=True):
@@ -615,12 +694,16 @@ def _pictures(found: Described, places: np.ndarray) -> dict[int, str]:
     """Some images' central squares as people like to see them: place -> the source of an `img`."""
     pictures = {}
     for name, split in found.data.splits.items():
-        own = {int(found.indices[place]): int(place) for place in places if found.splits[place] == name}
+        own = {
+            int(found.indices[place]): int(place) for place in places if found.splits[place] == name
+        }
         some = split.without(set(split.indices()) - set(own))
         for index, (_, encoded, _) in zip(sorted(own), some.examples(), strict=True):
             image = datasets.decode(encoded, split.image_name(index))
             square = augment.center_crop(image, THUMBNAIL, (THUMBNAIL, THUMBNAIL))
             buffer = io.BytesIO()
             Image.fromarray(square).save(buffer, "JPEG", quality=82, optimize=True)
-            pictures[own[index]] = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            pictures[own[index]] = (
+                f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            )
     return pictures

@@ -67,7 +67,9 @@ def check_file(path: Path) -> None:
     if path.is_dir() or not path.name:
         raise InputError(f"{path} is a folder: expected the path of a file to write.")
     if path.suffix in MODELS:
-        raise InputError(f"{path} is a model's name: expected that of another file to write; no model is overwritten.")
+        raise InputError(
+            f"{path} is a model's name: expected that of another file to write; no model is overwritten."
+        )
     check_writable(path.parent)
 
 
@@ -156,4 +158,8 @@ def sha256(path: Path) -> str:
 
 def size(path: Path) -> int:
     """Bytes of a file, or of a folder's files."""
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )

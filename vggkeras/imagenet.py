@@ -25,4 +25,6 @@ def class_names() -> list[str]:
 @functools.cache
 def _lines() -> tuple[tuple[str, str], ...]:
     text = (resources.files("vggkeras") / "imagenet.csv").read_text(encoding="utf-8")
-    return tuple((wnid, name) for wnid, _, name in (line.partition(",") for line in text.splitlines()))
+    return tuple(
+        (wnid, name) for wnid, _, name in (line.partition(",") for line in text.splitlines())
+    )

@@ -83,7 +83,13 @@ class LRN(layers.Layer):
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "n": self.n, "k": self.k, "alpha": self.alpha, "beta": self.beta}
+        return {
+            **super().get_config(),
+            "n": self.n,
+            "k": self.k,
+            "alpha": self.alpha,
+            "beta": self.beta,
+        }
 
 
 def build(
@@ -127,17 +133,25 @@ def build(
         InputError (a ValueError): unknown arch, init or precision, images below 32 px, numbers out of range.
     """
     arch = configs.canonical_arch(arch)
-    steps = list(configs.plan(arch, input_shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units))
+    steps = list(
+        configs.plan(
+            arch, input_shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units
+        )
+    )
     channels = input_shape[2]
     if mean_rgb is None:
         imagenet = configs.IMAGENET_MEAN_RGB
         mean_rgb = imagenet if channels == 3 else (sum(imagenet) / 3,) * channels
     if len(mean_rgb) != channels:
-        raise InputError(f"mean_rgb must be {channels} numbers, one a channel; received {tuple(mean_rgb)}.")
+        raise InputError(
+            f"mean_rgb must be {channels} numbers, one a channel; received {tuple(mean_rgb)}."
+        )
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must be in [0, 1); received {dropout}.")
     if precision not in (None, *configs.PRECISIONS):
-        raise InputError(f"precision must be one of {', '.join(configs.PRECISIONS)}; received {precision!r}.")
+        raise InputError(
+            f"precision must be one of {', '.join(configs.PRECISIONS)}; received {precision!r}."
+        )
     seeds = random.Random(seed)
 
     def next_seed() -> int | None:
@@ -148,13 +162,18 @@ def build(
             "glorot": lambda s: keras.initializers.GlorotUniform(seed=s),
             "he": lambda s: keras.initializers.HeNormal(seed=s),
             "paper": lambda s: keras.initializers.RandomNormal(stddev=0.1, seed=s),
-            "zeros": lambda s: keras.initializers.Zeros(),  # for weights that are loaded: no numbers drawn in vain
+            "zeros": lambda s: (
+                keras.initializers.Zeros()
+            ),  # for weights that are loaded: no numbers drawn in vain
         }
         if init not in initializers:
             raise InputError(f"init must be one of {', '.join(initializers)}; received {init!r}.")
         # Keras' L2(l) adds l |kernel|^2: half of Caffe's multiplier gives Caffe's gradient.
         penalty = keras.regularizers.L2(weight_decay / 2) if weight_decay else None
-        return {"kernel_initializer": initializers[init](next_seed()), "kernel_regularizer": penalty}
+        return {
+            "kernel_initializer": initializers[init](next_seed()),
+            "kernel_regularizer": penalty,
+        }
 
     images = keras.Input(input_shape, name="images")
     # Centred in float32: of 0-255, bfloat16 keeps whole numbers alone.
@@ -163,7 +182,13 @@ def build(
         if step.kind == "conv":
             filters = step.output_shape[-1]
             activation = None if batch_norm else "relu"
-            conv = {"padding": "same", "activation": activation, "dtype": precision, "name": step.name, **kernel()}
+            conv = {
+                "padding": "same",
+                "activation": activation,
+                "dtype": precision,
+                "name": step.name,
+                **kernel(),
+            }
             x = layers.Conv2D(filters, step.kernel, **conv)(x)  # [N, H, W, filters]
             if batch_norm:
                 norm = {"momentum": 0.9, "epsilon": 1e-5, "dtype": precision}
@@ -176,10 +201,19 @@ def build(
         elif step.kind == "flatten":
             x = layers.Flatten(dtype=precision, name=step.name)(x)  # [N, H * W * C]
         elif step.kind == "dense":
-            x = layers.Dense(step.output_shape[0], activation="relu", dtype=precision, name=step.name, **kernel())(x)
-            x = layers.Dropout(dropout, seed=next_seed(), dtype=precision, name=f"{step.name}_dropout")(x)
+            x = layers.Dense(
+                step.output_shape[0], activation="relu", dtype=precision, name=step.name, **kernel()
+            )(x)
+            x = layers.Dropout(
+                dropout, seed=next_seed(), dtype=precision, name=f"{step.name}_dropout"
+            )(x)
         else:
-            last = {"activation": classifier_activation, "dtype": "float32", "name": step.name, **kernel()}
+            last = {
+                "activation": classifier_activation,
+                "dtype": "float32",
+                "name": step.name,
+                **kernel(),
+            }
             x = layers.Dense(classes, **last)(x)  # [N, classes]
     return keras.Model(images, x, name=f"vgg_{arch.lower().replace('-', '_')}")
 
@@ -200,7 +234,9 @@ def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
         InputError (a ValueError): the model has no fc1, fc2 and predictions to convert.
     """
     if not isinstance(model, keras.Model):
-        raise InputError(f"to_dense expects a keras.Model of vggkeras.build(); received {type(model).__name__}.")
+        raise InputError(
+            f"to_dense expects a keras.Model of vggkeras.build(); received {type(model).__name__}."
+        )
     names = {layer.name for layer in model.layers}
     if not {"flatten", "fc1", "fc2", "predictions"} <= names:
         raise InputError(
@@ -244,7 +280,9 @@ def dense_classifier(model: keras.Model) -> keras.Model:
     """
     dense = to_dense(model, scores=True)
     if keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
-        raise InputError("Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'.")
+        raise InputError(
+            "Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'."
+        )
     x = layers.GlobalAveragePooling2D(dtype="float32", name="average")(dense.output)  # [N, classes]
     x = layers.Softmax(dtype="float32", name="probabilities")(x)
     return keras.Model(dense.input, x, name=dense.name)
@@ -260,7 +298,9 @@ def dense_features(model: keras.Model) -> keras.Model:
         InputError (a ValueError): the model cannot be converted (see `to_dense`).
     """
     dense = to_dense(model)
-    x = dense.get_layer("fc2_dropout").output  # the layers before are taken, predictions is left out
+    x = dense.get_layer(
+        "fc2_dropout"
+    ).output  # the layers before are taken, predictions is left out
     x = layers.GlobalAveragePooling2D(dtype="float32", name="features")(x)  # [N, fc_units]
     return keras.Model(dense.input, x, name=f"{model.name}_features")
 
@@ -291,7 +331,9 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
             about = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
     except OSError:
         raise
-    except Exception as error:  # Keras raises what its parts raise: ValueError, KeyError, TypeError, BadZipFile
+    except (
+        Exception
+    ) as error:  # Keras raises what its parts raise: ValueError, KeyError, TypeError, BadZipFile
         raise InputError(
             f"{path} cannot be loaded: expected a .keras file saved by vggkeras or Keras, with no code of its own "
             f"in it (safe mode); {type(error).__name__}: {str(error)[:300]}"

@@ -49,7 +49,14 @@ KERNELS_A_ROW = 16
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 # Stand-ins that Matplotlib takes for colours; the page's own, light or dark, are put in their place.
 INK, TRAINING, VALIDATION = "#010101", "#010102", "#010103"
-INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+INKED = (
+    "text.color",
+    "axes.edgecolor",
+    "axes.labelcolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+)
 PLOT: dict[Any, Any] = dict.fromkeys(INKED, INK) | {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -105,7 +112,11 @@ def report(
 
     if source.models:
         load_tensorflow(console, *source.models)
-    values: dict[str, Any] = {"curves": _curves(source), "drops": source.drops, "written": datetime.datetime.now()}
+    values: dict[str, Any] = {
+        "curves": _curves(source),
+        "drops": source.drops,
+        "written": datetime.datetime.now(),
+    }
     with console.status(f"loading {folder}"):
         source, predictors, network = _loaded(source)
         found = _found_data(source, data, skip_unreadable) if predictors else None
@@ -148,7 +159,11 @@ class _Source:
     def drops(self) -> list[float]:
         """The epochs that began with a lower learning rate than the one before."""
         pairs = itertools.pairwise(self.history)
-        return [after["epoch"] for before, after in pairs if after["learning_rate"] < before["learning_rate"]]
+        return [
+            after["epoch"]
+            for before, after in pairs
+            if after["learning_rate"] < before["learning_rate"]
+        ]
 
 
 def _source(folder: Path) -> _Source:
@@ -157,7 +172,9 @@ def _source(folder: Path) -> _Source:
             f"No folder {folder}: expected a run's or an export's; train one with `python -m vggkeras train`, or name it."
         )
     is_run = (folder / "run.json").is_file()
-    exports = folder / "export" if is_run and not (folder / "certificate.json").is_file() else folder
+    exports = (
+        folder / "export" if is_run and not (folder / "certificate.json").is_file() else folder
+    )
     if not is_run and not (exports / "certificate.json").is_file():
         raise InputError(
             f"{folder} holds neither run.json nor certificate.json: expected the folder of a run (`python -m vggkeras "
@@ -165,14 +182,18 @@ def _source(folder: Path) -> _Source:
         )
     about = _read_run(folder / "run.json") if is_run else {}
     if not is_run and not files.read_certificate(exports):
-        raise InputError(f"{exports / 'certificate.json'} names no artifact: export again with `python -m export`.")
+        raise InputError(
+            f"{exports / 'certificate.json'} names no artifact: export again with `python -m export`."
+        )
     history = _read_history(folder / "history.csv") if is_run else []
     certificate = files.read_certificate(exports)
     if is_run:
         models = [path for path in [folder / "model.keras"] if path.is_file()]
     else:
         models = [
-            exports / name for name, entry in certificate.items() if entry["passed"] and (exports / name).exists()
+            exports / name
+            for name, entry in certificate.items()
+            if entry["passed"] and (exports / name).exists()
         ]
     return _Source(folder, about, is_run, history, certificate, exports, models)
 
@@ -181,10 +202,24 @@ def _read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): restore it, or start another run.") from error
-    expected = {"arch", "recipe", "data", "class_names", "image_size", "scale", "images", "status", "metrics"}
+        raise InputError(
+            f"{path} is damaged ({error}): restore it, or start another run."
+        ) from error
+    expected = {
+        "arch",
+        "recipe",
+        "data",
+        "class_names",
+        "image_size",
+        "scale",
+        "images",
+        "status",
+        "metrics",
+    }
     if not isinstance(run, dict) or expected - set(run) or not isinstance(run["recipe"], dict):
-        raise InputError(f"{path} is damaged: expected what training writes; restore it, or start another run.")
+        raise InputError(
+            f"{path} is damaged: expected what training writes; restore it, or start another run."
+        )
     return run
 
 
@@ -222,7 +257,11 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
         records = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is no evaluation ({error}): {expected}.") from error
-    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+    if (
+        not isinstance(records, list)
+        or not records
+        or not all(isinstance(record, dict) for record in records)
+    ):
         raise InputError(f"{path} is no evaluation, a list of rows: {expected}.")
     try:
         if any(not 0 <= row["correct"] <= row["correct5"] <= row["images"] for row in records):
@@ -231,9 +270,13 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
             "title": f"{path.name}: {records[0]['data']}, {records[0]['split']}",
             "records": records,
         }
-        _error_rows(**group)  # a figure that is missing, or no number, is said before anything is evaluated
+        _error_rows(
+            **group
+        )  # a figure that is missing, or no number, is said before anything is evaluated
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no evaluation ({type(error).__name__}: {error}): {expected}.") from error
+        raise InputError(
+            f"{path} is no evaluation ({type(error).__name__}: {error}): {expected}."
+        ) from error
     return group
 
 
@@ -251,10 +294,14 @@ def _speed(path: Path, number: int) -> dict[str, Any]:
             single, offline = row["single_stream"], row["offline"]
             figures = {name: float(single[name]) for name in ("p50_ms", "p90_ms", "p99_ms")}
             figures |= {"images_per_second": float(offline["images_per_second"])}
-            figures |= {name: float(row[name]) for name in ("cold_start_s", "peak_memory_mib", "bytes")}
+            figures |= {
+                name: float(row[name]) for name in ("cold_start_s", "peak_memory_mib", "bytes")
+            }
             if not all(math.isfinite(value) and value > 0 for value in figures.values()):
                 raise ValueError(f"a figure of {row['file']} is not a number above 0")
-            threads = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
+            threads = (
+                f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
+            )
             shown.append(
                 {
                     "file": short[row["file"]],
@@ -270,19 +317,29 @@ def _speed(path: Path, number: int) -> dict[str, Any]:
             )
         if not shown:
             raise ValueError("no row")
-        how = "the smallest lengths of MLPerf" if settings["official"] else f"rounds in turn: {settings['rounds']:d}"
+        how = (
+            "the smallest lengths of MLPerf"
+            if settings["official"]
+            else f"rounds in turn: {settings['rounds']:d}"
+        )
         gpu = f", {settings['gpu']}" if settings["gpu"] else ""
         told = (
             f"{path.name}: {settings['processor']}, {settings['cores']} cores{gpu}; LoadGen {settings['loadgen']}, {how}; "
             f"offline in batches of {settings['batch']}"
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no benchmark ({type(error).__name__}: {error}): {expected}.") from error
+        raise InputError(
+            f"{path} is no benchmark ({type(error).__name__}: {error}): {expected}."
+        ) from error
     return {
         "told": told,
         "rows": shown,
-        "latency": _bars(shown, "p50_ms", ("p90_ms", "p99_ms"), "ms", f"latency{number}", "Latency by file"),
-        "rate": _bars(shown, "images_per_second", (), "images/s", f"rate{number}", "Images a second by file"),
+        "latency": _bars(
+            shown, "p50_ms", ("p90_ms", "p99_ms"), "ms", f"latency{number}", "Latency by file"
+        ),
+        "rate": _bars(
+            shown, "images_per_second", (), "images/s", f"rate{number}", "Images a second by file"
+        ),
     }
 
 
@@ -293,7 +350,9 @@ def _ratio(part: dict[str, Any], first: bool) -> str:
     return f"{part['ratio']:.2f}{spread}"
 
 
-def _bars(rows: list[dict[str, Any]], value: str, marks: Sequence[str], unit: str, name: str, told: str) -> str:
+def _bars(
+    rows: list[dict[str, Any]], value: str, marks: Sequence[str], unit: str, name: str, told: str
+) -> str:
     """A horizontal bar a row, its name above it and its value after it; marks are ticks on a line from the bar's end."""
     figure, axes = _figure(height=0.7 + 0.55 * len(rows))
     places = np.arange(len(rows))
@@ -334,7 +393,11 @@ def _loaded(source: _Source) -> tuple[_Source, list[Predictor], keras.Model | No
     # A dense form answers as the file it is of, by the central crop.
     predictors = [p for p in map(runtimes.load, source.models) if not p.dense]
     first = predictors[0] if predictors else runtimes.load(source.models[0])
-    about = {**first.about.get("provenance", {}), **first.about, "image_size": max(first.input_shape)}
+    about = {
+        **first.about.get("provenance", {}),
+        **first.about,
+        "image_size": max(first.input_shape),
+    }
     return dataclasses.replace(source, about=about), predictors, None
 
 
@@ -348,7 +411,9 @@ def _found_data(source: _Source, data: str | None, skip_unreadable: bool) -> Dat
     except InputError as error:
         if data:
             raise
-        raise InputError(f"{error} (The model was trained on it: give --data where they are now.)") from error
+        raise InputError(
+            f"{error} (The model was trained on it: give --data where they are now.)"
+        ) from error
 
 
 def _evaluated(
@@ -369,7 +434,9 @@ def _evaluated(
             ("center", "dense") if source.is_run else "center",
             mirrors=data.mirrors,
             skipped=skipped if skip_unreadable else None,
-            track=lambda items, total: bar.track(items, total=total, description=f"evaluating on {split.name}"),
+            track=lambda items, total: bar.track(
+                items, total=total, description=f"evaluating on {split.name}"
+            ),
         )
     first = rows[0]
 
@@ -378,12 +445,19 @@ def _evaluated(
 
     about = {"data": data.spec, "split": split.name}
     paper = [evaluate.paper_errors(predictors, row) for row in rows]
-    certain = np.argsort(-first.confidences, kind="stable")  # places in the row, the surest answer first
+    certain = np.argsort(
+        -first.confidences, kind="stable"
+    )  # places in the row, the surest answer first
     wrong, right = certain[~first.right[certain]], certain[first.right[certain]]
     shown, explained = wrong[:MISTAKES], []
     if network is not None:
-        explained = [*_of_many_classes(first, right, LOOKED_AT), *_of_many_classes(first, wrong, LOOKED_AT)]
-    console.print(f"{first.correct:,} of {first.images:,} images of {split.name} are right", highlight=False)
+        explained = [
+            *_of_many_classes(first, right, LOOKED_AT),
+            *_of_many_classes(first, wrong, LOOKED_AT),
+        ]
+    console.print(
+        f"{first.correct:,} of {first.images:,} images of {split.name} are right", highlight=False
+    )
     pictures = _Pictures(split, first.indices[[*shown, *explained]], predictors[0])
     return {
         "data": data,
@@ -416,7 +490,10 @@ class _Pictures:
         some = split.without(set(split.indices()) - set(wanted))
         h, w = predictor.input_shape[:2]
         enlarged = THUMBNAIL / max(h, w)
-        size, side = (round(h * enlarged), round(w * enlarged)), math.ceil(predictor.scale * enlarged)
+        size, side = (
+            (round(h * enlarged), round(w * enlarged)),
+            math.ceil(predictor.scale * enlarged),
+        )
         self.crops: dict[int, np.ndarray] = {}  # uint8 [H, W, 3], the model's input
         self.pictures: dict[int, np.ndarray] = {}  # uint8, the longer side THUMBNAIL
         for index, (_, encoded, _) in zip(wanted, some.examples(), strict=True):
@@ -426,7 +503,9 @@ class _Pictures:
             self.pictures[index] = augment.center_crop(image, side, size)
 
 
-def _answer(row: Evaluation, place: int, name: Callable[[int], str], pictures: _Pictures) -> dict[str, Any]:
+def _answer(
+    row: Evaluation, place: int, name: Callable[[int], str], pictures: _Pictures
+) -> dict[str, Any]:
     index = int(row.indices[place])
     return {
         "image": name(index),
@@ -437,7 +516,9 @@ def _answer(row: Evaluation, place: int, name: Callable[[int], str], pictures: _
     }
 
 
-def grad_cam(model: keras.Model, images: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
+def grad_cam(
+    model: keras.Model, images: np.ndarray, classes: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Where in each image a class' score comes from (Selvaraju et al. 2017): float32 `[N, h, w]`, 0 or more.
 
     The maps are as large as those of block 5's last convolution, whose rectified outputs they add up, each weighed by
@@ -464,7 +545,11 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: Sequence[int] | np
 
 
 def _looks(
-    model: keras.Model, row: Evaluation, places: list[int], name: Callable[[int], str], pictures: _Pictures
+    model: keras.Model,
+    row: Evaluation,
+    places: list[int],
+    name: Callable[[int], str],
+    pictures: _Pictures,
 ) -> dict[str, Any]:
     """Answers with Grad-CAM of the class answered and, where that is wrong, of the label too."""
     if not places:
@@ -474,12 +559,18 @@ def _looks(
     for_answer = grad_cam(model, crops, row.predictions[places])
     for_label = grad_cam(model, crops, row.labels[places])
     answers = []
-    for place, index, of_answer, of_label in zip(places, indices, for_answer, for_label, strict=True):
+    for place, index, of_answer, of_label in zip(
+        places, indices, for_answer, for_label, strict=True
+    ):
         picture, right = pictures.pictures[int(index)], bool(row.right[place])
         overlays = [(row.class_names[row.predictions[place]], of_answer)]
         overlays += [] if right else [(row.class_names[row.labels[place]], of_label)]
         shown = [
-            {"class": label, "picture": _picture(_overlay(picture, heat), "JPEG"), "empty": not heat.any()}
+            {
+                "class": label,
+                "picture": _picture(_overlay(picture, heat), "JPEG"),
+                "empty": not heat.any(),
+            }
             for label, heat in overlays
         ]
         answers.append({**_answer(row, place, name, pictures), "right": right, "overlays": shown})
@@ -492,7 +583,9 @@ def _overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     h, w = picture.shape[:2]
     share = heat / heat.max() if heat.any() else heat
-    share = np.asarray(Image.fromarray(share.astype(np.float32)).resize((w, h), Image.Resampling.BICUBIC)).clip(0, 1)
+    share = np.asarray(
+        Image.fromarray(share.astype(np.float32)).resize((w, h), Image.Resampling.BICUBIC)
+    ).clip(0, 1)
     grey = np.asarray(Image.fromarray(picture).convert("L"))[..., None] * np.ones(3)
     colour = colormaps["inferno"](0.15 + 0.85 * share)[..., :3] * 255
     opacity = 0.75 * share[..., None] ** 0.7
@@ -525,26 +618,43 @@ def _picture(pixels: np.ndarray, kind: str) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, quality=82, optimize=True)
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return {"src": f"data:image/{kind.lower()};base64,{encoded}", "width": pixels.shape[1], "height": pixels.shape[0]}
+    return {
+        "src": f"data:image/{kind.lower()};base64,{encoded}",
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+    }
 
 
 def _confusions(row: Evaluation) -> dict[str, Any]:
     """The confusion matrix, with numbers where classes are few, otherwise as a picture, and its largest mistakes."""
     matrix = row.confusion_matrix()
     images = matrix.sum(axis=1)
-    strength = np.sqrt(matrix / np.maximum(images, 1)[:, None])  # of colour: few of many are seen too
+    strength = np.sqrt(
+        matrix / np.maximum(images, 1)[:, None]
+    )  # of colour: few of many are seen too
     wrong = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+    pairs = [
+        (int(i), int(j))
+        for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[i, j]
+    ]
     most = [
-        {"label": row.class_names[i], "prediction": row.class_names[j], "count": wrong[i, j], "images": images[i]}
+        {
+            "label": row.class_names[i],
+            "prediction": row.class_names[j],
+            "count": wrong[i, j],
+            "images": images[i],
+        }
         for i, j in pairs
     ]
     if len(matrix) <= NUMBERED:
         return {"counts": matrix.tolist(), "strength": strength.tolist(), "most": most}
     enlarged = max(1, 720 // len(matrix))
     sheet = np.zeros((*matrix.shape, 4), np.uint8)
-    sheet[..., :3] = np.where(np.eye(len(matrix), dtype=bool)[..., None], (58, 110, 190), (216, 84, 48))
+    sheet[..., :3] = np.where(
+        np.eye(len(matrix), dtype=bool)[..., None], (58, 110, 190), (216, 84, 48)
+    )
     sheet[..., 3] = np.round(255 * strength)
     return {"picture": _picture(sheet.repeat(enlarged, 0).repeat(enlarged, 1), "PNG"), "most": most}
 
@@ -558,14 +668,24 @@ def _recalls(row: Evaluation) -> dict[str, Any]:
     ):
         if images:
             low, high = wilson(right, images)
-            bars.append({"label": label, "value": right / images, "low": low, "high": high, "images": images})
+            bars.append(
+                {
+                    "label": label,
+                    "value": right / images,
+                    "low": low,
+                    "high": high,
+                    "images": images,
+                }
+            )
     bars.sort(key=lambda bar: bar["value"])
     return {"bars": bars if len(row.class_names) <= RECALLS else bars[:WORST], "classes": len(bars)}
 
 
 def _error_rows(title: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Rows of `evaluate.records` for people; each is compared with the first of its group."""
-    short = evaluate.short_names([path for record in records for path in record["model"].split(" + ")])
+    short = evaluate.short_names(
+        [path for record in records for path in record["model"].split(" + ")]
+    )
     rows = []
     for number, record in enumerate(records):
         images = int(record["images"])
@@ -581,8 +701,12 @@ def _error_rows(title: str, records: list[dict[str, Any]]) -> dict[str, Any]:
                 "protocol": str(record["protocol"]),
                 "scales": " ".join(f"{side:d}" for side in record["scales"]),
                 "top1": with_interval(images - int(record["correct"]), images),
-                "top5": with_interval(images - int(record["correct5"]), images) if len(record["recall"]) > 5 else "-",
-                "paper": None if None in paper else " / ".join(f"{100 * error:.1f}" for error in paper),
+                "top5": with_interval(images - int(record["correct5"]), images)
+                if len(record["recall"]) > 5
+                else "-",
+                "paper": None
+                if None in paper
+                else " / ".join(f"{100 * error:.1f}" for error in paper),
                 "images": images,
                 "ece": float(record["calibration_error"]),
                 "gained": len(against["gained"]) if number and against else None,
@@ -615,16 +739,23 @@ def _artifacts(source: _Source) -> list[dict[str, Any]]:
         ):
             known, ends = entry.get(share), entry.get(interval)
             shown = None if known is None else _percent(known)
-            shares[share] = f"{shown} [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if shown and ends else shown
+            shares[share] = (
+                f"{shown} [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if shown and ends else shown
+            )
         # What an older certificate has not, is not known.
-        measured = dict.fromkeys(("max_abs_error", "milliseconds", "provider", "left_in_float")) | entry
+        measured = (
+            dict.fromkeys(("max_abs_error", "milliseconds", "provider", "left_in_float")) | entry
+        )
         told = {"agreement": shares["top1_agreement"], "accuracy": shares["accuracy_artifact"]}
         rows.append({**measured, **told, "name": name, "doubt": doubt})
     return rows
 
 
 def _title(source: _Source, data: Data | None) -> str:
-    arch, spec = str(source.about.get("arch", "")), source.about.get("data") or (data.spec if data else "")
+    arch, spec = (
+        str(source.about.get("arch", "")),
+        source.about.get("data") or (data.spec if data else ""),
+    )
     network = arch.replace("_", " ").upper() if arch.startswith("vgg") else f"VGG {arch}".strip()
     name = spec.removeprefix("tfds:") if spec.startswith("tfds:") else Path(spec).name
     return f"{network} on {name}" if name else network
@@ -645,15 +776,23 @@ def _facts(source: _Source, network: keras.Model | None) -> list[tuple[str, str]
         facts.append(("input", f"{about['image_size']} px crops{scale}"))
     if about.get("data"):
         counts = [f"{count:,} {name}" for name, count in (about.get("images") or {}).items()]
-        facts.append(("data", f"{about['data']}" + (f": {', '.join(counts)} images" if counts else "")))
+        facts.append(
+            ("data", f"{about['data']}" + (f": {', '.join(counts)} images" if counts else ""))
+        )
     if source.history:
         spent = f", {_duration(about['seconds'])}" if "seconds" in about else ""
-        facts.append(("training", f"{len(source.history)} of {recipe.get('epochs', '?')} epochs{spent}"))
+        facts.append(
+            ("training", f"{len(source.history)} of {recipe.get('epochs', '?')} epochs{spent}")
+        )
     if "epoch" in about:
         facts.append(("epoch", str(about["epoch"])))
     facts += [("host", str(about["host"]))] if about.get("host") else []
     versions = about.get("trained_with") or about.get("versions") or {}
-    facts += [("versions", ", ".join(f"{name} {number}" for name, number in versions.items()))] if versions else []
+    facts += (
+        [("versions", ", ".join(f"{name} {number}" for name, number in versions.items()))]
+        if versions
+        else []
+    )
     file = "run.json" if source.is_run else "certificate.json"
     changed = datetime.datetime.fromtimestamp((source.folder / file).stat().st_mtime)
     facts.append((file, f"last written {changed:%Y-%m-%d %H:%M}"))
@@ -663,12 +802,18 @@ def _facts(source: _Source, network: keras.Model | None) -> list[tuple[str, str]
 def _command(recipe: dict[str, Any]) -> list[str]:
     """The command line that gives a recipe, a flag a part: what is not a default of `Recipe` is said."""
     parts = [["python", "-m", "vggkeras", "train"]]
-    parts += [[f"--{name}", str(recipe.get(name, getattr(Recipe, name)))] for name in ("arch", "data")]
+    parts += [
+        [f"--{name}", str(recipe.get(name, getattr(Recipe, name)))] for name in ("arch", "data")
+    ]
     for field in dataclasses.fields(Recipe):
         value, flag = recipe.get(field.name, field.default), field.name.replace("_", "-")
         if field.name in ("arch", "data") or value == field.default:
             continue
-        parts += [[f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]]
+        parts += [
+            [f"--{'' if value else 'no-'}{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        ]
     return [shlex.join(part) for part in parts]
 
 
@@ -695,7 +840,9 @@ def _curves(source: _Source) -> list[dict[str, str]]:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         if name == "rate":
             rates = sorted({row["learning_rate"] for row in history})
-            axes.step(epochs, [row["learning_rate"] for row in history], where="mid", color=INK, **few)
+            axes.step(
+                epochs, [row["learning_rate"] for row in history], where="mid", color=INK, **few
+            )
             axes.plot(best["epoch"], best["learning_rate"], "o", color=VALIDATION, markersize=6)
             axes.set_yscale("log")
             axes.set_ylim(rates[0] / 2, rates[-1] * 2)
@@ -711,7 +858,9 @@ def _curves(source: _Source) -> list[dict[str, str]]:
     entropies = [("cross_entropy", TRAINING, ":"), ("val_cross_entropy", VALIDATION, ":")]
     return [
         draw("loss", "Loss", [*both, *entropies]),
-        draw("accuracy", "Accuracy", [("accuracy", TRAINING, "-"), ("val_accuracy", VALIDATION, "-")]),
+        draw(
+            "accuracy", "Accuracy", [("accuracy", TRAINING, "-"), ("val_accuracy", VALIDATION, "-")]
+        ),
         draw("rate", "Learning rate", [("", INK, "")]),
     ]
 
@@ -725,12 +874,23 @@ def _reliability(row: Evaluation) -> str:
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (1, 2)), alpha=0.6)
     for number in np.unique(bins):
         here = bins == number
-        images, right, mean = int(here.sum()), int(row.right[here].sum()), float(row.confidences[here].mean())
+        images, right, mean = (
+            int(here.sum()),
+            int(row.right[here].sum()),
+            float(row.confidences[here].mean()),
+        )
         low, high = wilson(right, images)
         axes.plot([mean, mean], [low, high], color=VALIDATION, linewidth=1.2, alpha=0.6)
         axes.plot(mean, right / images, "o", color=VALIDATION, markersize=5)
         edge = number / CALIBRATION_BINS
-        counts.bar(edge, images / row.images, 1 / CALIBRATION_BINS, align="edge", color=VALIDATION, alpha=0.6)
+        counts.bar(
+            edge,
+            images / row.images,
+            1 / CALIBRATION_BINS,
+            align="edge",
+            color=VALIDATION,
+            alpha=0.6,
+        )
     axes.set_ylim(-0.02, 1.04)
     axes.set_ylabel("right")
     counts.set_ylabel("share")
@@ -739,7 +899,9 @@ def _reliability(row: Evaluation) -> str:
     for some in (axes.yaxis, counts.yaxis, counts.xaxis):
         some.set_major_formatter(PercentFormatter(1, decimals=0))
     return _svg(
-        figure, "reliability", "Share of right answers by confidence, and the share of images of each confidence"
+        figure,
+        "reliability",
+        "Share of right answers by confidence, and the share of images of each confidence",
     )
 
 
@@ -763,7 +925,9 @@ def _svg(figure: Figure, name: str, told: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
+    )
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     for ours, theirs in COLOURS.items():
@@ -800,4 +964,10 @@ def _percent(share: float) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

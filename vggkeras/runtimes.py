@@ -60,12 +60,16 @@ class Predictor:
     class_names: list[str]
     input_name: str
     output_name: str
-    about: dict[str, Any] = field(repr=False)  # what travels in the file: mean RGB, scale, provenance
+    about: dict[str, Any] = field(
+        repr=False
+    )  # what travels in the file: mean RGB, scale, provenance
     run: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     dense: bool = False  # whether it takes whole images
     make_dense: Callable[[], Predictor] | None = field(default=None, repr=False)
     threads: int | None = None  # CPU threads of one operation; None: not known
-    tf32: bool = False  # whether a GPU may round the factors of its products to TensorFloat-32 (10 bits)
+    tf32: bool = (
+        False  # whether a GPU may round the factors of its products to TensorFloat-32 (10 bits)
+    )
     features: int = 0  # how many of them it answers; 0: it answers probabilities
     make_features: Callable[[], Predictor] | None = field(default=None, repr=False)
 
@@ -89,7 +93,9 @@ class Predictor:
         if self.features:
             return self
         if self.make_features is None:
-            raise InputError(f"{self.path} has no form that gives features: give the classifier that it is a form of.")
+            raise InputError(
+                f"{self.path} has no form that gives features: give the classifier that it is a form of."
+            )
         return self.make_features()
 
     @property
@@ -102,19 +108,30 @@ class Predictor:
 
         Raises InputError (a ValueError) for an array of another shape or type: nothing is resized or rescaled here.
         """
-        expected = f"uint8 images, 0-255, RGB, of shape [N, {', '.join(map(str, self.input_shape))}]"
+        expected = (
+            f"uint8 images, 0-255, RGB, of shape [N, {', '.join(map(str, self.input_shape))}]"
+        )
         if self.dense:
             expected += " or larger"
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-            if isinstance(images, np.ndarray) and images.size and np.issubdtype(images.dtype, np.floating):
+            if (
+                isinstance(images, np.ndarray)
+                and images.size
+                and np.issubdtype(images.dtype, np.floating)
+            ):
                 received = f"{images.dtype} in [{images.min():.4g}, {images.max():.4g}]"
                 advice = "give the image's bytes, before any scaling or mean subtraction (the model does that)"
             else:
                 received = str(getattr(images, "dtype", type(images).__name__))
-                advice = "convert with numpy.asarray(images, dtype='uint8') if they are 0-255 already"
+                advice = (
+                    "convert with numpy.asarray(images, dtype='uint8') if they are 0-255 already"
+                )
             raise InputError(f"Expected {expected}; received {received}: {advice}.")
         fits = images.ndim == 4 and (
-            all(side >= smallest for side, smallest in zip(images.shape[1:3], self.input_shape, strict=False))
+            all(
+                side >= smallest
+                for side, smallest in zip(images.shape[1:3], self.input_shape, strict=False)
+            )
             and images.shape[3] == self.input_shape[2]
             if self.dense
             else images.shape[1:] == self.input_shape
@@ -125,7 +142,11 @@ class Predictor:
                 "rescale and crop first (vggkeras.posteriors does), and add the batch axis to a single image."
             )
         parts = [self.run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
-        return np.concatenate(parts) if parts else np.empty((0, self.features or len(self.class_names)), np.float32)
+        return (
+            np.concatenate(parts)
+            if parts
+            else np.empty((0, self.features or len(self.class_names)), np.float32)
+        )
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Probabilities float32 `[N, classes]` of each batch uint8 `[N, H, W, C]`, in order; N may change.
@@ -148,7 +169,11 @@ def check_probabilities(predictor: Predictor) -> None:
 
 
 def load(
-    path: str | os.PathLike, provider: str = "cpu", *, threads: int | None = None, tf32: bool = False
+    path: str | os.PathLike,
+    provider: str = "cpu",
+    *,
+    threads: int | None = None,
+    tf32: bool = False,
 ) -> Predictor:
     """Load a model in the runtime that serves it.
 
@@ -204,15 +229,21 @@ def load(
         )
     _check_tf32(provider, tf32)
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"{path} needs a package that is not installed: pip install {package.replace('_', '-')}.")
+        raise InputError(
+            f"{path} needs a package that is not installed: pip install {package.replace('_', '-')}."
+        )
     return loader(path, provider, threads, tf32 and provider != "cpu")
 
 
 def _check_tf32(provider: str, tf32: bool) -> None:
     forbidden = os.environ.get(TF32_OVERRIDE) == "0"
     if tf32 and provider != "cpu" and forbidden:
-        raise InputError(f"tf32 was asked for, and {TF32_OVERRIDE}=0 forbids it: unset it and start again.")
-    if provider == "tensorrt" and not tf32 and not forbidden:  # ONNX Runtime has no option to turn it off there
+        raise InputError(
+            f"tf32 was asked for, and {TF32_OVERRIDE}=0 forbids it: unset it and start again."
+        )
+    if (
+        provider == "tensorrt" and not tf32 and not forbidden
+    ):  # ONNX Runtime has no option to turn it off there
         raise InputError(
             f"provider tensorrt computes in TF32 unless the environment says {TF32_OVERRIDE}=0 when the process starts: "
             "set it and start again, or load with tf32=True."
@@ -240,7 +271,9 @@ def _class_names(about: dict[str, Any], classes: int) -> list[str]:
     return list(about.get("class_names") or map(str, range(classes)))
 
 
-def _answers(about: dict[str, Any], output_name: str, count: int, dense: bool) -> tuple[list[str], int]:
+def _answers(
+    about: dict[str, Any], output_name: str, count: int, dense: bool
+) -> tuple[list[str], int]:
     """The class names of what a file answers, and no features, or no class names and how many features."""
     if dense and output_name == "features":
         return [], count
@@ -282,7 +315,8 @@ def keras_predictor(
         known = _tensorflow_threads(threads)
         # One trace for every batch size; Keras' own predict() compiles with XLA, which is slower on a CPU.
         function = tf.function(
-            lambda images: model(images, training=False), input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)]
+            lambda images: model(images, training=False),
+            input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
         )
 
         def run(images: np.ndarray) -> np.ndarray:
@@ -301,14 +335,20 @@ def keras_predictor(
         from vggkeras import models
 
         network = models.dense_classifier(model)
-        return keras_predictor(network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32)
+        return keras_predictor(
+            network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32
+        )
 
     def make_features() -> Predictor:
         from vggkeras import models
 
         network = models.dense_features(model)
-        found = keras_predictor(network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32)
-        return replace(found, class_names=[], output_name="features", features=network.output_shape[-1])
+        found = keras_predictor(
+            network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32
+        )
+        return replace(
+            found, class_names=[], output_name="features", features=network.output_shape[-1]
+        )
 
     return Predictor(
         path,
@@ -319,7 +359,9 @@ def keras_predictor(
         _class_names(about, model.output_shape[-1]),
         "images",
         "probabilities",
-        {"mean_rgb": list(model.get_layer("mean_rgb").mean), **about} if _has_mean(model) else about,
+        {"mean_rgb": list(model.get_layer("mean_rgb").mean), **about}
+        if _has_mean(model)
+        else about,
         run,
         dense,
         make_dense,
@@ -349,13 +391,19 @@ def _form_path(path: Path, form: str) -> Path:
 
 
 def _forms(
-    path: Path, about: dict[str, Any], dense: bool, features: int, loader: Callable[[Path], Predictor]
+    path: Path,
+    about: dict[str, Any],
+    dense: bool,
+    features: int,
+    loader: Callable[[Path], Predictor],
 ) -> dict[str, Any]:
     """What a file is, and the forms of it that lie beside it, loaded when asked for: fields of its `Predictor`."""
 
     def load_form(form: str, does: str, files: str, otherwise: str = "") -> Predictor:
         if about.get("precision", "float32") != "float32":
-            raise InputError(f"{path} {does}, and {files} are float32: give the float32 file{otherwise}.")
+            raise InputError(
+                f"{path} {does}, and {files} are float32: give the float32 file{otherwise}."
+            )
         file = _form_path(path, form)
         if not file.exists():
             kind = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
@@ -366,14 +414,20 @@ def _forms(
         found = loader(file)
         ours, theirs = (a.get("provenance", {}).get("model_sha256") for a in (about, found.about))
         if not found.dense or bool(found.features) != (form == "features") or ours != theirs:
-            raise InputError(f"{file} is not the {form} form of {path}, but of another model: export both again.")
+            raise InputError(
+                f"{file} is not the {form} form of {path}, but of another model: export both again."
+            )
         return found
 
     fields: dict[str, Any] = {"dense": dense, "features": features}
     if not dense:
         size, otherwise = "takes images of one size", ", or use --protocol center or multicrop"
-        fields["make_dense"] = lambda: load_form("dense", size, "fully convolutional files", otherwise)
-        fields["make_features"] = lambda: load_form("features", "gives probabilities", "files of features")
+        fields["make_dense"] = lambda: load_form(
+            "dense", size, "fully convolutional files", otherwise
+        )
+        fields["make_features"] = lambda: load_form(
+            "features", "gives probabilities", "files of features"
+        )
     return fields
 
 
@@ -451,22 +505,38 @@ def _load_saved_model(path: Path, provider: str, threads: int | None, tf32: bool
         function = loaded.signatures["serving_default"]
     except (tf.errors.OpError, OSError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} cannot be loaded as a SavedModel ({reason}): export it again.") from error
+        raise InputError(
+            f"{path} cannot be loaded as a SavedModel ({reason}): export it again."
+        ) from error
     ((input_name, spec),) = function.structured_input_signature[1].items()
     ((output_name, output),) = function.structured_outputs.items()
     described = path / "assets.extra" / "vggkeras.json"
     about = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
 
-    def run(images: np.ndarray, loaded=loaded) -> np.ndarray:  # the signature holds its variables weakly
+    def run(
+        images: np.ndarray, loaded=loaded
+    ) -> np.ndarray:  # the signature holds its variables weakly
         with _tensorflow_device(provider, tf32):
             return function(**{input_name: tf.constant(images)})[output_name].numpy()
 
     dense = None in spec.shape[1:]
     shape = _smallest(path, about) if dense else tuple(spec.shape[1:])
     names, features = _answers(about, output_name, output.shape[-1], dense)
-    known = ("tensorflow", tf.__version__, provider, shape, names, input_name, output_name, about, run)
+    known = (
+        "tensorflow",
+        tf.__version__,
+        provider,
+        shape,
+        names,
+        input_name,
+        output_name,
+        about,
+        run,
+    )
     again = functools.partial(load, provider=provider, threads=threads, tf32=tf32)
-    return Predictor(path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again))
+    return Predictor(
+        path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again)
+    )
 
 
 def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
@@ -474,14 +544,18 @@ def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Pr
 
     has = threads or _cores()
     try:
-        session, reason = onnx_session(str(path), provider, has, tf32, path.stem.endswith((".dense", ".features")))
+        session, reason = onnx_session(
+            str(path), provider, has, tf32, path.stem.endswith((".dense", ".features"))
+        )
     except Exception as error:  # onnxruntime's errors have no common base
         if "fallback to CPU EP" in str(error):
             raise InputError(
                 f"provider {provider}: a part of {path} would run on the CPU, as ONNX Runtime cannot run it there: use "
                 "cpu, or export the model again."
             ) from error
-        raise InputError(f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again.") from error
+        raise InputError(
+            f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again."
+        ) from error
     if session is None:
         raise InputError(
             f"provider {provider}: ONNX Runtime {ort.__version__} did not load {ONNX_PROVIDERS[provider]}: {reason}. "
@@ -497,9 +571,21 @@ def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Pr
         return session.run([output.name], {details.name: np.ascontiguousarray(images)})[0]
 
     run = plain if provider == "cpu" else bound(session, "cuda")
-    known = ("onnxruntime", ort.__version__, provider, shape, names, details.name, output.name, about, run)
+    known = (
+        "onnxruntime",
+        ort.__version__,
+        provider,
+        shape,
+        names,
+        details.name,
+        output.name,
+        about,
+        run,
+    )
     again = functools.partial(load, provider=provider, threads=threads, tf32=tf32)
-    return Predictor(path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again))
+    return Predictor(
+        path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again)
+    )
 
 
 def onnx_session(
@@ -529,7 +615,9 @@ def onnx_session(
     if provider != "cpu":
         cuda = {"use_tf32": str(int(tf32))}
         if dense:
-            cuda["cudnn_conv_algo_search"] = "HEURISTIC"  # the default tries every algorithm at every new size
+            cuda["cudnn_conv_algo_search"] = (
+                "HEURISTIC"  # the default tries every algorithm at every new size
+            )
         # TensorRT leaves to CUDA what it cannot run: still on the card.
         providers = [*([wanted] if provider == "tensorrt" else []), (ONNX_PROVIDERS["cuda"], cuda)]
         # Creating the session then fails where any operation is left to the CPU. Ours leave none: Cast, Sub, Transpose,
@@ -541,7 +629,10 @@ def onnx_session(
             # constant into float32.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
     session, failure = None, None
-    with quiet_stderr() as said, contextlib.redirect_stdout(None):  # the reasons go to both, and are given below
+    with (
+        quiet_stderr() as said,
+        contextlib.redirect_stdout(None),
+    ):  # the reasons go to both, and are given below
         if provider != "cpu":
             ort.preload_dlls()  # those that the extra `gpu` installed, which the system's loader does not find
         try:
@@ -561,7 +652,9 @@ def _not_loaded(said: str) -> str:
     """Why a provider did not load, from what ONNX Runtime said; "" where it does not say so."""
     if library := re.search(r"(\S+): cannot open shared object file", said):
         return f"{library[1]}{' (the NVIDIA driver)' if library[1] == 'libcuda.so.1' else ''} is missing"
-    if failed := re.search(r"(CUDA|CUDNN|CUBLAS) (failure|error) \d+: [^;\n]*", said, re.IGNORECASE):
+    if failed := re.search(
+        r"(CUDA|CUDNN|CUBLAS) (failure|error) \d+: [^;\n]*", said, re.IGNORECASE
+    ):
         return failed[0].strip()
     if failed := re.search(r"(Failed to (?:load library|create) [^\n]*)", said):
         return failed[1].strip()[:200]
@@ -585,7 +678,9 @@ def bound(session: Any, device: str) -> Callable[[np.ndarray], np.ndarray]:
             if given is None or tuple(given.shape()) != images.shape:
                 # ortvalue_from_numpy would, on a CPU, be the caller's array, and the next batch be written into that.
                 given = OrtValue.ortvalue_from_shape_and_type(images.shape, np.uint8, device)
-                answer = OrtValue.ortvalue_from_shape_and_type((len(images), output.shape[-1]), np.float32, device)
+                answer = OrtValue.ortvalue_from_shape_and_type(
+                    (len(images), output.shape[-1]), np.float32, device
+                )
                 binding.bind_ortvalue_input(details.name, given)
                 binding.bind_ortvalue_output(output.name, answer)
             given.update_inplace(np.ascontiguousarray(images))
@@ -605,11 +700,17 @@ def _load_tflite(path: Path, provider: str, threads: int | None, tf32: bool) -> 
             interpreter.allocate_tensors()
         (details,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again.") from error
+        raise InputError(
+            f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again."
+        ) from error
     about: dict[str, Any] = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read("vggkeras.json")) if "vggkeras.json" in archive.namelist() else {}
+            about = (
+                json.loads(archive.read("vggkeras.json"))
+                if "vggkeras.json" in archive.namelist()
+                else {}
+            )
     planned: tuple[int, ...] = ()
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -633,4 +734,6 @@ def _load_tflite(path: Path, provider: str, threads: int | None, tf32: bool) -> 
     names, features = _answers(about, ends[1], int(output["shape"][-1]), dense)
     known = ("litert", number, "cpu", (h, w, c), names, *ends, about, run)
     again = functools.partial(load, threads=threads)
-    return Predictor(path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again))
+    return Predictor(
+        path, *known, threads=has, tf32=tf32, **_forms(path, about, dense, features, again)
+    )

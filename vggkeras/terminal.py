@@ -8,16 +8,24 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table of numbers: one too wide for the terminal is better scrolled than folded."""
     wide = Console(file=console.file, width=200)
-    Console(file=console.file, width=max(console.width, 120, Measurement.get(wide, wide.options, table).maximum)).print(
-        table
-    )
+    Console(
+        file=console.file,
+        width=max(console.width, 120, Measurement.get(wide, wide.options, table).maximum),
+    ).print(table)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -37,7 +45,9 @@ def progress_bar(console: Console) -> Progress:
 
 def load_tensorflow(console: Console, *models: Path) -> None:
     """Import TensorFlow and find its devices without its ten lines on stderr; only where one of `models` needs it."""
-    if models and all(model.suffix in (".onnx", ".tflite") or not model.exists() for model in models):
+    if models and all(
+        model.suffix in (".onnx", ".tflite") or not model.exists() for model in models
+    ):
         return
     from vggkeras.runtimes import quiet_stderr
 

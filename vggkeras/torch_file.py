@@ -25,21 +25,38 @@ def read(source: Path, target: Path) -> dict[str, str]:
     import torch
 
     try:
-        found = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+        found = torch.load(
+            source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source)
+        )
     except UnpicklingError as error:
         # Its words, of several versions: a global that is blocked or not allowed, or an operation that it does not know.
-        refused = re.search(r"[^\n]*(unsupported|not an allowed|blocked)[^\n]*", str(error), re.IGNORECASE)
+        refused = re.search(
+            r"[^\n]*(unsupported|not an allowed|blocked)[^\n]*", str(error), re.IGNORECASE
+        )
         return {"refused": refused[0]} if refused else {"damaged": str(error)}
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+    ) as error:
         return {"damaged": f"{type(error).__name__}: {error}"}
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     if not isinstance(found, dict):
-        return {"damaged": f"expected a state dict, names and their tensors; it holds a {type(found).__name__}"}
+        return {
+            "damaged": f"expected a state dict, names and their tensors; it holds a {type(found).__name__}"
+        }
     for name, tensor in found.items():
         if not torch.is_tensor(tensor):
-            return {"damaged": f"expected a state dict, names and their tensors; {name!r} is a {type(tensor).__name__}"}
+            return {
+                "damaged": f"expected a state dict, names and their tensors; {name!r} is a {type(tensor).__name__}"
+            }
     with open(target, "wb") as file:
         write_header(file, {str(name): tuple(tensor.shape) for name, tensor in found.items()})
         for tensor in found.values():
@@ -79,4 +96,8 @@ def write_header(file: Any, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"read": read, "write": write}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))))
+    print(
+        json.dumps(
+            {"read": read, "write": write}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+        )
+    )

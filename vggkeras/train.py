@@ -108,8 +108,12 @@ def train(recipe: Recipe, console: Console | None = None, *, resume: bool = Fals
         _check_unchanged(recipe, begun, out, console)
         if begun["status"] == "done":
             if not (out / "model.keras").exists():
-                raise InputError(f"{out} is finished, but its model.keras is gone: start another run.")
-            console.print(f"{out} is finished: best validation accuracy {begun['metrics']['val_accuracy']:.4f}")
+                raise InputError(
+                    f"{out} is finished, but its model.keras is gone: start another run."
+                )
+            console.print(
+                f"{out} is finished: best validation accuracy {begun['metrics']['val_accuracy']:.4f}"
+            )
             return Run(out, begun)
     with _asked_to_stop() as asked:
         return _run(recipe, data, seen, begun, out, size, scale, asked, console)
@@ -143,7 +147,11 @@ def _run(
         compile_model(model, recipe, [layer for layer, origin in copied.items() if origin])
         model.optimizer.build(model.trainable_variables)
     # Mixed precision is of training: the file that is kept computes in float32, as all that is made of it.
-    kept = model if recipe.precision == "float32" else _network(recipe, size, data, seen["mean_rgb"], "float32")
+    kept = (
+        model
+        if recipe.precision == "float32"
+        else _network(recipe, size, data, seen["mean_rgb"], "float32")
+    )
     about = {
         "arch": recipe.arch,
         "recipe": {**dataclasses.asdict(recipe), "out": str(out)},
@@ -179,11 +187,15 @@ def _run(
             _fit(model, keeper, train_split, validation, data, seen, scale, size)
     except BaseException as error:
         if keeper.best is None and not checkpoints.newest_first(out / "resume"):
-            files.remove(out if new else out / "run.json")  # nothing to keep: leave no half of a run behind
+            files.remove(
+                out if new else out / "run.json"
+            )  # nothing to keep: leave no half of a run behind
         else:
             keeper.write("stopped")
             if not isinstance(error, InputError):  # a loss that is no number would be none again
-                console.print(f"stopped: the same command with --resume goes on with {out}", soft_wrap=True)
+                console.print(
+                    f"stopped: the same command with --resume goes on with {out}", soft_wrap=True
+                )
         _explain(error, train_split, validation, size, scale, out)
         raise
     finally:
@@ -243,14 +255,19 @@ def _fit(
         start = (keeper.epoch * steps + keeper.step) * (recipe.batch_size // recipe.accumulate)
         try:
             model.fit(
-                training_batches(train_split, recipe, size, scale, data.mirrors, basis, start, rescaled),
+                training_batches(
+                    train_split, recipe, size, scale, data.mirrors, basis, start, rescaled
+                ),
                 validation_data=validation_data,
                 initial_epoch=keeper.epoch,
                 epochs=last,
                 steps_per_epoch=left,
                 shuffle=False,  # tf.data has shuffled
                 verbose=0,
-                callbacks=[keeper, keras.callbacks.TensorBoard(keeper.out / "tensorboard", write_graph=False)],
+                callbacks=[
+                    keeper,
+                    keras.callbacks.TensorBoard(keeper.out / "tensorboard", write_graph=False),
+                ],
             )
         except BaseException as error:
             # Lets go of fit()'s iterators now: their threads call Python, and would wait for ever on one that is ending.
@@ -258,7 +275,9 @@ def _fit(
             raise
 
 
-def _network(recipe: Recipe, size: int, data: Data, mean_rgb: list[float], precision: str) -> keras.Model:
+def _network(
+    recipe: Recipe, size: int, data: Data, mean_rgb: list[float], precision: str
+) -> keras.Model:
     return models.build(
         recipe.arch,
         (size, size, 3),
@@ -296,14 +315,18 @@ def _freeze(model: keras.Model, recipe: Recipe, copied: dict[str, str | None]) -
 class LayerwiseSGD(keras.optimizers.SGD):
     """SGD that multiplies the rate of some layers; a rate for each variable is not Keras'."""
 
-    def __init__(self, *args: Any, slower: Sequence[str] = (), multiplier: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, slower: Sequence[str] = (), multiplier: float = 1.0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.slower, self.multiplier = list(slower), multiplier
         self.multipliers: list[float] = []
 
     def build(self, variables):
         super().build(variables)
-        self.multipliers = [self.multiplier if v.path.split("/")[0] in self.slower else 1.0 for v in variables]
+        self.multipliers = [
+            self.multiplier if v.path.split("/")[0] in self.slower else 1.0 for v in variables
+        ]
 
     def update_step(self, gradient, variable, learning_rate):
         multiplier = self.multipliers[self._get_variable_index(variable)]
@@ -328,7 +351,9 @@ def compile_model(model: keras.Model, recipe: Recipe, copied: Sequence[str] = ()
     if recipe.copied_rate == 1:
         optimizer = keras.optimizers.SGD(recipe.first_rate, **options)
     else:
-        optimizer = LayerwiseSGD(recipe.first_rate, slower=copied, multiplier=recipe.copied_rate, **options)
+        optimizer = LayerwiseSGD(
+            recipe.first_rate, slower=copied, multiplier=recipe.copied_rate, **options
+        )
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
@@ -360,7 +385,9 @@ def _strategy(recipe: Recipe):
 
     if keras.backend.backend() != "tensorflow":
         if tf.config.list_physical_devices("GPU"):
-            tf.config.set_visible_devices([], "GPU")  # tf.data needs none, and TensorFlow would take its memory
+            tf.config.set_visible_devices(
+                [], "GPU"
+            )  # tf.data needs none, and TensorFlow would take its memory
         return None
     devices = _gpus() or tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
@@ -375,7 +402,9 @@ def _strategy(recipe: Recipe):
 
 
 def _where(strategy) -> str:
-    return keras.backend.backend() + (f" with {strategy.num_replicas_in_sync} devices" if strategy else "")
+    return keras.backend.backend() + (
+        f" with {strategy.num_replicas_in_sync} devices" if strategy else ""
+    )
 
 
 def training_batches(
@@ -418,14 +447,21 @@ def training_batches(
         def of_rescaled(epoch, index):
             image = rescaled.image(index)
             return example(
-                epoch, index, lambda u: augment.crop_of_rescaled(image, size, u, flip), rescaled.labels[index]
+                epoch,
+                index,
+                lambda u: augment.crop_of_rescaled(image, size, u, flip),
+                rescaled.labels[index],
             )
 
-        data = datasets.shuffled_indices(split.count, recipe.seed, start).map(of_rescaled, tf.data.AUTOTUNE)
+        data = datasets.shuffled_indices(split.count, recipe.seed, start).map(
+            of_rescaled, tf.data.AUTOTUNE
+        )
     else:
 
         def of_encoded(epoch, index, encoded, label):
-            return example(epoch, index, lambda u: augment.random_crop(encoded, size, scale, u, flip), label)
+            return example(
+                epoch, index, lambda u: augment.random_crop(encoded, size, scale, u, flip), label
+            )
 
         data = split.shuffled(recipe.seed, start).map(of_encoded, tf.data.AUTOTUNE)
     return data.batch(recipe.batch_size // recipe.accumulate, drop_remainder=True).prefetch(2)
@@ -445,14 +481,18 @@ class Rescaled:
         import tensorflow as tf
 
         h, w = self.sizes[index][0], self.sizes[index][1]
-        return tf.reshape(self.pixels[self.starts[index] : self.starts[index] + h * w * 3], [h, w, 3])
+        return tf.reshape(
+            self.pixels[self.starts[index] : self.starts[index] + h * w * 3], [h, w, 3]
+        )
 
 
 def rescaled_images(split: Split, scale: tuple[int, int], console: Console) -> Rescaled | None:
     """The images rescaled once for all, where there is one scale and all of them take less than `CACHE_BYTES`."""
     import tensorflow as tf
 
-    if scale[0] != scale[1] or split.count * scale[0] ** 2 * 3 * 4 / 3 > CACHE_BYTES:  # photographs are about 4:3
+    if (
+        scale[0] != scale[1] or split.count * scale[0] ** 2 * 3 * 4 / 3 > CACHE_BYTES
+    ):  # photographs are about 4:3
         return None
 
     def one(index: int, encoded: bytes, label: int) -> tuple[np.ndarray, int]:
@@ -461,7 +501,9 @@ def rescaled_images(split: Split, scale: tuple[int, int], console: Console) -> R
     with progress_bar(console) as bar:
         read = list(
             bar.track(
-                datasets.in_threads(one, split.examples()), total=split.count, description=f"rescaling {split.name}"
+                datasets.in_threads(one, split.examples()),
+                total=split.count,
+                description=f"rescaling {split.name}",
             )
         )
     sizes = np.array([image.shape[:2] for image, _ in read], np.int64)
@@ -480,7 +522,9 @@ def validation_batches(split: Split, batch_size: int, size: int, scale: int):
     import tensorflow as tf
 
     def crops() -> Iterator[tuple[np.ndarray, int]]:
-        yield from ((crop, label) for _, crop, label in augment.center_crops(split, (size, size), scale))
+        yield from (
+            (crop, label) for _, crop, label in augment.center_crops(split, (size, size), scale)
+        )
 
     signature = (tf.TensorSpec((size, size, 3), tf.uint8), tf.TensorSpec((), tf.int64))
     data = tf.data.Dataset.from_generator(crops, output_signature=signature)
@@ -518,14 +562,18 @@ def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, dict[
         skipped += bad.values()
         unreadable[name] = sorted(bad)
     if skipped:
-        console.print(f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True)
+        console.print(
+            f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True
+        )
     mean, covariance = datasets.rgb_statistics(pixels)
     sides, counts = np.unique([image.smallest_side for image in pixels], return_counts=True)
     seen = {
         "mean_rgb": list(mean),
         "rgb_covariance": covariance.tolist(),
         "unreadable": unreadable,
-        "smallest_sides": {str(side): int(count) for side, count in zip(sides, counts, strict=True)},
+        "smallest_sides": {
+            str(side): int(count) for side, count in zip(sides, counts, strict=True)
+        },
     }
     return dataclasses.replace(data, splits=splits, skipped=tuple(skipped)), seen
 
@@ -533,8 +581,13 @@ def _read_through(data: Data, skip: bool, console: Console) -> tuple[Data, dict[
 def _as_begun(data: Data, begun: dict[str, Any], out: Path) -> tuple[Data, dict[str, Any]]:
     """The data as the run in `out` began with them, and what it saw in them. Raises InputError where they are others."""
     if "rgb_covariance" not in begun:
-        raise InputError(f"{out} is of an earlier version of vggkeras, which could not resume: start another run.")
-    splits = {name: split.without(begun["unreadable"].get(name, ())) for name, split in data.splits.items()}
+        raise InputError(
+            f"{out} is of an earlier version of vggkeras, which could not resume: start another run."
+        )
+    splits = {
+        name: split.without(begun["unreadable"].get(name, ()))
+        for name, split in data.splits.items()
+    }
     for name, split in splits.items():
         if split.count != begun["images"].get(name):
             raise InputError(
@@ -542,8 +595,12 @@ def _as_begun(data: Data, begun: dict[str, Any], out: Path) -> tuple[Data, dict[
                 f"{data.spec} has {split.count} now: bring the data back as they were, or start another run."
             )
     if begun["class_names"] != data.class_names:
-        raise InputError(f"{out} was begun with other classes than {data.spec} has now: start another run.")
-    seen = {key: begun[key] for key in ("mean_rgb", "rgb_covariance", "unreadable", "smallest_sides")}
+        raise InputError(
+            f"{out} was begun with other classes than {data.spec} has now: start another run."
+        )
+    seen = {
+        key: begun[key] for key in ("mean_rgb", "rgb_covariance", "unreadable", "smallest_sides")
+    }
     return dataclasses.replace(data, splits=splits, skipped=tuple(begun["skipped"])), seen
 
 
@@ -557,7 +614,9 @@ def _check_alone(begun: dict[str, Any], out: Path) -> None:
         return
     # A later process of the same number is another one.
     if begun["process"] != os.getpid() and started < (out / "run.json").stat().st_mtime:
-        raise InputError(f"{out} is being trained by process {begun['process']}: wait for it, or end it first.")
+        raise InputError(
+            f"{out} is being trained by process {begun['process']}: wait for it, or end it first."
+        )
 
 
 def _check_unchanged(recipe: Recipe, begun: dict[str, Any], out: Path, console: Console) -> None:
@@ -566,7 +625,8 @@ def _check_unchanged(recipe: Recipe, begun: dict[str, Any], out: Path, console: 
     changed = [
         f"{field} was {then.get(field)!r} and is {value!r}"
         for field, value in now.items()
-        if field not in ("out", "data") and value != then.get(field)  # what the data are, was compared before
+        if field not in ("out", "data")
+        and value != then.get(field)  # what the data are, was compared before
     ]
     if changed:
         raise InputError(
@@ -581,14 +641,19 @@ def _check_unchanged(recipe: Recipe, begun: dict[str, Any], out: Path, console: 
         )
 
 
-def _tell_recipe(recipe: Recipe, scale: tuple[int, int], seen: dict[str, Any], split: Split, console: Console) -> None:
+def _tell_recipe(
+    recipe: Recipe, scale: tuple[int, int], seen: dict[str, Any], split: Split, console: Console
+) -> None:
     parts = [f"rate {recipe.learning_rate:g}"]
     if recipe.batch_size != configs.PAPER_BATCH:
         parts[0] += f" x {recipe.batch_size}/{configs.PAPER_BATCH} = {recipe.first_rate:g}"
     batch = f"batch {recipe.batch_size}"
     if recipe.accumulate > 1:
         batch += f" = {recipe.accumulate} x {recipe.batch_size // recipe.accumulate}"
-    parts += [batch, f"scale {scale[0]}" if scale[0] == scale[1] else f"scale {scale[0]} to {scale[1]}"]
+    parts += [
+        batch,
+        f"scale {scale[0]}" if scale[0] == scale[1] else f"scale {scale[0]} to {scale[1]}",
+    ]
     parts += [recipe.precision, f"seed {recipe.seed}"]
     if recipe.freeze != "none":
         parts.append(f"trained: {', '.join(configs.FROZEN[recipe.freeze] or ())}")
@@ -616,19 +681,32 @@ def _initialise(
     for line in weights.explain(copied, source, model):
         console.print(line, soft_wrap=True, highlight=False)
     mean = ", ".join(f"{value:.3f}" for value in source.mean_rgb)
-    console.print(f"images are centred by the mean RGB of {source.name}: {mean}", soft_wrap=True, highlight=False)
+    console.print(
+        f"images are centred by the mean RGB of {source.name}: {mean}",
+        soft_wrap=True,
+        highlight=False,
+    )
     return copied
 
 
 def _explain(
-    error: BaseException, train_split: Split, validation: Split, size: int, scale: tuple[int, int], out: Path
+    error: BaseException,
+    train_split: Split,
+    validation: Split,
+    size: int,
+    scale: tuple[int, int],
+    out: Path,
 ) -> None:
     """Say what a user can do about it where tf.data stopped at an image, whose name it does not know, or memory was short."""
     import tensorflow as tf
 
     if not isinstance(error, Exception) or isinstance(error, InputError):
         return
-    kept = f"the best model so far is kept in {out}" if (out / "model.keras").exists() else "no epoch was finished"
+    kept = (
+        f"the best model so far is kept in {out}"
+        if (out / "model.keras").exists()
+        else "no epoch was finished"
+    )
     if isinstance(error, tf.errors.ResourceExhaustedError) or "RESOURCE_EXHAUSTED" in str(error):
         raise InputError(
             f"A step does not fit in memory: give --accumulate 2 (or 4, 8 …), which divides the batch and trains the same, "
@@ -664,7 +742,13 @@ class _Keeper(keras.callbacks.Callback):
         console: Console,
     ) -> None:
         super().__init__()
-        self.network, self.kept, self.out, self.about, self.recipe = network, kept, out, about, recipe
+        self.network, self.kept, self.out, self.about, self.recipe = (
+            network,
+            kept,
+            out,
+            about,
+            recipe,
+        )
         self.steps, self.asked, self.console = steps, asked, console
         self.epoch = 0  # finished ones
         self.step = 0  # finished ones of the epoch under way
@@ -699,7 +783,10 @@ class _Keeper(keras.callbacks.Callback):
                 self.console.print(f"{self.out} has no checkpoint yet: {instead}")
             return False
         if state["best"] and not (self.out / "model.keras").exists():
-            self.console.print(f"[yellow]{self.out / 'model.keras'} is gone: the run begins anew[/]", soft_wrap=True)
+            self.console.print(
+                f"[yellow]{self.out / 'model.keras'} is gone: the run begins anew[/]",
+                soft_wrap=True,
+            )
             return False
         variables = self._variables()
         for variable, array in zip(variables, arrays, strict=False):
@@ -726,7 +813,9 @@ class _Keeper(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
         self.progress.advance(self.all)
-        if not math.isfinite(float(logs["loss"])):  # a mean over the epoch: no number from the first such step on
+        if not math.isfinite(
+            float(logs["loss"])
+        ):  # a mean over the epoch: no number from the first such step on
             self._diverged("the loss is")
         due = time.monotonic() - self.saved > CHECKPOINT_SECONDS
         if (due or self.asked.is_set()) and self.step < self.steps:
@@ -747,7 +836,9 @@ class _Keeper(keras.callbacks.Callback):
         if better or surer:
             if self.kept is not self.network:
                 self.kept.set_weights(self.network.get_weights())
-            models.save_model(self.kept, self.out / "model.keras", {**self.about, "epoch": epoch + 1})
+            models.save_model(
+                self.kept, self.out / "model.keras", {**self.about, "epoch": epoch + 1}
+            )
             if self.best is None:
                 _point_latest(self.out)
             self.best = row
@@ -808,10 +899,14 @@ class _Keeper(keras.callbacks.Callback):
         arrays = [ops.convert_to_numpy(v) for v in self._variables()]
         if not all(np.isfinite(array).all() for array in arrays):
             self._diverged("a weight is")
-        metrics = [ops.convert_to_numpy(v) for v in self.network.metrics_variables] if self.step else []
+        metrics = (
+            [ops.convert_to_numpy(v) for v in self.network.metrics_variables] if self.step else []
+        )
         fields = ("epoch", "step", "rows", "best", "waited", "drops", "finished")
         state = {field: getattr(self, field) for field in fields} | {"seconds": self.seconds()}
-        checkpoints.save(self.out / "resume", self.epoch * self.steps + self.step, arrays + metrics, state)
+        checkpoints.save(
+            self.out / "resume", self.epoch * self.steps + self.step, arrays + metrics, state
+        )
         self.saved = time.monotonic()
 
     def _write_history(self) -> None:
@@ -848,7 +943,9 @@ def _surer(row: dict[str, float], best: dict[str, float]) -> bool:
 def versions() -> dict[str, str]:
     """Of what decides a run's numbers."""
     names = ("keras", keras.backend.backend(), "numpy", "pillow")
-    return {"vggkeras": vggkeras.__version__, "python": platform.python_version()} | {n: version(n) for n in names}
+    return {"vggkeras": vggkeras.__version__, "python": platform.python_version()} | {
+        n: version(n) for n in names
+    }
 
 
 def _slug(spec: str) -> str:

@@ -52,7 +52,10 @@ EXPECTED = (
     "torchvision:FILE.safetensors, timm:FILE or kerashub:FOLDER"
 )
 
-TORCH_MEAN, TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0-1: torchvision, timm, KerasHub
+TORCH_MEAN, TORCH_STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of RGB in 0-1: torchvision, timm, KerasHub
 TORCH_MEAN_RGB = (255 * 0.485, 255 * 0.456, 255 * 0.406)
 # keras.applications' downloads, as its get_file checks them (MD5).
 KERAS_DOWNLOADS = {
@@ -60,7 +63,9 @@ KERAS_DOWNLOADS = {
     "vgg19": ("VGG19", "cbe5617147190e668d6c5d5026f83318"),
 }
 
-Part = tuple[int, np.ndarray, np.ndarray]  # which of a layer's weights, which rows of it, and what is in them
+Part = tuple[
+    int, np.ndarray, np.ndarray
+]  # which of a layer's weights, which rows of it, and what is in them
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,12 @@ class Source:
     shapes: dict[str, list[tuple[int, ...]]] = field(
         repr=False
     )  # our layer name -> its weights' shapes, our convention
-    tensors: dict[str, list[str]] = field(repr=False)  # our layer name -> the names of what it is made from
-    parts: dict[str, Callable[[], Iterator[Part]]] = field(repr=False)  # our layer name -> its numbers, slice by slice
+    tensors: dict[str, list[str]] = field(
+        repr=False
+    )  # our layer name -> the names of what it is made from
+    parts: dict[str, Callable[[], Iterator[Part]]] = field(
+        repr=False
+    )  # our layer name -> its numbers, slice by slice
 
     @property
     def layers(self) -> dict[str, Callable[[], list[np.ndarray]]]:
@@ -155,7 +164,9 @@ def open_source(spec: str | os.PathLike) -> Source:
     name = f"{kind}:{rest if rest in KERAS_DOWNLOADS else path.name}"
     if kind == "keras":
         return _understand(spec, name, kind, _h5_tensors(path, name), ["keras"])
-    tensors = _safetensors(path, name) if path.suffix == ".safetensors" else _torch_tensors(path, name)
+    tensors = (
+        _safetensors(path, name) if path.suffix == ".safetensors" else _torch_tensors(path, name)
+    )
     styles = ["torchvision", "timm"] if kind == "torchvision" else ["timm", "torchvision"]
     return _understand(spec, name, kind, tensors, styles)
 
@@ -172,7 +183,9 @@ def _download(name: str) -> Path:
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            keras.utils.get_file(path.name, address, cache_dir=home, cache_subdir="models", file_hash=md5)
+            keras.utils.get_file(
+                path.name, address, cache_dir=home, cache_subdir="models", file_hash=md5
+            )
         except Exception as error:  # Keras raises Exception itself
             raise InputError(
                 f"keras:{name}: {path.name} is not in {path.parent} and could not be downloaded "
@@ -200,7 +213,9 @@ def _safetensors(path: Path, name: str) -> _Tensors:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise InputError(f"{name} needs a package that is not installed: pip install safetensors.") from error
+        raise InputError(
+            f"{name} needs a package that is not installed: pip install safetensors."
+        ) from error
     try:
         with safe_open(path, framework="numpy"):
             pass
@@ -212,7 +227,9 @@ def _safetensors(path: Path, name: str) -> _Tensors:
     header.pop("__metadata__", None)
     for key, entry in header.items():
         if entry["dtype"] not in NUMBERS:
-            raise InputError(f"{name}: {key} is of type {entry['dtype']}: convert it to float32 first.")
+            raise InputError(
+                f"{name}: {key} is of type {entry['dtype']}: convert it to float32 first."
+            )
 
     def read(key: str, rows: slice, columns: slice | None = None) -> np.ndarray:
         entry, shape = header[key], header[key]["shape"]
@@ -233,7 +250,9 @@ def _safetensors(path: Path, name: str) -> _Tensors:
     def plain(key: str, *where: slice) -> np.ndarray:
         return read(key, *where).astype(np.float32, copy=False)
 
-    return _unwrapped(_Tensors({key: tuple(entry["shape"]) for key, entry in header.items()}, plain))
+    return _unwrapped(
+        _Tensors({key: tuple(entry["shape"]) for key, entry in header.items()}, plain)
+    )
 
 
 def _torch_tensors(path: Path, name: str) -> _Tensors:
@@ -250,7 +269,9 @@ def _torch_tensors(path: Path, name: str) -> _Tensors:
         raise _damaged(name, said["damaged"], "a torch file")
     tensors = _safetensors(copy, name)
 
-    def read(key: str, *where: slice, folder: Any = folder) -> np.ndarray:  # which lives as long as this function
+    def read(
+        key: str, *where: slice, folder: Any = folder
+    ) -> np.ndarray:  # which lives as long as this function
         return tensors.read(key, *where)
 
     return _Tensors(tensors.shapes, read, tensors.called)
@@ -327,7 +348,10 @@ def _opened_h5(path: Path) -> Iterator[Any]:
     import h5py
 
     zipped = zipfile.is_zipfile(path)
-    with _Window(path, "model.weights.h5") if zipped else nullcontext(path) as file, h5py.File(file, "r") as h5:
+    with (
+        _Window(path, "model.weights.h5") if zipped else nullcontext(path) as file,
+        h5py.File(file, "r") as h5,
+    ):
         yield h5
 
 
@@ -372,7 +396,10 @@ def _h5_layers(file: Any) -> Iterator[tuple[str, list[str]]]:
     old = file.get("model_weights", file)
     if "layer_names" in old.attrs:
         for group in old.values():
-            names = [n.decode() if isinstance(n, bytes) else str(n) for n in group.attrs.get("weight_names", ())]
+            names = [
+                n.decode() if isinstance(n, bytes) else str(n)
+                for n in group.attrs.get("weight_names", ())
+            ]
             if names:
                 yield group.name.rsplit("/", 1)[1], [f"{group.name}/{n}" for n in names]
         return
@@ -400,7 +427,9 @@ def _h5_layers(file: Any) -> Iterator[tuple[str, list[str]]]:
         if convolutions not in (0, *by_depth):
             raise ValueError(f"it has {convolutions} convolutions, as no VGG network has")
         layers = (
-            [s.name for s in configs.plan(by_depth.get(convolutions, "A")) if s.kind == "conv"] if convolutions else []
+            [s.name for s in configs.plan(by_depth.get(convolutions, "A")) if s.kind == "conv"]
+            if convolutions
+            else []
         )
         for layer, place in zip([*layers, *FC], unnamed, strict=False):
             yield layer, [f"{place}/{i}" for i in sorted(file[place], key=int)]
@@ -422,7 +451,10 @@ def _names(style: str, arch: str, batch_norm: bool, fc: int) -> dict[str, list[s
                 continue
             layers[step.name] = [f"features.{place}.{w}" for w in ("weight", "bias")]
             if batch_norm:
-                layers[norm] = [f"features.{place + 1}.{w}" for w in ("weight", "bias", "running_mean", "running_var")]
+                layers[norm] = [
+                    f"features.{place + 1}.{w}"
+                    for w in ("weight", "bias", "running_mean", "running_var")
+                ]
             place += 3 if batch_norm else 2
         elif step.kind == "pool":
             place += 1
@@ -464,7 +496,11 @@ def _understand(
                 for arch in ("A", "B", "D", "E"):
                     layers = _names(style, arch, batch_norm, fc)
                     wanted = [n for names in layers.values() for n in names]
-                    counters = {f"{v[0].rsplit('.', 1)[0]}.{COUNTER}" for k, v in layers.items() if "_bn" in k}
+                    counters = {
+                        f"{v[0].rsplit('.', 1)[0]}.{COUNTER}"
+                        for k, v in layers.items()
+                        if "_bn" in k
+                    }
                     missing = [n for n in wanted if n not in found]
                     unexpected = [n for n in tensors.shapes if n not in set(wanted) | counters]
                     if best is None or len(missing) + len(unexpected) < len(best[0]) + len(best[1]):
@@ -553,41 +589,72 @@ def _sized(
         else:
             mean = mean or TORCH_MEAN_RGB
             scale = scale or [1 / (255 * std) for std in TORCH_STD]
-        about = {"arch": arch, "pretrained": spec, "class_names": class_names, "mean_rgb": list(mean)}
+        about = {
+            "arch": arch,
+            "pretrained": spec,
+            "class_names": class_names,
+            "mean_rgb": list(mean),
+        }
         if class_names is None:
             del about["class_names"]
     grid = shape[0] // 32, shape[1] // 32
     parts: dict[str, Callable[[], Iterator[Part]]] = {
         layer: functools.partial(
-            _layer_parts, tensors, layer, names[: len(expected[layer])], torch, kind == "keras", tuple(scale), grid
+            _layer_parts,
+            tensors,
+            layer,
+            names[: len(expected[layer])],
+            torch,
+            kind == "keras",
+            tuple(scale),
+            grid,
         )
         for layer, names in layers.items()
     }
     called = {layer: [tensors.called(n) for n in names] for layer, names in layers.items()}
     names_list = list(class_names) if class_names else None
-    sizes = (arch, batch_norm, width, fc_units, classes, (shape[0], shape[1], channels), tuple(float(m) for m in mean))
+    sizes = (
+        arch,
+        batch_norm,
+        width,
+        fc_units,
+        classes,
+        (shape[0], shape[1], channels),
+        tuple(float(m) for m in mean),
+    )
     return Source(name, kind, *sizes, names_list, about, turned, called, parts)
 
 
 def _width(arch: str, filters: list[int]) -> float:
     """The multiplier that gives these numbers of filters; where none does, the middle one of what each would need."""
-    table = [e[1] for block in configs.CONFIGURATIONS[arch] for e in block if not isinstance(e, str)]
+    table = [
+        e[1] for block in configs.CONFIGURATIONS[arch] for e in block if not isinstance(e, str)
+    ]
     ratios = sorted({n / t for n, t in zip(filters, table, strict=True)})
     low = max((n - 0.5) / t if n > 1 else 0 for n, t in zip(filters, table, strict=True))
     high = min((n + 0.5) / t for n, t in zip(filters, table, strict=True))
     for width in (*ratios, (low + high) / 2):
-        if width > 0 and all(max(1, round(t * width)) == n for n, t in zip(filters, table, strict=True)):
+        if width > 0 and all(
+            max(1, round(t * width)) == n for n, t in zip(filters, table, strict=True)
+        ):
             return width
     return statistics.median(n / t for n, t in zip(filters, table, strict=True)) or 1.0
 
 
 def _shapes(
-    arch: str, shape: tuple[int, int, int], classes: int, batch_norm: bool, width: float, fc_units: int
+    arch: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    batch_norm: bool,
+    width: float,
+    fc_units: int,
 ) -> dict[str, list[tuple[int, ...]]]:
     """Layer -> its weights' shapes, in `build`'s order and convention."""
     found: dict[str, list[tuple[int, ...]]] = {}
     inputs = shape[2]
-    for step in configs.plan(arch, shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units):
+    for step in configs.plan(
+        arch, shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units
+    ):
         outputs = step.output_shape[-1]
         if step.kind == "conv":
             found[step.name] = [(step.kernel, step.kernel, inputs, outputs), (outputs,)]
@@ -600,7 +667,11 @@ def _shapes(
 
 
 def _their_shape(
-    style: str, layer: str, ours: tuple[int, ...], received: tuple[int, ...], shape: tuple[int, int, int]
+    style: str,
+    layer: str,
+    ours: tuple[int, ...],
+    received: tuple[int, ...],
+    shape: tuple[int, int, int],
 ) -> tuple[int, ...]:
     """What a weight's shape is in a library's layout; where a library has two, the received one says which."""
     if len(ours) == 1:
@@ -650,7 +721,9 @@ def _slices(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(first, min(first + step, shape[0]))
 
 
-def _rows(tensors: _Tensors, name: str, flat: bool, whole: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _rows(
+    tensors: _Tensors, name: str, flat: bool, whole: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(which rows, the rows) of a tensor; `flat`, a convolution's kernel [h, w, I, O] has h x w x I of them."""
     shape = tensors.shapes[name]
     each = shape[1] * shape[2] if flat and len(shape) == 4 else 1
@@ -661,7 +734,9 @@ def _rows(tensors: _Tensors, name: str, flat: bool, whole: bool) -> Iterator[tup
         yield np.arange(rows.start * each, rows.stop * each), block
 
 
-def _torch_rows(tensors: _Tensors, name: str, grid: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _torch_rows(
+    tensors: _Tensors, name: str, grid: tuple[int, int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """torch's kernel of an FC layer, [outputs, C x H x W], as rows of ours, [H x W x C, outputs]: some channels at once."""
     shape, (h, w) = tensors.shapes[name], grid
     channels = math.prod(shape[1:]) // (h * w)
@@ -684,17 +759,25 @@ def _open_ours(spec: str) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))["config"]
-            about = json.loads(archive.read(models.ABOUT)) if models.ABOUT in archive.namelist() else {}
+            about = (
+                json.loads(archive.read(models.ABOUT)) if models.ABOUT in archive.namelist() else {}
+            )
         layers = {layer["config"].get("name"): layer for layer in config["layers"]}
         mean = layers["mean_rgb"]["config"]["mean"]
-        (shape,) = (lay["config"]["batch_shape"][1:] for lay in config["layers"] if lay["class_name"] == "InputLayer")
+        (shape,) = (
+            lay["config"]["batch_shape"][1:]
+            for lay in config["layers"]
+            if lay["class_name"] == "InputLayer"
+        )
     except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} is no network of vggkeras: expected a .keras file that it saved ({type(error).__name__}: {error}); "
             "weights of keras.applications are given as keras:FILE."
         ) from error
     known = {"input_shape": tuple(shape), "mean": mean, "lrn": "lrn" in layers, "about": about}
-    return _understand(spec, spec, "ours", _h5_tensors(path, str(path), ours=True), ["keras"], ours=known)
+    return _understand(
+        spec, spec, "ours", _h5_tensors(path, str(path), ours=True), ["keras"], ours=known
+    )
 
 
 def _open_hub(spec: str, folder: Path) -> Source:
@@ -727,9 +810,16 @@ def _hub_preprocessing(folder: Path, name: str) -> tuple[list[float], list[float
     if not path.is_file():
         return [], []
     try:
-        converter = json.loads(path.read_text(encoding="utf-8"))["config"]["image_converter"]["config"]
+        converter = json.loads(path.read_text(encoding="utf-8"))["config"]["image_converter"][
+            "config"
+        ]
         scale, offset = (
-            [float(v) for v in np.broadcast_to(default if converter.get(key) is None else converter[key], 3)]
+            [
+                float(v)
+                for v in np.broadcast_to(
+                    default if converter.get(key) is None else converter[key], 3
+                )
+            ]
             for key, default in (("scale", 1.0), ("offset", 0.0))
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -737,7 +827,9 @@ def _hub_preprocessing(folder: Path, name: str) -> tuple[list[float], list[float
             f"{name}: {path.name} does not say scale and offset of its image converter ({error})."
         ) from error
     if not all(scale):
-        raise InputError(f"{name}: {path.name} has an image converter of scale {scale}: expected numbers other than 0.")
+        raise InputError(
+            f"{name}: {path.name} has an image converter of scale {scale}: expected numbers other than 0."
+        )
     return scale, [-o / s for o, s in zip(offset, scale, strict=True)]
 
 
@@ -770,7 +862,9 @@ def _fill(layer: Any, source: Source, name: str, *, in_place: bool = False) -> N
             continue
         # variable[rows].assign() would do, but first copies the whole, and leaves a variable that is copied at each read.
         tf.raw_ops.InplaceUpdate(x=weight.value.value(), i=rows.astype(np.int32), v=block)
-        if not np.array_equal(weight.value[int(rows[-1])], block[-1]):  # its documentation does not promise it
+        if not np.array_equal(
+            weight.value[int(rows[-1])], block[-1]
+        ):  # its documentation does not promise it
             layer.set_weights(source.layers[name]())
             return
 
@@ -809,7 +903,9 @@ def init_from(
         )
     convolutions = [name for name in theirs if "_conv" in name]
     taken = set(theirs)
-    if len(convolutions) < sum("_conv" in name for name in ours) or source.batch_norm != any("_bn" in n for n in ours):
+    if len(convolutions) < sum("_conv" in name for name in ours) or source.batch_norm != any(
+        "_bn" in n for n in ours
+    ):
         if any("_bn" in name for name in ours) and not source.batch_norm:
             raise InputError(
                 f"--init-from {source.name} is {source.network} without batch normalisation, which {model.name} has: start "
@@ -828,7 +924,11 @@ def init_from(
             continue
         mine = [tuple(v.shape) for v in layer.weights]
         if mine != theirs[name]:
-            hint = "the --fc-units differ" if name.startswith("fc") else "the --width or configuration differ"
+            hint = (
+                "the --fc-units differ"
+                if name.startswith("fc")
+                else "the --width or configuration differ"
+            )
             raise InputError(
                 f"--init-from {source.name}: layer {name} has shapes {theirs[name]} there and {mine} here ({hint}): give this "
                 "network the other's sizes."
@@ -845,7 +945,9 @@ def _map(shape: Sequence[int], kernel: Sequence[int]) -> tuple[int, int, int]:
     return h, w, kernel[0] // (h * w)
 
 
-def _other_map(theirs: Sequence[tuple[int, ...]], layer: Any, source: Source, model: keras.Model) -> bool:
+def _other_map(
+    theirs: Sequence[tuple[int, ...]], layer: Any, source: Source, model: keras.Model
+) -> bool:
     """Whether an fc1 is the same but for the size of the map it covers."""
     mine = [tuple(v.shape) for v in layer.weights]
     here, there = _map(model.input_shape[1:], mine[0]), _map(source.input_shape, theirs[0])
@@ -864,7 +966,9 @@ def explain(copied: dict[str, str | None], source: Source, model: keras.Model) -
             f"shallower network, of which the first {FIRST_CONVOLUTIONS} convolutions are taken"
         )
     if "fc1" in fresh and "fc1" not in source.shapes:
-        told.append(f"{', '.join(n for n in FC if n in fresh)} start anew: {source.name} has no FC layers")
+        told.append(
+            f"{', '.join(n for n in FC if n in fresh)} start anew: {source.name} has no FC layers"
+        )
     elif "fc1" in fresh:
         there = _map(source.input_shape, source.shapes["fc1"][0])
         here = _map(model.input_shape[1:], ours["fc1"].weights[0].shape)
@@ -879,11 +983,15 @@ def explain(copied: dict[str, str | None], source: Source, model: keras.Model) -
         elif source.classes != here:
             told.append(f"predictions starts anew: {source.classes} classes there, {here} here")
         else:
-            told.append(f"predictions starts anew: the {here} classes there have other names, or none")
+            told.append(
+                f"predictions starts anew: the {here} classes there have other names, or none"
+            )
     return told
 
 
-def load_weights(model: keras.Model, source: Source | str | os.PathLike, *, head: bool = True) -> dict[str, str]:
+def load_weights(
+    model: keras.Model, source: Source | str | os.PathLike, *, head: bool = True
+) -> dict[str, str]:
     """Fill a network with a source's weights, all of them, so that it gives the source's own answers.
 
     Every tensor of the source is used exactly once and every weight of the model filled exactly once. The model's first
@@ -904,7 +1012,9 @@ def load_weights(model: keras.Model, source: Source | str | os.PathLike, *, head
     return _load(model, source if isinstance(source, Source) else open_source(source), head=head)
 
 
-def _load(model: keras.Model, source: Source, *, head: bool = True, in_place: bool = False) -> dict[str, str]:
+def _load(
+    model: keras.Model, source: Source, *, head: bool = True, in_place: bool = False
+) -> dict[str, str]:
     ours = _weighted(model)
     left = () if head else tuple(n for n in FC if n == "predictions" or n not in source.shapes)
     wanted = [name for name in ours if name not in left]
@@ -941,7 +1051,9 @@ def _load(model: keras.Model, source: Source, *, head: bool = True, in_place: bo
                 f"input_shape={source.input_shape}, width={source.width:g}, fc_units={source.fc_units}."
             )
     if not any(layer.name == "mean_rgb" for layer in model.layers):
-        raise InputError(f"load_weights expects a model of vggkeras.build(); {model.name!r} has no layer mean_rgb.")
+        raise InputError(
+            f"load_weights expects a model of vggkeras.build(); {model.name!r} has no layer mean_rgb."
+        )
     for name in wanted:
         _fill(ours[name], source, name, in_place=in_place)
     model.get_layer("mean_rgb").mean = tuple(source.mean_rgb)
@@ -1029,10 +1141,17 @@ def save_weights(model: keras.Model, destination: str) -> dict[str, Any]:
         write = _write_keras3 if path.name.endswith(".weights.h5") else _write_legacy
     else:
         standard = TORCH_MEAN_RGB
-        asked = {"order": "RGB", "scale": 1 / 255, "mean": [m / 255 for m in mean], "std": list(TORCH_STD)}
+        asked = {
+            "order": "RGB",
+            "scale": 1 / 255,
+            "mean": [m / 255 for m in mean],
+            "std": list(TORCH_STD),
+        }
         write = _write_safetensors if path.suffix == ".safetensors" else _write_torch
     if len(mean) != 3:
-        raise InputError(f"{destination}: the model takes images of {len(mean)} channels, and {kind} those of 3.")
+        raise InputError(
+            f"{destination}: the model takes images of {len(mean)} channels, and {kind} those of 3."
+        )
     names = _names("keras" if kind == "keras" else kind, arch, batch_norm, 3)
     with replacing(path) as beside:
         write(beside, model, names, kind)
@@ -1053,7 +1172,11 @@ def _configuration(model: keras.Model) -> tuple[str, bool]:
     for arch, blocks in configs.CONFIGURATIONS.items():
         lrn = configs.LRN in blocks[0]
         plan = {step.name: step.kernel for step in configs.plan(arch) if step.kind == "conv"}
-        if plan == kernels and lrn == any(layer.name == "lrn" for layer in model.layers) and set(FC) <= set(layers):
+        if (
+            plan == kernels
+            and lrn == any(layer.name == "lrn" for layer in model.layers)
+            and set(FC) <= set(layers)
+        ):
             return arch, any("_bn" in name for name in layers)
     raise InputError(f"save_weights expects a model of vggkeras.build(); received {model.name!r}.")
 
@@ -1092,11 +1215,17 @@ def _their_shapes(
         for number, name in enumerate(own):
             ours = tuple(model.get_layer(layer).weights[number].shape)
             received = (0,) * (4 if style == "timm" and layer in ("fc1", "fc2") else len(ours))
-            found[name] = layer, number, _their_shape(style, layer, ours, received, model.input_shape[1:])
+            found[name] = (
+                layer,
+                number,
+                _their_shape(style, layer, ours, received, model.input_shape[1:]),
+            )
     return found
 
 
-def _write_safetensors(path: Path, model: keras.Model, names: dict[str, list[str]], kind: str) -> None:
+def _write_safetensors(
+    path: Path, model: keras.Model, names: dict[str, list[str]], kind: str
+) -> None:
     """Slice by slice; the package would want all of it in memory."""
     found = _their_shapes(model, names, kind)
     with open(path, "wb") as file:
@@ -1113,9 +1242,13 @@ def _write_torch(path: Path, model: keras.Model, names: dict[str, list[str]], ki
         _in_torch("write", copy, path, path.name)
 
 
-def _h5_weights(model: keras.Model, layer: str, group: Any, names: Sequence[str], kind: str) -> None:
+def _h5_weights(
+    model: keras.Model, layer: str, group: Any, names: Sequence[str], kind: str
+) -> None:
     for number, name in enumerate(names):
-        dataset = group.create_dataset(name, tuple(model.get_layer(layer).weights[number].shape), "float32")
+        dataset = group.create_dataset(
+            name, tuple(model.get_layer(layer).weights[number].shape), "float32"
+        )
         start = 0
         for block in _blocks(model, layer, number, kind):
             dataset[start : start + len(block)] = block
@@ -1127,7 +1260,10 @@ def _write_legacy(path: Path, model: keras.Model, names: dict[str, list[str]], k
 
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer in names]
-        file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", keras.__version__.encode()
+        file.attrs["backend"], file.attrs["keras_version"] = (
+            b"tensorflow",
+            keras.__version__.encode(),
+        )
         for layer, own in names.items():
             group = file.create_group(layer)
             group.attrs["weight_names"] = [name.encode() for name in own]
@@ -1145,10 +1281,18 @@ def _write_keras3(path: Path, model: keras.Model, names: Iterable[str], kind: st
     with h5py.File(path, "w") as file:
         for layer in names:
             word = KERAS3[type(model.get_layer(layer)).__name__]
-            group = file.create_group(f"layers/{word}_{counts[word]}/vars" if counts[word] else f"layers/{word}/vars")
+            group = file.create_group(
+                f"layers/{word}_{counts[word]}/vars" if counts[word] else f"layers/{word}/vars"
+            )
             counts[word] += 1
             group.attrs["name"] = layer
-            _h5_weights(model, layer, group, [str(i) for i in range(len(model.get_layer(layer).weights))], kind)
+            _h5_weights(
+                model,
+                layer,
+                group,
+                [str(i) for i in range(len(model.get_layer(layer).weights))],
+                kind,
+            )
 
 
 def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:

@@ -98,7 +98,9 @@ def main(
             chosen = _drawn(pool["train"][1], count, seed=repeat)
             for way, (train, test) in described.items():
                 _, svm = fit_svm(train[chosen], pool["train"][1][chosen], seed=repeat)
-                note(f"SVM, {way}", count, float(np.mean(svm.predict(test) == pool["validation"][1])))
+                note(
+                    f"SVM, {way}", count, float(np.mean(svm.predict(test) == pool["validation"][1]))
+                )
             if repeat >= repeats:
                 continue
             few = work / "few" / f"{count}-{repeat}"
@@ -112,7 +114,13 @@ def main(
                 out = work / "runs" / f"{way.replace(' ', '-')}-{count}-{repeat}"
                 learnt = dataclasses.replace(
                     recipe,
-                    **{"data": str(few), "out": out, "seed": repeat, "epochs": lasts, "patience": lasts}
+                    **{
+                        "data": str(few),
+                        "out": out,
+                        "seed": repeat,
+                        "epochs": lasts,
+                        "patience": lasts,
+                    }
                     | {"batch_size": BATCH, "learning_rate": RATE * configs.PAPER_BATCH / BATCH}
                     | changes,
                 )
@@ -144,7 +152,9 @@ def _images(folder: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
 def _drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Indices of `count` images of each class."""
     rng = np.random.default_rng(seed)
-    return np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:count] for c in np.unique(labels)])
+    return np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == c))[:count] for c in np.unique(labels)]
+    )
 
 
 def _write_few(folder: Path, pool: dict, names: list[str], chosen: np.ndarray, seed: int) -> None:
@@ -163,12 +173,17 @@ def _write_few(folder: Path, pool: dict, names: list[str], chosen: np.ndarray, s
         os.symlink(Path(pool["validation"][0][0]).parents[1].resolve(), beside / "test")
 
 
-def _features(work: Path, run: Path, pool: dict, scales: tuple[int, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _features(
+    work: Path, run: Path, pool: dict, scales: tuple[int, ...]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Way -> features of the training and of the test images: one scale, and several averaged or stacked."""
     predictor = None
     described = {}
     ways = {f"Q = {scales[len(scales) // 2]}": (scales[len(scales) // 2 :][:1], "average")}
-    ways |= {f"{len(scales)} scales averaged": (scales, "average"), f"{len(scales)} scales stacked": (scales, "stack")}
+    ways |= {
+        f"{len(scales)} scales averaged": (scales, "average"),
+        f"{len(scales)} scales stacked": (scales, "stack"),
+    }
     for way, (some, aggregate) in ways.items():
         file = work / "features" / f"{aggregate}-{'-'.join(map(str, some))}.npz"
         if not file.exists():
@@ -214,9 +229,16 @@ def _tell(found: dict, classes: int, pool: dict, images: tuple[int, ...], repeat
     for way, counts in found.items():
         table.add_row(way, *(_interval(counts[count]) for count in images))
     console.print(table)
-    stacked, averaged = (next(w for w in found if w.endswith(end)) for end in ("stacked", "averaged"))
+    stacked, averaged = (
+        next(w for w in found if w.endswith(end)) for end in ("stacked", "averaged")
+    )
     tuned, svms = "fine-tuned", [way for way in found if way.startswith("SVM")]
-    for one, other in ((stacked, averaged), (tuned, svms[0]), (svms[0], "from scratch"), (tuned, "from scratch")):
+    for one, other in (
+        (stacked, averaged),
+        (tuned, svms[0]),
+        (svms[0], "from scratch"),
+        (tuned, "from scratch"),
+    ):
         apart = [
             f"{count}: {_interval([a - b for a, b in zip(found[one][count], found[other][count], strict=False)])}"
             for count in images

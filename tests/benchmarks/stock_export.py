@@ -26,7 +26,9 @@ from export import artifact, to_onnx, to_saved_model, to_tflite
 from vggkeras import runtimes
 
 
-def main(arch: str = "D", width: float = 0.25, fc_units: int = 1024, rounds: int = 40, threads: int = 2) -> None:
+def main(
+    arch: str = "D", width: float = 0.25, fc_units: int = 1024, rounds: int = 40, threads: int = 2
+) -> None:
     """Write the files, then call each in turn.
 
     Args:
@@ -52,7 +54,10 @@ def main(arch: str = "D", width: float = 0.25, fc_units: int = 1024, rounds: int
         model.export(theirs / "model.onnx", format="onnx", verbose=False)
         model.export(theirs / "model.tflite", format="litert", verbose=False)
         calls: dict[tuple[str, str], Callable[[], np.ndarray]] = {}
-        for whose, path, shown in (("ours", ours, image), ("Keras' own", theirs, image.astype(np.float32))):
+        for whose, path, shown in (
+            ("ours", ours, image),
+            ("Keras' own", theirs, image.astype(np.float32)),
+        ):
             calls[whose, "onnx"] = _onnx(path / "model.onnx", shown, threads)
             calls[whose, "tflite"] = _tflite(path / "model.tflite", shown, threads)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
@@ -66,7 +71,9 @@ def main(arch: str = "D", width: float = 0.25, fc_units: int = 1024, rounds: int
                 for _ in range(5):
                     call()
                 times[key].append((time.perf_counter() - start) / 5 * 1e3)
-    table = Table(title=f"{arch}, width {width:g}, 224 px, one image, {threads} threads: ms a call, median [quartiles]")
+    table = Table(
+        title=f"{arch}, width {width:g}, 224 px, one image, {threads} threads: ms a call, median [quartiles]"
+    )
     for column in ("file", "ours", "Keras' own", "ours / Keras' own, median of the rounds'"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for kind in ("onnx", "tflite"):
