@@ -189,7 +189,7 @@ def export_model(
         graph = to_saved_model.inference_model(network, form)
         quantize.check_finite(graph)
         about = {
-            "mean_rgb": list(network.get_layer("mean_rgb").mean),
+            "mean_rgb": list(models.mean_rgb(network)),
             "arch": network.name,
             **about,
         }

@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import vggkeras
-from vggkeras import evaluate, files
+from vggkeras import evaluate, files, models
 from vggkeras.__main__ import cli
 from vggkeras.datasets import Split
 from vggkeras.errors import InputError
@@ -70,7 +70,7 @@ def soft_max(scores: np.ndarray) -> np.ndarray:
 
 def score_maps(model, images: np.ndarray) -> np.ndarray:
     """Class scores before soft-max, [N, places down, places across, classes], by matrices in float64."""
-    x = images.astype(np.float64) - model.get_layer("mean_rgb").mean
+    x = images.astype(np.float64) - models.mean_rgb(model)
     names = [layer.name for layer in model.layers]
     for layer in model.layers:
         weights = [np.asarray(w, np.float64) for w in layer.get_weights()]

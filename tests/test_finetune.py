@@ -60,7 +60,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(
     )
     assert run.metadata["recipe"]["freeze"] == freeze
     assert run.metadata["initialised"]["predictions"] is None
-    assert run.model.get_layer("mean_rgb").mean == (100, 110, 120)  # the source's, not the data's
+    assert models.mean_rgb(run.model) == (100, 110, 120)  # the source's, not the data's
     assert run.metadata["mean_rgb"] == [100, 110, 120]
     assert "centred by the mean RGB of" in told
 

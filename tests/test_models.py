@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vggkeras
-from vggkeras import configs
+from vggkeras import configs, models, weights
 from vggkeras.errors import InputError
 
 PARAMETERS = {  # 224 px, 1000 classes
@@ -113,10 +115,69 @@ def test_bad_arguments_are_refused(bad):
 
 
 def test_mean_rgb_is_subtracted_in_rgb_order_and_travels_in_the_config():
-    layer = vggkeras.MeanRGB((10, 20, 30))
+    layer = models.mean_layer((10, 20, 30))
+    assert type(layer) is keras.layers.Rescaling
     x = images(1, 2, 2, 3)
     np.testing.assert_array_equal(np.asarray(layer(x)), x.astype(np.float32) - [10, 20, 30])
-    assert vggkeras.MeanRGB.from_config(layer.get_config()).mean == (10, 20, 30)
+    assert keras.layers.Rescaling.from_config(layer.get_config()).offset == [-10, -20, -30]
+
+
+STRANGER = """
+import sys
+import zipfile
+
+import keras
+import numpy as np
+{imports}
+model = keras.saving.load_model("net.keras")
+np.save("answers.npy", model.predict(np.load("images.npy"), verbose=0))
+assert {imports!r} or "vggkeras" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    ("arch", "imports"),
+    [("B", ""), ("A-LRN", "import vggkeras"), ("A-LRN", "import keras, vggkeras")],
+)
+def test_any_keras_loads_a_saved_network(arch, imports, tmp_path):
+    model = vggkeras.build(arch, (32, 32, 3), 10, mean_rgb=(10, 20, 30), **TINY)
+    model.save(tmp_path / "net.keras")
+    x = images(3, 32, 32, 3)
+    np.save(tmp_path / "images.npy", x)
+    script = STRANGER.format(imports=imports)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "answers.npy"), model(x), atol=1e-6)
+
+
+def test_files_of_version_0_1_load_with_their_mean(tmp_path):
+    """Their layer mean_rgb was a class of this package, with the mean in its configuration."""
+    model = vggkeras.build("A", (32, 32, 3), 10, mean_rgb=(10, 20, 30), **TINY)
+    model.save(tmp_path / "new.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "new.keras") as new,
+        zipfile.ZipFile(tmp_path / "old.keras", "w") as old,
+    ):
+        for name in new.namelist():
+            content = new.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                (layer,) = (
+                    layer for layer in config["config"]["layers"] if layer["name"] == "mean_rgb"
+                )
+                layer |= {
+                    "module": "vggkeras.models",
+                    "class_name": "MeanRGB",
+                    "registered_name": "vggkeras>MeanRGB",
+                }
+                del layer["config"]["scale"], layer["config"]["offset"]
+                layer["config"]["mean"] = [10.0, 20.0, 30.0]
+                content = json.dumps(config).encode()
+            old.writestr(name, content)
+    loaded, _ = models.load_model(tmp_path / "old.keras")
+    assert type(loaded.get_layer("mean_rgb")) is keras.layers.Rescaling
+    assert models.mean_rgb(loaded) == (10, 20, 30)
+    np.testing.assert_array_equal(loaded(images(3, 32, 32, 3)), model(images(3, 32, 32, 3)))
+    assert weights.open_source(tmp_path / "old.keras").mean_rgb == (10, 20, 30)
 
 
 def lrn_by_hand(x: np.ndarray) -> np.ndarray:

@@ -171,7 +171,7 @@ def test_ranges_end_where_the_squared_error_is_least(run):
         chosen = np.square(plan.steps[layer].rounded(values) - values).sum()
         assert chosen <= 1.1 * min(errors), layer
     # Every byte less any mean is within the first range.
-    mean = np.array(graph.get_layer("mean_rgb").mean)
+    mean = np.array(models.mean_rgb(graph))
     for byte in (0, 255):
         np.testing.assert_allclose(
             plan.steps["mean_rgb"].rounded(byte - mean), byte - mean, atol=0.6
@@ -187,7 +187,7 @@ def test_signal_to_noise_is_what_rounding_makes_it(run):
     found = quantize.signal_to_noise(graph, plan, images)
     assert list(found) == list(plan.weighted)
     kernel, bias = graph.get_layer("block1_conv1").get_weights()
-    x = images - np.float32(graph.get_layer("mean_rgb").mean)
+    x = images - np.float32(models.mean_rgb(graph))
 
     def convolved(x, kernel, bias):
         windows = np.lib.stride_tricks.sliding_window_view(

@@ -502,7 +502,7 @@ def test_every_weight_is_filled_and_traced_answers_are_made_anew(state):
     origins = vggkeras.load_weights(model, spec)
     assert list(origins) == [layer.name for layer in model.layers if layer.weights]
     assert origins["block3_conv2"] == "torchvision:net.safetensors features.8"
-    assert model.get_layer("mean_rgb").mean == (255 * 0.485, 255 * 0.456, 255 * 0.406)
+    assert models.mean_rgb(model) == (255 * 0.485, 255 * 0.456, 255 * 0.406)
     after = model.predict(images, verbose=0)
     assert np.abs(after - before).max() > 1e-3
     np.testing.assert_allclose(

@@ -58,7 +58,7 @@ def test_a_run_learns_digits_and_leaves_its_files(run, recipe, workplace):
 
 
 def test_the_mean_of_the_training_split_is_in_the_model(run):
-    mean = run.model.get_layer("mean_rgb").mean
+    mean = models.mean_rgb(run.model)
     assert mean == tuple(run.metadata["mean_rgb"])
     assert 70 < mean[0] < 85
     assert mean[0] == pytest.approx(mean[2])

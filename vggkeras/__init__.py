@@ -6,7 +6,9 @@ Public names are resolved when they are first used (PEP 562): `import vggkeras` 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from vggkeras.evaluate import posteriors as posteriors
     from vggkeras.features import features as features
     from vggkeras.models import LRN as LRN
-    from vggkeras.models import MeanRGB as MeanRGB
     from vggkeras.models import build as build
     from vggkeras.models import to_dense as to_dense
     from vggkeras.runtimes import Predictor as Predictor
@@ -32,7 +33,6 @@ __version__ = "0.1.0"
 _HOME = {
     "InputError": "errors",
     "LRN": "models",
-    "MeanRGB": "models",
     "Predictor": "runtimes",
     "Recipe": "configs",
     "build": "models",
@@ -69,3 +69,32 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+class _WhenKerasIsImported:
+    """Registers the layer LRN with Keras, now or as soon as Keras is imported.
+
+    `keras.saving.load_model` then loads an A-LRN network after `import vggkeras` alone, and `import vggkeras`
+    itself still does without Keras.
+    """
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)  # so that the real finders are asked, once
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module("vggkeras.models")
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "keras" in sys.modules:
+    importlib.import_module("vggkeras.models")
+else:
+    sys.meta_path.insert(0, _WhenKerasIsImported())  # type: ignore[arg-type]

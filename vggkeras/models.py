@@ -20,31 +20,37 @@ from vggkeras.errors import InputError
 from vggkeras.files import replacing
 
 
-@keras.saving.register_keras_serializable(package="vggkeras")
-class MeanRGB(layers.Layer):
-    """Subtracts the training set's mean RGB, the paper's only preprocessing (section 2.1).
+def mean_layer(mean: Sequence[float]) -> layers.Layer:
+    """Return the layer `mean_rgb`, which subtracts the training set's mean RGB (section 2.1).
 
-    It has no weights: the mean travels in the layer's config, so a model cannot be parted from it.
-    Images `[N, H, W, C]`, 0-255, become centred floats of the same shape.
+    It is Keras' own `Rescaling`, so that any Keras 3 loads the file. It has no weights: the mean travels in the
+    layer's config, and a model cannot be parted from it. Images `[N, H, W, C]`, 0-255, become
+    centred float32 values of the same shape: of 0-255, bfloat16 would keep whole numbers alone.
 
     Args:
         mean: one number a channel, 0-255.
     """
+    offset = [-float(value) for value in mean]
+    return layers.Rescaling(1.0, offset=offset, dtype="float32", name="mean_rgb")
+
+
+def mean_rgb(model: keras.Model) -> tuple[float, ...]:
+    """Return what a network's first layer subtracts, one number a channel, 0-255."""
+    return tuple(-float(value) for value in model.get_layer("mean_rgb").offset)
+
+
+@keras.saving.register_keras_serializable(package="vggkeras")
+class MeanRGB(layers.Rescaling):
+    """The layer `mean_rgb` of files that version 0.1 wrote. Loading one makes it a `Rescaling`."""
 
     def __init__(self, mean: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.mean = tuple(float(value) for value in mean)
+        super().__init__(1.0, offset=[-float(value) for value in mean], **kwargs)
 
-    def call(self, images):
-        # Cast first: in uint8 the difference would wrap around.
-        images = ops.cast(images, self.compute_dtype)
-        return images - ops.convert_to_tensor(self.mean, dtype=images.dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "mean": self.mean}
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> layers.Layer:
+        """Return the `Rescaling` that subtracts the same mean."""
+        mean = config.pop("mean")
+        return layers.Rescaling(1.0, offset=[-float(value) for value in mean], **config)
 
 
 @keras.saving.register_keras_serializable(package="vggkeras")
@@ -176,8 +182,7 @@ def build(
         }
 
     images = keras.Input(input_shape, name="images")
-    # Centred in float32: of 0-255, bfloat16 keeps whole numbers alone.
-    x = MeanRGB(mean_rgb, dtype="float32", name="mean_rgb")(images)
+    x = mean_layer(mean_rgb)(images)
     for step in steps:
         if step.kind == "conv":
             filters = step.output_shape[-1]

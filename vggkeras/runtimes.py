@@ -304,6 +304,8 @@ def keras_predictor(
     """A `Predictor` over a Keras model in memory, on any backend; the options are `load`'s."""
     import keras
 
+    from vggkeras import models
+
     dense = None in model.input_shape[1:]
     shape = tuple(about["input"]["smallest"] if dense else model.input_shape[1:])
     backend = keras.backend.backend()
@@ -332,16 +334,12 @@ def keras_predictor(
         run = model.predict_on_batch
 
     def make_dense() -> Predictor:
-        from vggkeras import models
-
         network = models.dense_classifier(model)
         return keras_predictor(
             network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32
         )
 
     def make_features() -> Predictor:
-        from vggkeras import models
-
         network = models.dense_features(model)
         found = keras_predictor(
             network, _with_smallest(about, shape), path, provider, threads=threads, tf32=tf32
@@ -359,9 +357,7 @@ def keras_predictor(
         _class_names(about, model.output_shape[-1]),
         "images",
         "probabilities",
-        {"mean_rgb": list(model.get_layer("mean_rgb").mean), **about}
-        if _has_mean(model)
-        else about,
+        {"mean_rgb": list(models.mean_rgb(model)), **about} if _has_mean(model) else about,
         run,
         dense,
         make_dense,

@@ -368,7 +368,8 @@ def _h5_tensors(path: Path, name: str, *, ours: bool = False) -> _Tensors:
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         with _opened_h5(path) as file:
-            own = "layers/mean_rgb" in file
+            # The layer mean_rgb, under its class: MeanRGB in files of version 0.1, Rescaling since.
+            own = "layers/mean_rgb" in file or "layers/rescaling" in file
             for layer, found in _h5_layers(file):
                 names = _weight_names(layer)
                 for number, dataset in enumerate(found):
@@ -763,7 +764,7 @@ def _open_ours(spec: str) -> Source:
                 json.loads(archive.read(models.ABOUT)) if models.ABOUT in archive.namelist() else {}
             )
         layers = {layer["config"].get("name"): layer for layer in config["layers"]}
-        mean = layers["mean_rgb"]["config"]["mean"]
+        mean = _mean(layers["mean_rgb"]["config"])
         (shape,) = (
             lay["config"]["batch_shape"][1:]
             for lay in config["layers"]
@@ -778,6 +779,11 @@ def _open_ours(spec: str) -> Source:
     return _understand(
         spec, spec, "ours", _h5_tensors(path, str(path), ours=True), ["keras"], ours=known
     )
+
+
+def _mean(config: dict[str, Any]) -> list[float]:
+    """Return the mean RGB in a layer's configuration: a Rescaling's, or a MeanRGB's of version 0.1."""
+    return config["mean"] if "mean" in config else [-value for value in config["offset"]]
 
 
 def _open_hub(spec: str, folder: Path) -> Source:
@@ -1056,7 +1062,7 @@ def _load(
         )
     for name in wanted:
         _fill(ours[name], source, name, in_place=in_place)
-    model.get_layer("mean_rgb").mean = tuple(source.mean_rgb)
+    model.get_layer("mean_rgb").offset = [-value for value in source.mean_rgb]
     # They hold the mean that they were traced with.
     model.predict_function = model.test_function = model.train_function = None
     return {name: source.origin(name) for name in wanted}
@@ -1133,7 +1139,7 @@ def save_weights(model: keras.Model, destination: str) -> dict[str, Any]:
             f"{destination}: the model is configuration {arch}{' with batch normalisation' if batch_norm else ''}, and "
             f"{'keras.applications' if kind == 'keras' else kind} has {has} alone."
         )
-    mean = model.get_layer("mean_rgb").mean
+    mean = models.mean_rgb(model)
     asked: dict[str, Any]
     if kind == "keras":
         standard = configs.IMAGENET_MEAN_RGB

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import vggkeras
 from export import artifact, to_onnx, to_saved_model, to_tflite
-from vggkeras import runtimes
+from vggkeras import models, runtimes
 
 
 def main(
@@ -46,7 +46,7 @@ def main(
         ours.mkdir()
         theirs.mkdir()
         reference = runtimes.keras_predictor(model, {})
-        about = artifact.describe({"mean_rgb": model.get_layer("mean_rgb").mean}, reference, "")
+        about = artifact.describe({"mean_rgb": models.mean_rgb(model)}, reference, "")
         about["provenance"]["arch"] = arch
         graph = to_saved_model.inference_model(model)
         to_onnx.write(graph, ours / "model.onnx", about)
