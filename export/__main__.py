@@ -6,11 +6,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
 
-from export import export_model
+from export import Pixels, export_model
 from vggkeras.errors import parsed, run_command
 
 
@@ -21,12 +22,12 @@ class Arguments:
     Exit code 0: written and proven; 1: a file failed its proof (it keeps the suffix .rejected); 2: bad input.
     """
 
-    format: str = "all"
-    """saved_model, onnx, tflite or all."""
+    format: Literal["saved_model", "onnx", "tflite", "all"] = "all"
+    """Which files to write."""
     model: Path = Path("runs/latest")
-    """A run's folder or a .keras file."""
-    precision: str = "float32"
-    """float32, float16, int8 or all; float16 and int8 of ONNX and TFLite."""
+    """A run's folder or a .keras file, of any Keras 3 image classifier."""
+    precision: Literal["float32", "float16", "int8", "all"] = "float32"
+    """float16 and int8 are of ONNX and TFLite, and of networks of vggkeras."""
     data: str | None = None
     """Whose validation images to prove it on: digits, tfds:NAME, a folder, or random (weak evidence). By default the
     data the model was trained on."""
@@ -41,10 +42,15 @@ class Arguments:
     """Write fully convolutional files instead (model.dense.onnx and so on): images of any height and width from the
     training crop up, as the paper's dense evaluation needs them."""
     features: bool = False
-    """Write files that give the very deep features of the paper's Appendix B instead (model.features.onnx and so on): the
-    last FC layer dropped, fc2's activations averaged over space; of images of any size, as with --dense."""
+    """Write files that give the features of the paper's Appendix B instead (model.features.onnx and so on): the last FC
+    layer dropped, fc2's activations averaged over space; of images of any size, as with --dense."""
     calibration: int | None = None
     """Training images that int8's ranges come from, as many of each class: 100 when not given, or one a class."""
+    input: Pixels | None = None
+    """What a model not built by vggkeras takes: 0-255 when not given; caffe and torch are keras.applications' names. The
+    exported files take 0-255 all the same."""
+    logits: bool = False
+    """Say that such a model gives class scores: a soft-max is added. Otherwise its last activation tells."""
 
 
 def main() -> int:

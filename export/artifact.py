@@ -15,13 +15,12 @@ import base64
 import hashlib
 import io
 import json
-import math
 import mmap
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ import numpy as np
 from PIL import Image
 
 import vggkeras
-from export.parity import Parity
 from vggkeras import augment, datasets, files
 from vggkeras.errors import InputError
+from vggkeras.processor import this_processor
 from vggkeras.runtimes import Predictor, features_path
 
 GOLDEN = "golden.npz"
@@ -79,13 +78,13 @@ def describe(
 ) -> dict[str, Any]:
     """The JSON that travels inside an exported file, which gives what the reference does: probabilities or features."""
     h, w, c = reference.input_shape
-    output = {"name": reference.output_name, "type": "float32", "shape": _answer_shape(reference)}
+    output = {"name": reference.output_name, "type": "float32", "shape": answer_shape(reference)}
     rescaled = f"smallest side to {reference.scale} px (Pillow BILINEAR), then "
     return {
         "precision": precision,
         "class_names": reference.class_names,
         "mean_rgb": about["mean_rgb"],
-        "input": {"name": "images", "type": "uint8", "shape": _shape(reference, dense), "smallest": [h, w, c], "order": "RGB" if c == 3 else "as trained"},
+        "input": {"name": "images", "type": "uint8", "shape": input_shape(reference, dense), "smallest": [h, w, c], "order": "RGB" if c == 3 else "as trained"},
         "output": output | ({"use": USE} if reference.features else {}),
         "scale": reference.scale,
         "resize": rescaled + ("the whole image" if dense else f"the central {h} x {w} crop"),
@@ -93,14 +92,18 @@ def describe(
             key: about[key] for key in ("arch", "recipe", "data", "seed", "epoch", "images") if key in about
         } | {"trained_with": about.get("versions"), "model_sha256": model_sha256},
         "versions": {"vggkeras": vggkeras.__version__},
+        **({"pixels": about["pixels"]} if "pixels" in about else {}),
+        **({"processor": made_on.to_json()} if (made_on := this_processor()) else {}),
     }  # fmt: skip
 
 
-def _answer_shape(predictor: Predictor) -> list[str | int]:
+def answer_shape(predictor: Predictor) -> list[str | int]:
+    """Return the shape of what a file answers, for people and JSON."""
     return ["batch", predictor.features or len(predictor.class_names)]
 
 
-def _shape(predictor: Predictor, dense: bool) -> list[str | int]:
+def input_shape(predictor: Predictor, dense: bool) -> list[str | int]:
+    """Return the shape of the images a file takes, for people and JSON."""
     h, w, c = predictor.input_shape
     return ["batch", "height", "width", c] if dense else ["batch", h, w, c]
 
@@ -574,73 +577,3 @@ def load_golden(
             f"{path} has {len(images)} images and {len(answers)} answers: export again."
         )
     return images, None if (labels < 0).any() else labels, answers, sizes
-
-
-def entry(
-    path: Path,
-    candidate: Predictor,
-    parity: Parity,
-    evidence: str,
-    model_sha256: str,
-    milliseconds: float | None,
-    dense: bool = False,
-) -> dict[str, Any]:
-    """A certificate's entry: what was checked, where, and how it came out; median time of a call with one image, ms.
-
-    How many features a file gives is None of a classifier, whose agreement and accuracies are None of features.
-    """
-    record = asdict(parity)
-    failures = record.pop("failures")
-    record.pop("labelled")
-    record |= {
-        "top1_agreement_interval": parity.top1_agreement_interval,
-        "accuracy_interval": parity.accuracy_interval,
-    }
-    return {
-        "sha256": files.sha256(path),
-        "bytes": files.size(path),
-        "precision": candidate.about.get("precision", "float32"),
-        "runtime": candidate.runtime,
-        "version": candidate.version,
-        "provider": candidate.provider,
-        "threads": candidate.threads,
-        "tf32": candidate.tf32,
-        "input": {"name": candidate.input_name, "type": "uint8", "shape": _shape(candidate, dense)},
-        "output": {
-            "name": candidate.output_name,
-            "type": "float32",
-            "shape": _answer_shape(candidate),
-        },
-        "features": candidate.features or None,
-        "batch_sizes": list(record.pop("batch_sizes")),
-        "sizes": [list(size) for size in record.pop("sizes")],
-        **{
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in record.items()
-        },
-        **{
-            key: candidate.about[key]
-            for key in ("calibration", "left_in_float")
-            if key in candidate.about
-        },
-        "milliseconds": milliseconds,
-        "evidence": evidence,
-        "model_sha256": model_sha256,
-        "passed": parity.passed,
-        "failures": failures,
-    }
-
-
-def update_certificate(
-    folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str
-) -> list[str]:
-    """Put entries into certificate.json, beside those of the same model's other artifacts.
-
-    Returns the names of artifacts that are there and of another model, whose entries are dropped.
-    """
-    known = files.read_certificate(folder)
-    kept = {k: v for k, v in known.items() if v["model_sha256"] == model_sha256}
-    files.write_json(folder / files.CERTIFICATE, {**kept, **entries})
-    return sorted(
-        name for name in known.keys() - kept.keys() - entries.keys() if (folder / name).exists()
-    )

@@ -22,6 +22,9 @@ FLOAT16_MAX = 65504.0
 BATCH = 4  # images at once: all activations of configuration D at 224 px take 60 MB each
 SHARES = np.linspace(0.3, 1, 36)  # of the largest value, tried as the end of a range
 BINS = 2048
+PAIR_LIMIT = 128  # of two adjacent weights of one sign: 255 * 128 fits in 16 bits
+FACTORS = np.linspace(1, 2, 21)  # tried on each filter's scale
+BLOCK = 1 << 22  # weights that are quantized at once
 SAMPLED = 1 << 18  # values of an activation that a histogram counts, of a few images
 
 
@@ -74,26 +77,93 @@ class Plan:
 
 
 def kernel_steps(
-    kernel: np.ndarray, bias: np.ndarray, scale: float
+    kernel: np.ndarray, bias: np.ndarray, scale: float, *, pairs: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int8 kernel, one float32 scale a filter, and int32 bias, for an input counted in steps of `scale`.
+    """Return the int8 kernel, a float32 scale a filter, and the int32 bias, for an input of scale `scale`.
 
     Args:
         kernel: float32 `[..., filters]`.
         bias: float32 `[filters]`.
         scale: of the input.
+        pairs: keep every two adjacent weights of a filter from saturating, see `_paired`; the
+            filter's scale is then the one with the least squared error of its weights.
     """
-    largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(axis=0)
-    # A filter of next to nothing must not make its bias overflow.
-    scales = np.maximum(largest / 127, np.abs(bias) / (scale * 2**30)).astype(np.float32)
-    scales[scales == 0] = 1.0
-    # Where scale * scales underflows, the filter and its bias are zero.
-    steps = np.clip(np.rint(kernel / scales), -127, 127).astype(np.int8)
-    return (
-        steps,
-        scales,
-        np.rint(bias.astype(np.float64) / (scales.astype(np.float64) * scale)).astype(np.int32),
-    )
+    filters = kernel.shape[-1]
+    rows = kernel.reshape(-1, filters)
+    steps, scales = np.empty(rows.shape, np.int8), np.empty(filters, np.float32)
+    biases = np.empty(filters, np.int32)
+    some = max(1, BLOCK // len(rows))
+    for start in range(0, filters, some):  # a block of filters at a time, for memory
+        part = slice(start, start + some)
+        values = np.ascontiguousarray(rows[:, part].T)  # [filters, rows]
+        largest = np.abs(values).max(axis=1)
+        # A filter of next to nothing must not make its bias overflow.
+        step = np.maximum(largest / 127, np.abs(bias[part]) / (scale * 2**30)).astype(np.float32)
+        step[step == 0] = 1.0
+        if pairs:
+            # A pixel of an odd number of channels: kernels that take pixels one by one begin pairs at odd rows, too.
+            starts = (0, 1) if kernel.ndim == 4 and kernel.shape[2] % 2 else (0,)
+            step *= _best_factors(values / step[:, None], starts)
+            whole = _paired(values / step[:, None], starts)
+        else:
+            whole = np.rint(values / step[:, None])
+        steps[:, part] = np.clip(whole, -127, 127).T
+        scales[part] = step
+        # Where scale * scales underflows, the filter and its bias are zero.
+        biases[part] = np.rint(bias[part].astype(np.float64) / (step.astype(np.float64) * scale))
+    return steps.reshape(kernel.shape), scales, biases
+
+
+def _best_factors(whole: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Return by how much to enlarge each filter's scale for the least squared error, float32 `[filters]`.
+
+    Rounding costs scale^2 / 12 a weight; lowering a pair costs half the square of what it exceeds the limit by.
+    Filters whose weights are mostly small keep all 8 bits.
+
+    Args:
+        whole: weights over the scale, float32 `[filters, rows]`.
+        starts: at which rows pairs begin.
+    """
+    sums = []
+    for start in starts:
+        first, second = _pairs(whole, start)
+        sums.append(np.where(first * second > 0, np.abs(first + second), 0))
+    over = [row[row > PAIR_LIMIT] for row in np.concatenate(sums, axis=1)]
+    errors = [
+        whole.shape[1] * factor**2 / 12
+        + np.array([(np.maximum(row - PAIR_LIMIT * factor, 0) ** 2).sum() / 2 for row in over])
+        for factor in FACTORS
+    ]
+    return FACTORS[np.argmin(errors, axis=0)].astype(np.float32)
+
+
+def _pairs(whole: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and the second one of every two adjacent rows: views."""
+    end = start + (whole.shape[1] - start) // 2 * 2
+    return whole[:, start:end:2], whole[:, start + 1 : end : 2]
+
+
+def _paired(whole: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Return the nearest whole numbers of which no two adjacent ones of one sign exceed 128 together.
+
+    Processors with AVX2 or AVX-512 but no VNNI multiply unsigned activations, 255 at most, by two adjacent weights and
+    add the products in 16 bits: 255 * 128 = 32,640 fits in them, anything more may not. Others add in 32 bits, so all
+    then have the same sums.
+
+    Args:
+        whole: weights over the scale, float32 `[filters, rows]`, in the order in which products are added.
+        starts: at which rows pairs begin.
+    """
+    found = np.clip(np.rint(whole), -127, 127)
+    for start in starts:
+        first, second = _pairs(found, start)
+        over = np.abs(first + second) - PAIR_LIMIT
+        places = np.nonzero((over > 0) & (first * second > 0))
+        sign = np.sign(first[places])
+        lowered = np.rint(np.abs(first[places]) - over[places] / 2)
+        first[places] = sign * lowered
+        second[places] = sign * (PAIR_LIMIT - lowered)
+    return found
 
 
 def _sites(graph: keras.Model) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -240,7 +310,7 @@ def signal_to_noise(graph: keras.Model, plan: Plan, images: np.ndarray) -> dict[
     for name in plan.weighted:
         layer, before = graph.get_layer(name), plan.steps[sites[sites.index(name) - 1]]
         kernel, bias = (ops.convert_to_numpy(weight) for weight in layer.weights)
-        steps, scales, biases = kernel_steps(kernel, bias, before.scale)
+        steps, scales, biases = kernel_steps(kernel, bias, before.scale, pairs=True)
         # Pooling and flattening keep the steps, so that what comes in is in those of the site before.
         x = before.rounded(ops.convert_to_numpy(fed[name]))
         rounded = [

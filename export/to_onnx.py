@@ -1,30 +1,37 @@
-"""A model -> an ONNX file, by way of a skeleton: the weights never pass through the converter.
+"""A network's layers -> an ONNX file, with the weights in place.
 
-Converting a network with its weights takes tens of gigabytes. Here tf2onnx converts a function of the image *and of
-every weight*, a graph of a few kilobytes, and the weights are then put in as initializers, already in ONNX's order.
-The graph has one Transpose, from the images' channels-last to the convolutions' channels-first: fc1's rows are
-permuted to C, H, W order, which makes the second one needless.
+One loop emits the operators, so nothing is converted: the largest network is written in the time that its bytes take.
+The graph has one Transpose, from the images' channels-last to the convolutions' channels-first order: fc1's rows are
+permuted to C, H, W order, and no second one is needed.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
 import onnx
-import tensorflow as tf
-from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto, helper
 
+from export.operations import (
+    WEIGHTED,
+    Constant,
+    Operation,
+    bias_of,
+    check_size,
+    kernel_of,
+    operations,
+    output_name,
+)
 from export.quantize import Plan, kernel_steps
-from vggkeras.errors import InputError
 
 DEFAULT_OPSET = 18
-BYTES = {"float32": 4, "float16": 2, "int8": 1}
+IR_VERSION = 8  # the oldest that every supported operator set allows
+GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers of ModelProto, GraphProto and TensorProto
 
 
 def write(
@@ -46,269 +53,251 @@ def write(
         InputError (a ValueError): weights of more than 2 GB, which one ONNX file cannot hold.
     """
     precision = about.get("precision", "float32")
-    total = sum(weight.shape.num_elements() for weight in model.weights) * BYTES[precision]
-    if total > 2**31 - 2**20:
-        raise InputError(
-            f"An ONNX file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: reduce width or fc_units."
-        )
-    proto = _skeleton(model, opset or DEFAULT_OPSET)
-    graph = proto.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    constants |= {f"weight{i}": weight.numpy() for i, weight in enumerate(_weights(model))}
-    _fold_constants(graph, constants)
-    if any(layer.name == "flatten" for layer in model.layers):  # a dense network has none
-        _drop_second_transpose(graph, constants, model.get_layer("flatten").input.shape[1:])
-    _fuse_bias(graph, constants)
-    _name(graph, constants, model)
-    if precision == "float16":
-        _to_float16(graph, constants)
-    elif precision == "int8":
-        assert plan is not None
-        _to_int8(graph, constants, plan)
-
-    used = {name for node in graph.node for name in node.input}
-    del graph.initializer[:], graph.input[1:], graph.value_info[:]
-    for name in sorted(used & constants.keys()):
-        graph.initializer.append(
-            numpy_helper.from_array(np.ascontiguousarray(constants.pop(name)), name)
-        )
-    for value in (graph.input[0], graph.output[0]):
-        for dim, name in zip(
-            value.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False
-        ):
-            if not dim.dim_value:
-                dim.dim_param = name
-    graph.name, graph.doc_string = (
-        model.name,
-        "",
-    )  # the converter's has a number that another process need not give
-    proto.producer_name, proto.producer_version = "vggkeras", about["versions"]["vggkeras"]
-    labels = (
-        {"labels": json.dumps(about["class_names"])} if about["class_names"] else {}
-    )  # features have none
-    onnx.helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(about)})
-    onnx.save(proto, str(path))
-    del proto, graph
+    check_size(model, precision, "An ONNX")
+    plan = plan if precision == "int8" else None
+    graph = _Graph(output_name(model), half=precision == "float16", plan=plan)
+    found = operations(model)
+    for operation in found:
+        graph.emit(operation)
+    channels = model.input_shape[-1]
+    sides = [
+        side or name for side, name in zip(model.input_shape[1:3], ("height", "width"), strict=True)
+    ]
+    proto = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            model.name,
+            [
+                helper.make_tensor_value_info(
+                    "images", TensorProto.UINT8, ["batch", *sides, channels]
+                )
+            ],
+            [
+                helper.make_tensor_value_info(
+                    graph.output, TensorProto.FLOAT, ["batch", found[-1].shape[-1]]
+                )
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", opset or DEFAULT_OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="vggkeras",
+        producer_version=about["versions"]["vggkeras"],
+    )
+    labels = {"labels": json.dumps(about["class_names"])} if about["class_names"] else {}
+    helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(about)})
+    with open(path, "wb") as file:
+        _write(file, proto, graph.constants)
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _weights(model: keras.Model) -> list:
-    return [*model.trainable_variables, *model.non_trainable_variables]
+class _Graph:
+    """The nodes and constants so far, and the tensor that the next operation takes."""
 
+    def __init__(self, output: str, *, half: bool, plan: Plan | None) -> None:
+        self.output = output
+        self.half, self.plan = half, plan
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, Constant] = {}
+        self.tensor = "images"
+        self.is_half = False  # whether the tensor is float16
+        self.site = ""  # the layer whose scale and zero point the tensor has
+        self.is_quantized = False
+        self.flattened: tuple[int, ...] = ()  # (H, W, C) of the map that the next layer has as rows
 
-def _skeleton(model: keras.Model, opset: int) -> onnx.ModelProto:
-    import tf2onnx
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+    def emit(self, operation: Operation) -> None:
+        """Add the nodes of one operation."""
+        name, layer = operation.name, operation.layer
+        if operation.kind == "center":
+            self.add("Cast", "cast", to=TensorProto.FLOAT)
+            self.add(
+                "Sub", name, [self.constant(f"{name}.mean", -np.array(layer.offset, np.float32))]
+            )
+            self.add("Transpose", "transpose", perm=[0, 3, 1, 2])
+            self.quantize_from(name)
+        elif operation.kind == "lrn":
+            # Its squares leave float16's range. ONNX divides alpha by n, the paper does not.
+            self.cast(False)
+            alpha = layer.alpha * layer.n
+            self.add("LRN", name, alpha=alpha, beta=layer.beta, bias=layer.k, size=layer.n)
+            self.quantize_from(name)
+        elif operation.kind in WEIGHTED:
+            self.weighted(operation)
+        elif operation.kind == "pool":
+            self.add(
+                "MaxPool", name, kernel_shape=list(layer.pool_size), strides=list(layer.strides)
+            )
+            self.requantize()
+        elif operation.kind == "flatten":
+            self.flattened = tuple(int(side or 0) for side in operation.input_shape[1:])
+            shape = np.array([-1, operation.shape[-1]], np.int64)
+            self.add("Reshape", name, [self.constant(f"{name}.shape", shape)])
+            self.requantize()
+        elif operation.kind == "mean":
+            self.cast(False)
+            self.add("GlobalAveragePool", f"{name}.pool")
+            self.add("Flatten", self.output if name == self.output else name, axis=1)
+        elif operation.kind == "softmax":
+            self.cast(False)
+            self.add("Softmax", "softmax", output=self.output, axis=-1)
 
-    trainable = len(model.trainable_variables)
+    def weighted(self, operation: Operation) -> None:
+        """Add a convolution or a fully connected layer, with what follows it."""
+        name, layer = operation.name, operation.layer
+        self.cast(self.half)
+        kind, options, axis = "Gemm", dict[str, Any](), 1
+        if operation.kind == "conv":
+            padding = [k // 2 if layer.padding == "same" else 0 for k in layer.kernel_size]
+            kind, options, axis = "Conv", {"pads": padding * 2}, 0
+        inputs = self.kernel(operation, axis)
+        node = f"{name}.{kind.lower()}"
+        self.add(kind, node, inputs, output=node if operation.relu else name, **options)
+        if operation.relu:
+            self.add("Relu", f"{name}.relu", output=name)
+        if self.plan is None or name != self.plan.weighted[-1]:
+            self.quantize_from(name)
+        if operation.softmax:
+            self.cast(False)
+            self.add("Softmax", "softmax", output=self.output, axis=-1)
 
-    def network(images, *weights):
-        return model.stateless_call(
-            weights[:trainable], weights[trainable:], images, training=False
-        )[0]
+    def kernel(self, operation: Operation, axis: int) -> list[str]:
+        """Add a layer's kernel and bias, and return their names; `axis` is the filters' in ONNX."""
+        name, layer = operation.name, operation.layer
+        if self.plan is not None and self.plan.quantizes(name):
+            return self.int8_kernel(operation, axis)
+        dtype = np.dtype(np.float16 if self.half else np.float32)
+        shape = _kernel_shape(operation)
 
-    signature = [tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")]
-    signature += [
-        tf.TensorSpec(w.shape, tf.float32, name=f"weight{i}") for i, w in enumerate(_weights(model))
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the patch for NumPy 2 looks for np.object
-        patch_tf2onnx()
-    return tf2onnx.convert.from_function(tf.function(network), signature, opset=opset)[0]
+        rows = self.rows(operation)
+        self.constants[f"{name}.kernel"] = Constant(
+            shape, dtype, lambda: _in_onnx_order(rows(kernel_of(layer)), axis)
+        )
+        self.constant(f"{name}.bias", bias_of(layer).astype(dtype))
+        return [f"{name}.kernel", f"{name}.bias"]
 
+    def int8_kernel(self, operation: Operation, axis: int) -> list[str]:
+        """Add a layer's kernel in int8 and its bias in int32, and the nodes that dequantize them."""
+        assert self.plan is not None
+        name, scale = operation.name, self.plan.steps[self.site].scale
+        kernel = self.rows(operation)(kernel_of(operation.layer))
+        steps, scales, biases = kernel_steps(kernel, bias_of(operation.layer), scale, pairs=True)
+        del kernel
+        self.constant(f"{name}.kernel.int8", _in_onnx_order(steps, axis))
+        self.constant(f"{name}.kernel.scale", scales)
+        self.constant(f"{name}.kernel.zero", np.zeros(len(scales), np.int8))
+        self.constant(f"{name}.bias.int32", biases)
+        self.constant(f"{name}.bias.scale", scales * np.float32(scale))
+        for part, kind, at in (("kernel", "int8", axis), ("bias", "int32", 0)):
+            # A bias has no zero point: ONNX Runtime recognises the pattern without.
+            zero = [f"{name}.kernel.zero"] if part == "kernel" else []
+            inputs = [f"{name}.{part}.{kind}", f"{name}.{part}.scale", *zero]
+            self.nodes.append(
+                helper.make_node(
+                    "DequantizeLinear", inputs, [f"{name}.{part}"], f"{name}.{part}", axis=at
+                )
+            )
+        return [f"{name}.kernel", f"{name}.bias"]
 
-def _fold_constants(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> None:
-    """Compute the nodes that depend on weights alone: transposed kernels, reshaped biases."""
-    kept = []
-    for node in graph.node:
-        if all(name in constants for name in node.input):
-            feeds = {name: constants[name] for name in node.input}
-            outputs: Any = ReferenceEvaluator(node).run(None, feeds)
-            constants[node.output[0]] = outputs[0]
-        else:
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept)
+    def rows(self, operation: Operation) -> Callable[[np.ndarray], np.ndarray]:
+        """Return how a kernel's rows are brought into the order that ONNX has them in.
 
+        What `flatten` gives is in C, H, W order here, and in H, W, C order in Keras.
+        """
+        if operation.kind != "dense" or len(self.flattened) != 3:
+            return lambda kernel: kernel
+        (h, w, c), self.flattened = self.flattened, ()
+        return lambda kernel: (
+            kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+        )
 
-def _drop_second_transpose(
-    graph: onnx.GraphProto, constants: dict[str, np.ndarray], map_shape: tuple[int, int, int]
-) -> None:
-    """Flatten in C, H, W order: remove the Transpose before the Reshape, and permute fc1's rows instead."""
-    makers = {output: node for node in graph.node for output in node.output}
-    readers = {name: node for node in graph.node for name in node.input}
-    (reshape,) = (
-        n for n in graph.node if n.op_type == "Reshape" and readers[n.output[0]].op_type == "MatMul"
-    )
-    transpose, matmul = makers[reshape.input[0]], readers[reshape.output[0]]
-    if tuple(map_shape[:2]) == (1, 1) and transpose.op_type != "Transpose":
-        return  # one pixel is in any order, and tf2onnx has seen it
-    perm = list(transpose.attribute[0].ints) if transpose.op_type == "Transpose" else None
-    if perm != [0, 2, 3, 1]:
-        raise RuntimeError(f"unexpected graph before the flattening: {transpose.op_type} {perm}")
-    h, w, c = map_shape
-    kernel = constants[matmul.input[1]]  # [h * w * c, units]
-    constants[matmul.input[1]] = (
-        kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
-    )
-    reshape.input[0] = transpose.input[0]
-    graph.node.remove(transpose)
+    def add(
+        self, kind: str, node: str, inputs: Sequence[str] = (), output: str = "", **options: Any
+    ) -> None:
+        """Add a node that takes the current tensor first; its output is the next one."""
+        output = output or node
+        self.nodes.append(helper.make_node(kind, [self.tensor, *inputs], [output], node, **options))
+        self.tensor = output
 
-
-def _fuse_bias(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> None:
-    """MatMul and Add are one Gemm; so are Conv and Add, which a convolution of one filter becomes, one Conv."""
-    adds = {node.input[0]: node for node in graph.node if node.op_type == "Add"}
-    for node in list(graph.node):
-        if node.op_type == "MatMul" or (node.op_type == "Conv" and len(node.input) == 2):
-            add = adds[node.output[0]]
-            constants[add.input[1]] = constants[add.input[1]].reshape(-1)
-            node.op_type = node.op_type.replace("MatMul", "Gemm")
-            node.input.append(add.input[1])
-            node.output[0] = add.output[0]
-            graph.node.remove(add)
-
-
-WEIGHTED = ("Conv", "Gemm")
-
-
-def _name(graph: onnx.GraphProto, constants: dict[str, np.ndarray], model: keras.Model) -> None:
-    """Call nodes, weights and tensors by the layers they come from."""
-    weighted = iter([layer.name for layer in model.layers if layer.weights])
-    pools = iter(
-        [layer.name for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
-    )
-    others = {"Sub": "mean_rgb", "LRN": "lrn", "Reshape": "flatten", "Softmax": "softmax"}
-    layer, renamed, seen = "", dict[str, str](), set()
-    for i, node in enumerate(graph.node):
-        kind = node.op_type
-        if kind in WEIGHTED:
-            layer = next(weighted)
-            for place, name in enumerate((f"{layer}.kernel", f"{layer}.bias"), start=1):
-                constants[name] = constants.pop(node.input[place])
-                node.input[place] = name
-        elif kind == "Sub":
-            constants["mean_rgb.mean"] = constants.pop(node.input[1])
-            node.input[1] = "mean_rgb.mean"
-        for place, name in enumerate(node.input):
-            if (
-                name in constants and "." not in name
-            ):  # a shape, an axis, by a name that counts what came before
-                node.input[place] = f"{kind.lower()}{i}.constant{place}"
-                constants[node.input[place]] = constants[name]  # which another node may share
-        if kind in WEIGHTED or (kind == "Relu" and layer):
-            node.name = f"{layer}.{kind.lower()}"
-            followed = i + 1 < len(graph.node) and graph.node[i + 1].op_type == "Relu"
-            tensor = node.name if followed else layer
-        else:
-            tensor = next(pools) if kind == "MaxPool" else others.get(kind, kind.lower())
-            while tensor in seen:  # a dense network reshapes more than once
-                tensor += "_"
-            seen.add(tensor)
-            node.name = tensor
-        for j, name in enumerate(node.input):
-            node.input[j] = renamed.get(name, name)
-        if node.output[0] != graph.output[0].name:
-            renamed[node.output[0]] = tensor
-            node.output[0] = tensor
-
-
-def _to_float16(graph: onnx.GraphProto, constants: dict[str, np.ndarray]) -> None:
-    """Weights and computation in float16, but for centring, LRN and soft-max, which need float32's range or digits."""
-    nodes: list[onnx.NodeProto] = []
-
-    def cast(tensor: str, to: int) -> str:
-        name = f"{tensor}.float{'16' if to == onnx.TensorProto.FLOAT16 else '32'}"
-        nodes.append(onnx.helper.make_node("Cast", [tensor], [name], name, to=to))
+    def constant(self, name: str, array: np.ndarray) -> str:
+        """Add an array, and return its name."""
+        self.constants[name] = Constant.of(array)
         return name
 
-    half, renamed = False, dict[str, str]()
-    for node in graph.node:
-        kind = node.op_type
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        wants = {"LRN": False, "Softmax": False}.get(kind, half or kind in WEIGHTED)
-        if kind not in ("Cast", "Sub") and wants != half:
-            node.input[0] = cast(
-                node.input[0], onnx.TensorProto.FLOAT16 if wants else onnx.TensorProto.FLOAT
-            )
-            half = wants
-        for name in node.input:
-            if half and name in constants and constants[name].dtype == np.float32:
-                constants[name] = constants[name].astype(np.float16)
-        nodes.append(node)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    def cast(self, half: bool) -> None:
+        """Make the tensor float16 or float32, where it is not."""
+        if half != self.is_half:
+            kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+            self.add("Cast", f"{self.tensor}.float{'16' if half else '32'}", to=kind)
+            self.is_half = half
+
+    def quantize_from(self, site: str) -> None:
+        """Give the tensor the scale and zero point of a layer, where int8 is wanted."""
+        if self.plan is not None and site in self.plan.steps:
+            self.site, self.is_quantized = site, self.plan.in_steps(site)
+            self.requantize()
+
+    def requantize(self) -> None:
+        """Quantize and dequantize the tensor: pooling and flattening keep scale and zero point.
+
+        A runtime that knows the pattern computes in int8 (ONNX Runtime's QLinearConv and QGemm); any other gives the
+        same answers in float.
+        """
+        if not self.is_quantized:
+            return
+        assert self.plan is not None
+        steps, tensor = self.plan.steps[self.site], self.tensor
+        scale = self.constant(f"{self.site}.scale", np.array(steps.scale, np.float32))
+        zero = self.constant(f"{self.site}.zero", np.array(steps.zero, np.uint8))
+        self.add("QuantizeLinear", f"{tensor}.quantize", [scale, zero], f"{tensor}.uint8")
+        self.add("DequantizeLinear", f"{tensor}.steps", [scale, zero], f"{tensor}.steps")
 
 
-def _to_int8(graph: onnx.GraphProto, constants: dict[str, np.ndarray], plan: Plan) -> None:
-    """QuantizeLinear and DequantizeLinear around what computes in int8: S8 kernels, a scale a filter; U8 activations.
+def _kernel_shape(operation: Operation) -> tuple[int, ...]:
+    """Return the kernel's shape in ONNX: `[out, in, h, w]` or `[in, out]`."""
+    shape = tuple(operation.layer.kernel.shape)
+    return (shape[3], shape[2], shape[0], shape[1]) if operation.kind == "conv" else shape
 
-    A runtime that knows the pattern computes in int8 (ONNX Runtime's QLinearConv and QGemm); any other gives the same
-    answers in float.
+
+def _in_onnx_order(kernel: np.ndarray, axis: int) -> np.ndarray:
+    """Return `[h, w, in, out]` as `[out, in, h, w]`; `[in, out]` as it is."""
+    return kernel.transpose(3, 2, 0, 1) if axis == 0 else kernel
+
+
+def _write(file: BinaryIO, proto: onnx.ModelProto, constants: dict[str, Constant]) -> None:
+    """Write a model with its constants as initializers, each read only when its turn comes.
+
+    The protobuf library would hold all weights twice. What is written is the same message: of a field that is a
+    message, its key, its length, its content.
     """
-    nodes: list[onnx.NodeProto] = []
-    add = onnx.helper.make_node
+    headers = {
+        name: TensorProto(
+            name=name,
+            dims=constant.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(constant.dtype),
+        ).SerializeToString()
+        for name, constant in sorted(constants.items())
+    }
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    tensors = {
+        name: header + _key(RAW_DATA, constants[name].nbytes) for name, header in headers.items()
+    }
+    sizes = {name: len(head) + constants[name].nbytes for name, head in tensors.items()}
+    total = len(graph) + sum(len(_key(INITIALIZER, size)) + size for size in sizes.values())
+    file.write(proto.SerializeToString())
+    file.write(_key(GRAPH, total) + graph)
+    for name, head in tensors.items():
+        file.write(_key(INITIALIZER, sizes[name]) + head)
+        file.write(constants[name].content().data)
 
-    def in_steps(tensor: str, site: str) -> str:
-        """The tensor, counted in the site's steps and back."""
-        scale, zero = f"{site}.scale", f"{site}.zero"
-        constants[scale] = np.array(plan.steps[site].scale, np.float32)
-        constants[zero] = np.array(plan.steps[site].zero, np.uint8)
-        nodes.append(
-            add("QuantizeLinear", [tensor, scale, zero], [f"{tensor}.uint8"], f"{tensor}.quantize")
-        )
-        nodes.append(
-            add(
-                "DequantizeLinear",
-                [f"{tensor}.uint8", scale, zero],
-                [f"{tensor}.steps"],
-                f"{tensor}.steps",
-            )
-        )
-        return f"{tensor}.steps"
 
-    def kernel(layer: str, site: str, axis: int) -> list[str]:
-        """The names of a layer's dequantized kernel and bias."""
-        whole, bias = constants.pop(f"{layer}.kernel"), constants.pop(f"{layer}.bias")
-        steps, scales, biases = kernel_steps(
-            np.moveaxis(whole, axis, -1), bias, plan.steps[site].scale
-        )
-        del whole
-        constants[f"{layer}.kernel.int8"] = np.moveaxis(steps, -1, axis)
-        constants[f"{layer}.bias.int32"] = biases
-        constants[f"{layer}.kernel.scale"] = scales
-        constants[f"{layer}.bias.scale"] = scales * np.float32(plan.steps[site].scale)
-        constants[f"{layer}.kernel.zero"] = np.zeros(len(scales), np.int8)
-        for name, kind, at in (("kernel", "int8", axis), ("bias", "int32", 0)):
-            # A bias has no zero point: ONNX Runtime recognises the pattern without.
-            zero = [f"{layer}.kernel.zero"] if name == "kernel" else []
-            inputs = [f"{layer}.{name}.{kind}", f"{layer}.{name}.scale", *zero]
-            nodes.append(
-                add("DequantizeLinear", inputs, [f"{layer}.{name}"], f"{layer}.{name}", axis=at)
-            )
-        return [f"{layer}.kernel", f"{layer}.bias"]
+def _key(number: int, length: int) -> bytes:
+    """Return the key and the length before a protocol buffer's field of bytes."""
 
-    site, counted = "mean_rgb", False
-    renamed: dict[str, str] = {}
-    kinds = [node.op_type for node in graph.node] + [""]
-    for node, following in zip(graph.node, kinds[1:], strict=True):
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        layer = node.name.split(".")[0]
-        if node.op_type == "Conv" and site == "mean_rgb" and plan.in_steps(site):
-            node.input[0] = in_steps(node.input[0], site)
-        if node.op_type in WEIGHTED and plan.quantizes(layer):
-            node.input[1:] = kernel(layer, site, 0 if node.op_type == "Conv" else 1)
-        nodes.append(node)
-        if (
-            layer in plan.steps
-            and node.op_type in (*WEIGHTED, "Relu", "LRN")
-            and following != "Relu"
-        ):
-            site, counted = layer, plan.in_steps(layer)
-        elif node.op_type not in ("MaxPool", "Reshape"):
-            continue
-        if counted:  # pooling and flattening keep the steps
-            renamed[node.output[0]] = in_steps(node.output[0], site)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    def varint(value: int) -> bytes:
+        found = bytearray()
+        while value > 0x7F:
+            found.append(value & 0x7F | 0x80)
+            value >>= 7
+        return bytes([*found, value])
+
+    return varint(number << 3 | 2) + varint(length)

@@ -36,6 +36,25 @@ class _Flatten(layers.Layer):
         return ops.reshape(x, (-1, self.units))
 
 
+LAYERS = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
+
+
+def is_vgg(model: keras.Model) -> bool:
+    """Return whether a model is a classifier of `vggkeras.build()`, by the layers it has."""
+    return {layer.name for layer in model.layers} >= LAYERS
+
+
+def ends_in_scores(model: keras.Model) -> bool:
+    """Return whether a network of `vggkeras.build()` gives class scores, without the soft-max."""
+    activation = model.get_layer("predictions").activation
+    return keras.activations.serialize(activation) == "linear"
+
+
+def add_softmax(model: keras.Model) -> None:
+    """Make a network of `vggkeras.build()` that ends in class scores end in their soft-max."""
+    model.get_layer("predictions").activation = keras.activations.softmax
+
+
 def inference_model(model: keras.Model, form: Form = "classifier") -> keras.Model:
     """The model as it is exported: uint8 images in, a dict of one output, no dropout, batch norm in the kernels.
 
@@ -50,10 +69,9 @@ def inference_model(model: keras.Model, form: Form = "classifier") -> keras.Mode
             features do without.
     """
     names = [layer.name for layer in model.layers]
-    kept = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
-    if not kept <= set(names):
+    if not is_vgg(model):
         raise InputError(
-            f"Expected a classifier of vggkeras.build(), with layers {', '.join(sorted(kept))}; received {model.name!r} "
+            f"Expected a classifier of vggkeras.build(), with layers {', '.join(sorted(LAYERS))}; received {model.name!r} "
             f"with {', '.join(names[:6])}…"
         )
     if form == "features":

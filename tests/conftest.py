@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -106,19 +105,6 @@ def precise_exports(run, exports, workplace) -> Path:
     entries = export_model(run.path, precision="all", out=workplace / "precise-exports")
     assert all(entry["passed"] for entry in entries.values()), entries
     return workplace / "precise-exports"
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """The TFLite converter in this process: each child would load TensorFlow anew, and one such test is enough."""
-
-    from export import to_tflite
-
-    def convert(command, **_):
-        to_tflite._convert(*command[-2:])
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(to_tflite.subprocess, "run", convert)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from flatbuffers.table import Table
 
 import export
 import vggkeras
-from export import artifact, parity, to_saved_model, verify
+from export import artifact, parity, samples, to_saved_model, verify
 from vggkeras import files, runtimes
 from vggkeras.errors import InputError
 
@@ -77,10 +77,7 @@ def write_and_compare(model, folder, *images, dense=False) -> dict[str, parity.P
         assert found.dense == dense
         known = reference.dense_form() if dense else reference
         results[name] = parity.merged(
-            [
-                parity.compare(known, found, x, tolerance=export.TOLERANCES["float32"])
-                for x in images
-            ]
+            [parity.compare(known, found, x, gate=parity.Gate()) for x in images]
         )
     return results
 
@@ -90,9 +87,7 @@ def write_and_compare(model, folder, *images, dense=False) -> dict[str, parity.P
     [(arch, norm, 3) for arch in ("A", "A-LRN", "B", "C", "D", "E") for norm in (False, True)]
     + [("A-LRN", True, 1), ("C", False, 1)],
 )
-def test_every_configuration_passes_parity_in_every_format(
-    arch, batch_norm, channels, tmp_path, in_process
-):
+def test_every_configuration_passes_parity_in_every_format(arch, batch_norm, channels, tmp_path):
     shape = (64, 96, channels)
     model = trained_looking(arch, shape, batch_norm, width=0.06, fc_units=12)
     images = np.random.default_rng(1).integers(0, 256, (20, *shape), dtype=np.uint8)
@@ -107,7 +102,7 @@ def test_every_configuration_passes_parity_in_every_format(
 
 
 @pytest.mark.parametrize(("arch", "batch_norm"), [("A-LRN", False), ("C", True), ("E", False)])
-def test_dense_files_pass_parity_at_any_size(arch, batch_norm, tmp_path, in_process):
+def test_dense_files_pass_parity_at_any_size(arch, batch_norm, tmp_path):
     model = trained_looking(arch, (64, 96, 3), batch_norm, width=0.06, fc_units=12)
     rng = np.random.default_rng(1)
     images = [
@@ -128,7 +123,7 @@ def test_dense_files_pass_parity_at_any_size(arch, batch_norm, tmp_path, in_proc
 
 
 @pytest.mark.parametrize("size", [32, 33, 70])
-def test_sizes_that_leave_one_pixel_or_do_not_divide(size, tmp_path, in_process):
+def test_sizes_that_leave_one_pixel_or_do_not_divide(size, tmp_path):
     model = trained_looking("A", (size, size, 3), False, width=0.06, fc_units=12)
     images = np.random.default_rng(1).integers(0, 256, (10, size, size, 3), dtype=np.uint8)
     for name, result in write_and_compare(model, tmp_path, images).items():
@@ -304,14 +299,14 @@ def test_dense_files_are_certified_and_verified_at_every_size(dense_exports, tmp
         assert entry["input"]["shape"] == ["batch", "height", "width", 3]
         assert entry["sizes"] == [
             [32, 32],
-            *([32 + down, 32 + right] for down, right in export.MARGINS),
+            *([32 + down, 32 + right] for down, right in samples.MARGINS),
         ]
         assert entry["accuracy_artifact"] == certificate["model.onnx"]["accuracy_artifact"]
-        assert entry["images"] == certificate["model.onnx"]["images"] + 8 * len(export.MARGINS)
+        assert entry["images"] == certificate["model.onnx"]["images"] + 8 * len(samples.MARGINS)
         assert verify.verify(folder / name) == []
     # Exporting the others again leaves the dense ones their golden answers.
     export.export_model(run.path, "onnx", out=folder, images=20)
-    assert len(artifact.golden_sizes(folder)) == len(export.MARGINS)
+    assert len(artifact.golden_sizes(folder)) == len(samples.MARGINS)
     golden = dict(np.load(folder / "golden.npz"))
     golden["probabilities_69x109"] = np.roll(golden["probabilities_69x109"], 1, axis=1)
     np.savez(folder / "golden.npz", **golden)
@@ -528,19 +523,18 @@ def test_a_file_keras_alone_saved_is_exported_on_random_images_or_the_data_given
     assert vggkeras.load(tmp_path / "export" / "model.onnx").class_names == ["cat", "dog"]
 
 
-def test_a_network_of_another_make_is_refused(tmp_path):
-    import keras
-
-    keras.Sequential(
-        [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
-    ).save(tmp_path / "o.keras")
-    with pytest.raises(InputError, match=r"Expected a classifier of vggkeras\.build"):
-        export.export_model(tmp_path / "o.keras")
-    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, classifier_activation=None).save(
-        tmp_path / "s.keras"
+def test_a_network_that_ends_in_scores_gets_a_softmax(tmp_path, capsys):
+    scores = trained_looking(
+        "A", (32, 32, 3), False, width=0.05, fc_units=8, classifier_activation=None
     )
-    with pytest.raises(InputError, match="ends in soft-max"):
-        export.export_model(tmp_path / "s.keras")
+    scores.save(tmp_path / "s.keras")
+    entries = export.export_model(tmp_path / "s.keras", images=16)
+    assert all(entry["passed"] for entry in entries.values())
+    assert "ends in class scores: a soft-max is added" in capsys.readouterr().out
+    x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    powers = np.exp(np.asarray(scores(x)))
+    answers = vggkeras.load(tmp_path / "export" / "model.onnx")(x)
+    np.testing.assert_allclose(answers, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 LIMITS = {

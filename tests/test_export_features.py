@@ -54,7 +54,6 @@ def network():
 @pytest.fixture(scope="module")
 def made(network, tmp_path_factory) -> Path:
     """A folder with net.keras; export/, all three formats and then those of features; before/, export/ before these."""
-    from export import to_tflite
 
     folder = tmp_path_factory.mktemp("features")
     for split in ("train", "val"):
@@ -66,15 +65,9 @@ def made(network, tmp_path_factory) -> Path:
     network.save(folder / "net.keras")
     asked = {"data": str(folder / "photos"), "out": folder / "export"}
 
-    def convert(command, **_):
-        to_tflite._convert(*command[-2:])
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(to_tflite.subprocess, "run", convert)
-        export.export_model(folder / "net.keras", **asked)
-        shutil.copytree(folder / "export", folder / "before")
-        entries = export.export_model(folder / "net.keras", features=True, **asked)
+    export.export_model(folder / "net.keras", **asked)
+    shutil.copytree(folder / "export", folder / "before")
+    entries = export.export_model(folder / "net.keras", features=True, **asked)
     assert set(entries) == set(NAMES)
     assert all(entry["passed"] for entry in entries.values()), entries
     return folder
@@ -163,7 +156,7 @@ def test_at_the_training_size_they_are_fc2s_output(loaded, network):
         agree(file(images), fc2)
 
 
-def test_another_configuration_and_operator_set(tmp_path, in_process):
+def test_another_configuration_and_operator_set(tmp_path):
     """1 x 1 kernels, one channel, no dropout, ONNX's oldest operators."""
     model = trained_looking("C", (64, 64, 1), True, width=0.06, fc_units=12, dropout=0.0)
     graph = to_saved_model.inference_model(model, "features")
@@ -304,10 +297,10 @@ def test_the_certificate_says_what_features_have(made):
         )
         assert entry["max_rel_error"] <= entry["tolerance"] == 1e-5
         assert 1 - 1e-9 < entry["smallest_cosine"] <= 1
-        assert entry["images"] == 10 + 8 * len(export.MARGINS)
+        assert entry["images"] == 10 + 8 * len(samples.MARGINS)
         assert entry["sizes"] == [
             [64, 96],
-            *([64 + down, 96 + right] for down, right in export.MARGINS),
+            *([64 + down, 96 + right] for down, right in samples.MARGINS),
         ]
         assert entry["milliseconds"] > 0
         for of_classes in (
@@ -359,7 +352,7 @@ def test_golden_features_lie_beside(made, keras_form):
     np.testing.assert_allclose(features, keras_form(images), rtol=0, atol=1e-6 * features.max())
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [one.shape[1:3] for one, _ in sizes] == [
-        (64 + down, 96 + right) for down, right in export.MARGINS
+        (64 + down, 96 + right) for down, right in samples.MARGINS
     ]
     for one, answers in sizes:
         np.testing.assert_allclose(answers, keras_form(one), rtol=0, atol=1e-6 * features.max())

@@ -167,7 +167,8 @@ def _window(size, crop: int, scale: tuple[int, int], uniform):
     low, high = scale
     side = tf.cast(low + tf.floor(uniform[0] * (high - low + 1)), tf.float64)
     sides = tf.cast(size, tf.float64)
-    rescaled = tf.maximum(side, tf.round(sides * (side / tf.reduce_min(sides))))
+    # In the order of `rescale`: the quotient alone is rounded, so that a half is a half in both.
+    rescaled = tf.maximum(side, tf.round(sides * side / tf.reduce_min(sides)))
     ratio = sides / rescaled  # original pixels to one of the rescaled image
     start = tf.cast(_corner(tf.cast(rescaled, tf.int32), crop, uniform), tf.float64) * ratio
     end = start + crop * ratio

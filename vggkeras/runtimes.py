@@ -535,14 +535,15 @@ def _load_saved_model(path: Path, provider: str, threads: int | None, tf32: bool
     )
 
 
-def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
+def _load_onnx(
+    path: Path, provider: str, threads: int | None, tf32: bool, optimize: bool = True
+) -> Predictor:
     import onnxruntime as ort
 
     has = threads or _cores()
     try:
-        session, reason = onnx_session(
-            str(path), provider, has, tf32, path.stem.endswith((".dense", ".features"))
-        )
+        dense = path.stem.endswith((".dense", ".features"))
+        session, reason = onnx_session(str(path), provider, has, tf32, dense, optimize)
     except Exception as error:  # onnxruntime's errors have no common base
         if "fallback to CPU EP" in str(error):
             raise InputError(
@@ -584,8 +585,21 @@ def _load_onnx(path: Path, provider: str, threads: int | None, tf32: bool) -> Pr
     )
 
 
+def load_unoptimized(path: str | os.PathLike) -> Predictor:
+    """Load a .onnx file on the CPU without any optimization of its graph.
+
+    Of an int8 file everything then computes in float32 between quantized values: what the integers should give.
+    """
+    return _load_onnx(Path(path), "cpu", None, False, optimize=False)
+
+
 def onnx_session(
-    model: str | bytes, provider: str, threads: int = 1, tf32: bool = False, dense: bool = False
+    model: str | bytes,
+    provider: str,
+    threads: int = 1,
+    tf32: bool = False,
+    dense: bool = False,
+    optimize: bool = True,
 ) -> tuple[Any, str]:
     """(a session of ONNX Runtime all of whose operations run on a provider, ""); (None, why), if that does not load.
 
@@ -595,6 +609,7 @@ def onnx_session(
         threads: CPU threads of one operation.
         tf32: allow TF32 in CUDA's kernels.
         dense: images of another size every call.
+        optimize: fuse operations, and compute in integers what is quantized.
 
     Raises:
         Exception: whatever ONNX Runtime raises for a file that it cannot run, or not whole on this provider.
@@ -606,6 +621,8 @@ def onnx_session(
         return None, f"this build of it has {', '.join(ort.get_available_providers())}"
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = not dense  # its plan of memory is of one shape
     providers: list[Any] = [wanted]
     if provider != "cpu":
@@ -617,7 +634,7 @@ def onnx_session(
         # TensorRT leaves to CUDA what it cannot run: still on the card.
         providers = [*([wanted] if provider == "tensorrt" else []), (ONNX_PROVIDERS["cuda"], cuda)]
         # Creating the session then fails where any operation is left to the CPU. Ours leave none: Cast, Sub, Transpose,
-        # Conv, Relu, LRN, MaxPool, Reshape by a constant, Gemm, ReduceMean, Softmax and (De)QuantizeLinear have
+        # Conv, Relu, LRN, MaxPool, Reshape by a constant, Gemm, GlobalAveragePool, Flatten, Softmax and (De)QuantizeLinear have
         # CUDA kernels, and there is no Shape node, which ONNX Runtime puts on the CPU on purpose.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if provider == "cuda":

@@ -1,0 +1,126 @@
+"""The layers of an inference model as the operations that ONNX and TFLite have.
+
+Both exporters walk this one list. A ReLU belongs to the operation before it, and a tensor has the name of the layer
+whose output it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from vggkeras.errors import InputError
+from vggkeras.models import LRN
+
+Kind = Literal["center", "lrn", "conv", "pool", "flatten", "dense", "mean", "softmax"]
+WEIGHTED = ("conv", "dense")
+BYTES = {"float32": 4, "float16": 2, "int8": 1}
+LARGEST_FILE = 2**31 - 2**20  # bytes: what a protocol buffer and a flatbuffer can hold
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the exported graph."""
+
+    kind: Kind
+    name: str  # of its output: the layer's name
+    layer: Any  # the Keras layer that has the weights and the options
+    shape: tuple[int | None, ...]  # of its output, channels last: [None, H, W, C] or [None, units]
+    input_shape: tuple[int | None, ...]
+    relu: bool = False
+    softmax: bool = False  # of a dense layer, which then is followed by a softmax
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An array of the exported file, made when it is written: so one is in memory at a time."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    values: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Constant:
+        """Return a constant that is in memory already."""
+        return cls(array.shape, array.dtype, lambda: array)
+
+    @property
+    def nbytes(self) -> int:
+        """Return its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def content(self) -> np.ndarray:
+        """Return the values' bytes in C order: uint8 `[nbytes]`."""
+        return np.ascontiguousarray(self.values(), self.dtype).reshape(-1).view(np.uint8)
+
+
+def kernel_of(layer: Any) -> np.ndarray:
+    """Return a layer's kernel, float32, in Keras' order of axes: `[h, w, in, out]` or `[in, out]`."""
+    return np.asarray(ops.convert_to_numpy(layer.weights[0]))
+
+
+def bias_of(layer: Any) -> np.ndarray:
+    """Return a layer's bias, float32 `[out]`."""
+    return np.asarray(ops.convert_to_numpy(layer.weights[1]))
+
+
+def operations(model: keras.Model) -> list[Operation]:
+    """Return the operations of what `to_saved_model.inference_model` made, in order.
+
+    Raises:
+        TypeError: a layer that `vggkeras.build()` does not use.
+    """
+    found: list[Operation] = []
+    for layer in model.layers[1:]:
+        shape, before = layer.output.shape, layer.input.shape
+        activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
+        named = (layer.name, layer, shape, before)
+        if isinstance(layer, layers.ReLU):
+            found[-1] = replace(found[-1], relu=True)
+        elif isinstance(layer, layers.Rescaling):
+            found.append(Operation("center", *named))
+        elif isinstance(layer, layers.Conv2D):
+            found.append(Operation("conv", *named, relu=activation == "relu"))
+        elif isinstance(layer, layers.Dense):
+            last = activation == "softmax"
+            found.append(Operation("dense", *named, relu=activation == "relu", softmax=last))
+        elif isinstance(layer, LRN):
+            found.append(Operation("lrn", *named))
+        elif isinstance(layer, layers.MaxPooling2D):
+            found.append(Operation("pool", *named))
+        elif isinstance(layer, layers.GlobalAveragePooling2D):
+            found.append(Operation("mean", *named))
+        elif isinstance(layer, layers.Softmax):
+            found.append(Operation("softmax", *named))
+        elif layer.name == "flatten":
+            found.append(Operation("flatten", *named))
+        else:
+            raise TypeError(f"no operation for layer {layer.name} of class {type(layer).__name__}")
+    return found
+
+
+def check_size(model: keras.Model, precision: str, kind: str) -> int:
+    """Return how many bytes the weights take at a precision.
+
+    Raises:
+        InputError (a ValueError): they are more than one file can hold.
+    """
+    total = sum(math.prod(weight.shape) for weight in model.weights) * BYTES[precision]
+    if total > LARGEST_FILE:
+        raise InputError(
+            f"{kind} file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: "
+            "reduce width or fc_units."
+        )
+    return total
+
+
+def output_name(model: keras.Model) -> str:
+    """Return the name of the one output of what `to_saved_model.inference_model` made."""
+    (name,) = model.output
+    return name

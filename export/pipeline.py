@@ -1,0 +1,584 @@
+"""The way of a model through an export: plan, write, prove, certify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from export import FORMATS, PRECISIONS, TOLERANCES, Form, Pixels
+from vggkeras import files
+from vggkeras.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
+
+    from export import certificate
+    from export.artifact import Golden
+    from export.certificate import Peak
+    from export.parity import Parity
+    from export.quantize import Plan
+    from export.samples import Samples
+    from vggkeras.runtimes import Predictor
+
+PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
+GATE_IMAGES = 1000  # where a precision may cost accuracy: one image of 256 would be 0.4 points
+ROUNDING_IMAGES = 64  # on which int8's integers are held against the same computation in float
+OPSETS = range(14, 19)  # ONNX operator sets that the operators here are written for
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: the arguments of `export.export_model`."""
+
+    model: Path
+    format: str = "all"
+    precision: str = "float32"
+    data: str | None = None
+    out: Path | None = None
+    images: int | None = None
+    opset: int | None = None
+    dense: bool = False
+    features: bool = False
+    calibration: int | None = None
+    input: Pixels | None = None
+    logits: bool = False
+
+    @property
+    def form(self) -> Form:
+        """Return which form of the model is written."""
+        return "dense" if self.dense else "features" if self.features else "classifier"
+
+    @property
+    def count(self) -> int:
+        """Return how many images to compare; 0 for all."""
+        if self.images is not None:
+            return self.images
+        return PARITY_IMAGES if self.precision == "float32" else GATE_IMAGES
+
+
+@dataclass
+class Subject:
+    """The model that is exported."""
+
+    source: Path
+    graph: keras.Model | None  # what the writers take; dropped once it is written, for its memory
+    reference: Predictor  # Keras' own answers
+    about: dict[str, Any]
+    is_vgg: bool  # whether the graph is of vggkeras.build()'s layers
+
+
+@dataclass
+class Proof:
+    """What every file is proven against."""
+
+    samples: Samples
+    answers: np.ndarray  # the reference's, float32 [N, classes] or [N, units]
+    sizes: Sequence[
+        tuple[np.ndarray, np.ndarray]
+    ]  # (images, answers) at other sizes, of dense files
+    golden: Golden
+    labels_tell: bool  # whether the labels are evidence of accuracy
+
+
+def run(request: Request, console: Console | None = None) -> dict[str, dict[str, Any]]:
+    """Export a model: see `export.export_model`."""
+    from vggkeras.terminal import load_tensorflow
+
+    console = console or Console()
+    chosen = _chosen(request)
+    source = _source(request.model)
+    folder = request.out or _default_folder(source)
+    files.check_writable(folder)
+    load_tensorflow(console)
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            "Exporting needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow and start again."
+        )
+    subject = _subject(request, source, chosen, console)
+    proof, plan, noise = _proof(request, subject, chosen, console)
+    # From here on the answers stand for the reference, whose weights go with the graph once that is written.
+    answers = proof.answers
+    subject.reference = replace(
+        subject.reference, run=lambda _: answers, make_dense=None, make_features=None
+    )
+    return _Export(request, subject, proof, folder, plan, noise, console).files(chosen)
+
+
+def _chosen(request: Request) -> list[tuple[str, str]]:
+    """Return (format, precision) of what to write."""
+    form, format, precision = request.form, request.format, request.precision
+    if request.dense and request.features:
+        raise InputError(
+            "--dense and --features write other files each: give one of them at a time."
+        )
+    if format != "all" and format not in FORMATS:
+        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(FORMATS)}, all.")
+    if precision != "all" and precision not in TOLERANCES:
+        raise InputError(
+            f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all."
+        )
+    if form != "classifier" and precision != "float32":
+        what = {"dense": "Fully convolutional files", "features": "Files of features"}[form]
+        raise InputError(f"{what} are float32: leave out --{form} or --precision {precision}.")
+    formats = list(FORMATS) if format == "all" else [format]
+    precisions = list(PRECISIONS) if precision == "all" else [precision]
+    chosen = [
+        (name, kind) for name in formats for kind in precisions if kind in FORMATS[name].precisions
+    ]
+    if not chosen:
+        raise InputError(
+            f"{format} has no precision {precision!r}: expected one of "
+            f"{', '.join(FORMATS[format].precisions)}, or all; float16 and int8 are of onnx and tflite."
+        )
+    if request.opset not in (None, *OPSETS):
+        raise InputError(
+            f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {request.opset}."
+        )
+    if request.calibration is not None and "int8" not in {p for _, p in chosen}:
+        raise InputError("--calibration is of int8: give --precision int8 or all too.")
+    if request.count < 0:
+        raise InputError(
+            f"images must be 1 or more, or 0 for all of the validation split; received {request.images}."
+        )
+    return chosen
+
+
+def _source(model: Path) -> Path:
+    """Return the .keras file of a run's folder, or the file itself."""
+    source = model / "model.keras" if model.is_dir() else model
+    if not source.is_file():
+        raise InputError(
+            f"No trained model at {source}: expected a run's folder or a .keras file; train one with "
+            "`python -m vggkeras train`, or give --model."
+        )
+    if source.suffix != ".keras":
+        raise InputError(f"Expected a run's folder or a .keras file to export; received {source}.")
+    return source.resolve()
+
+
+def _default_folder(source: Path) -> Path:
+    beside = source.parent / "export"
+    package = (beside / "__init__.py").exists()
+    return source.parent / f"{source.stem}-export" if package else beside
+
+
+def _subject(
+    request: Request, source: Path, chosen: list[tuple[str, str]], console: Console
+) -> Subject:
+    """Load the model, find out what it is, and make the graph that is written."""
+    from export import quantize, to_saved_model
+    from vggkeras import models, runtimes
+
+    with console.status(f"loading {source}"):
+        network, about = models.load_model(source)
+    if not to_saved_model.is_vgg(network):
+        from export import keras_export
+
+        name = keras_export.applications_network(network)
+        if name is None or request.input not in (None, "caffe"):
+            return _other_subject(request, source, network, about, chosen, console)
+        console.print(
+            f"{source.name} is keras.applications' {name}, which takes BGR less the ImageNet mean (caffe): "
+            "exported as the same network of vggkeras",
+            soft_wrap=True,
+        )
+        network, about = keras_export.lean(source)
+    elif request.input not in (None, "0-255"):
+        raise InputError(
+            f"--input {request.input}: {source} is a network of vggkeras, which takes 0-255: leave it out."
+        )
+    if to_saved_model.ends_in_scores(network):
+        console.print(f"{source.name} ends in class scores: a soft-max is added", soft_wrap=True)
+        to_saved_model.add_softmax(network)
+    graph = to_saved_model.inference_model(network, request.form)
+    quantize.check_finite(graph)
+    about = {"mean_rgb": list(models.mean_rgb(network)), "arch": network.name, **about}
+    reference = runtimes.keras_predictor(network, about, source)
+    reference = reference.features_form() if request.features else reference
+    return Subject(source, graph, reference, about, True)
+
+
+def _other_subject(
+    request: Request,
+    source: Path,
+    network: keras.Model,
+    about: dict[str, Any],
+    chosen: list[tuple[str, str]],
+    console: Console,
+) -> Subject:
+    """Wrap a Keras classifier that vggkeras did not build, for Keras' own exporters."""
+    import keras
+
+    from export import keras_export, quantize
+    from vggkeras import runtimes
+
+    if request.form != "classifier":
+        what = "fully convolutional form" if request.dense else "form that gives features"
+        raise InputError(
+            f"--{request.form}: {source} has no {what}: that is made of the layers flatten, fc1, fc2 and predictions of "
+            f"vggkeras.build(), and {network.name!r} has {', '.join(layer.name for layer in network.layers[-3:])} at its "
+            f"end; leave out --{request.form}."
+        )
+    if others := sorted({p for _, p in chosen} - {"float32"}):
+        raise InputError(
+            f"{' and '.join(others)}: {source} is not of vggkeras.build(), and Keras' own exporters write float32: leave "
+            "out --precision."
+        )
+    keras_export.check_classifier(network)
+    quantize.check_finite(network)
+    pixels: Pixels = request.input or "0-255"
+    scores = request.logits or keras_export.ends_in_scores(network)
+    graph = keras_export.inference_model(network, pixels, scores)
+    console.print(
+        f"{source.name} is not of vggkeras.build(): written by Keras' own exporters; it is taken to expect images as "
+        f"{pixels} (--input){', and to end in class scores: a soft-max is added (--logits)' if scores else ''}",
+        soft_wrap=True,
+    )
+    about = {
+        "mean_rgb": [0.0] * network.input_shape[-1],
+        "arch": network.name,
+        "pixels": pixels,
+        **about,
+    }
+    plain = keras.Model(graph.inputs, graph.output["probabilities"], name=network.name)
+    reference = runtimes.keras_predictor(plain, about, source)
+    return Subject(source, graph, replace(reference, make_features=None), about, False)
+
+
+def _proof(
+    request: Request, subject: Subject, chosen: list[tuple[str, str]], console: Console
+) -> tuple[Proof, Plan | None, dict[str, float]]:
+    """Ask Keras about the images that every file is shown, and calibrate int8."""
+    from export import parity, quantize, samples
+
+    precisions = {precision for _, precision in chosen}
+    reference, found = samples.parity_images(
+        subject.reference, request.data, request.count, console
+    )
+    calibration = None
+    if "int8" in precisions:
+        calibration = samples.calibration_images(
+            reference, found.data, request.calibration, console
+        )
+    with console.status(f"asking Keras about {len(found.images)} images"):
+        answers = parity.in_batches(reference, found.images, (32,))
+        _check_answers(request, subject, found.images, answers)
+        any_size = request.form != "classifier"
+        dense = reference if request.features else reference.dense_form() if any_size else None
+        sizes = samples.other_sizes(dense, found.split) if dense else []
+        graph = subject.graph if subject.is_vgg else None
+        if "float16" in precisions:
+            assert graph is not None
+            quantize.check_float16(graph, found.images[: samples.CALIBRATION_IMAGES])
+        golden = samples.golden_images(reference, graph, found, answers)
+    subject.reference = reference
+    tell = parity.labels_tell(answers, found.labels)
+    if found.labels is not None and not tell and precisions != {"float32"}:
+        console.print(
+            "Keras is right no more often than guessing: the labels are no evidence, and float16 and int8 are judged by "
+            "agreement alone",
+            style="yellow",
+            soft_wrap=True,
+        )
+    plan, noise = None, {}
+    if calibration is not None:
+        assert graph is not None
+        shown, labels = calibration
+        plan = quantize.calibrate(
+            graph, shown, len(np.unique(labels)), lambda parts: _tracked(parts, console)
+        )
+        noise = quantize.signal_to_noise(graph, plan, shown[:: -(-len(shown) // quantize.BATCH)])
+        console.print(
+            f"int8: ranges from {plan.images} training images of {plan.classes} classes",
+            soft_wrap=True,
+        )
+    return Proof(found, answers, sizes, golden, tell), plan, noise
+
+
+def _check_answers(
+    request: Request, subject: Subject, images: np.ndarray, answers: np.ndarray
+) -> None:
+    """Raise InputError for answers that no file could be proven by."""
+    from export import quantize
+
+    if not subject.is_vgg:
+        from export import keras_export
+
+        keras_export.check_answers(answers, scores=False)
+        return
+    if not np.isfinite(answers).all():
+        assert subject.graph is not None
+        quantize.check_finite(subject.graph, images[~np.isfinite(answers).all(axis=1)][:1])
+    if request.features and not answers.any():  # which any file would give as well
+        raise InputError(
+            f"{subject.source}: fc2 gives zeros alone for all {len(images)} images: expected a trained network; train it "
+            "again with a lower rate, or export an earlier one."
+        )
+
+
+def _tracked(parts: Sequence[int], console: Console) -> Iterator[int]:
+    """Yield the parts of a calibration, with a progress bar."""
+    from vggkeras.terminal import progress_bar
+
+    with progress_bar(console) as bar:
+        yield from bar.track(parts, description="measuring ranges")
+
+
+@dataclass
+class _Export:
+    """One export: writes, proves and certifies the files of one model."""
+
+    request: Request
+    subject: Subject
+    proof: Proof
+    folder: Path
+    plan: Plan | None
+    noise: dict[str, float]  # dB, layer by layer
+    console: Console
+
+    def files(self, chosen: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+        """Write and prove every file, and return the certificate's entries."""
+        from export import artifact, certificate
+
+        form, sha256 = self.request.form, files.sha256(self.subject.source)
+        new = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(self.folder)
+        # A damaged certificate is said before anything is written.
+        certified = files.read_certificate(self.folder)
+        kept = {name for name, entry in certified.items() if entry["model_sha256"] == sha256}
+        if form == "classifier" and any(
+            FORMATS[name].named("float32", "dense") in kept for name in FORMATS
+        ):
+            self.proof.sizes = artifact.golden_sizes(self.folder)  # of the dense files, which stay
+        besides = [self.beside(*key) for key in chosen]
+        entries, rows = {}, []
+        try:
+            peaks = {key: self.write(*key, sha256=sha256) for key in chosen}
+            if "int8" not in {precision for _, precision in chosen}:
+                self.subject.graph = None  # int8 may have to be written again
+            for key in chosen:
+                row, entry = self.certified(*key, peak=peaks[key], sha256=sha256)
+                rows.append(row)
+                entries[self.name(*key)] = entry
+            self.save_golden()
+            stale = certificate.update(self.folder, entries, sha256)
+        finally:
+            for beside in besides:
+                files.remove(beside)
+            if new and not any(self.folder.iterdir()):
+                self.folder.rmdir()
+        certificate.print_table(self.console, rows, self.proof.samples.evidence)
+        if stale:
+            self.console.print(
+                f"not of this model: {', '.join(stale)} in {self.folder}; export them again or remove them",
+                style="yellow",
+                soft_wrap=True,
+            )
+        return entries
+
+    def name(self, format: str, precision: str) -> str:
+        """Return a file's name."""
+        return FORMATS[format].named(precision, self.request.form)
+
+    def beside(self, format: str, precision: str) -> Path:
+        """Return where a file is written before it is renamed."""
+        return files.partial(self.folder / self.name(format, precision))
+
+    def write(
+        self, format: str, precision: str, floats: Sequence[str] = (), *, sha256: str
+    ) -> Peak:
+        """Write a file beside its place, with some layers kept in float32."""
+        from export import artifact, certificate
+
+        description = artifact.describe(
+            self.subject.about,
+            self.subject.reference,
+            sha256,
+            self.request.form != "classifier",
+            precision,
+        )
+        plan, data = self.plan, self.proof.samples.data
+        if precision == "int8" and plan is not None and data is not None:
+            description |= {
+                "calibration": {
+                    "images": plan.images,
+                    "classes": plan.classes,
+                    "data": f"{data.spec} train",
+                },
+                "left_in_float": list(floats),
+                "signal_to_noise_db": {layer: round(db, 2) for layer, db in self.noise.items()},
+            }
+        beside, kind = self.beside(format, precision), FORMATS[format]
+        writer = kind.write if self.subject.is_vgg else kind.write_other
+        files.remove(beside)
+        status = f"writing {self.folder / self.name(format, precision)}"
+        with self.console.status(status), certificate.Peak() as peak:
+            opset, plan = self.request.opset, plan and plan.leaving(floats)
+            writer(self.subject.graph, beside, description, opset, plan)
+        return peak
+
+    def prove(self, format: str, precision: str) -> tuple[Predictor, Parity]:
+        """Seal a written file, and compare it with Keras."""
+        from export import parity
+
+        proof, beside = self.proof, self.beside(format, precision)
+        with self.console.status(f"proving {self.folder / self.name(format, precision)}"):
+            candidate = _sealed(beside, proof.golden, self.subject.reference)
+            gate = parity.gate_of(precision, labels_tell=proof.labels_tell)
+            reference = self.subject.reference
+            images, labels = proof.samples.images, proof.samples.labels
+            parts = [parity.compare((reference, proof.answers), candidate, images, labels, gate)]
+            parts += [
+                parity.compare((reference, answers), candidate, shown, None, gate)
+                for shown, answers in proof.sizes
+                if self.request.form != "classifier"
+            ]
+            result = parity.merged(parts)
+            if precision == "int8" and format == "onnx" and not result.failures:
+                some = images[:ROUNDING_IMAGES]
+                parity.check_rounding(
+                    result, beside, candidate(some), some, proof.answers[:ROUNDING_IMAGES]
+                )
+        return candidate, result
+
+    def certified(
+        self, format: str, precision: str, *, peak: Peak, sha256: str
+    ) -> tuple[certificate.Row, dict[str, Any]]:
+        """Prove a written file and move it into its place; return its row and its entry."""
+        from export import certificate
+
+        name, beside = self.name(format, precision), self.beside(format, precision)
+        candidate, result = self.prove(format, precision)
+        if precision == "int8" and result.is_too_inaccurate:
+            del candidate
+
+            def attempt(floats: Sequence[str]) -> tuple[Predictor, Parity]:
+                nonlocal peak
+                peak = self.write(format, precision, floats, sha256=sha256)
+                return self.prove(format, precision)
+
+            candidate, result = _least_in_float(attempt, self.noise, name, self.console)
+        milliseconds = (
+            _milliseconds(candidate, self.proof.samples.images) if result.passed else None
+        )
+        entry = certificate.entry(
+            beside,
+            candidate,
+            result,
+            self.proof.samples.evidence,
+            sha256,
+            milliseconds,
+            self.request.form != "classifier",
+        )
+        del candidate
+        final = self.folder / (name if result.passed else f"{name}.rejected")
+        files.move(beside, final)
+        if result.passed:
+            files.remove(self.folder / f"{name}.rejected")
+        return certificate.Row(final, result, peak, milliseconds), entry
+
+    def save_golden(self) -> None:
+        """Write the golden answers beside the files."""
+        from export import artifact, samples
+
+        found, count = self.proof.samples, samples.GOLDEN_IMAGES
+        artifact.save_golden(
+            self.folder,
+            found.images[:count],
+            None if found.labels is None else found.labels[:count],
+            self.proof.answers[:count],
+            [(shown[:2], answers[:2]) for shown, answers in self.proof.sizes],
+            features=self.request.features,
+        )
+
+
+def _least_in_float(
+    attempt: Callable[[Sequence[str]], tuple[Predictor, Parity]],
+    noise: dict[str, float],
+    file: str,
+    console: Console,
+) -> tuple[Predictor, Parity]:
+    """Keep in float32 the fewest layers with which int8 passes, those it hurts most first; half of them at most."""
+    ranked = sorted(noise, key=lambda layer: noise[layer])
+    for count in range(1, len(ranked) // 2 + 1):
+        floats = ranked[:count]
+        if attempt(floats)[1].passed:
+            break
+    else:
+        console.print(
+            f"{file}: {count} layers in float32 do not fix it: calibrate on more images (--calibration 500), or "
+            "export float16 (--precision float16)",
+            style="yellow",
+            soft_wrap=True,
+        )
+        return attempt(())
+    for layer in ranked[: count - 1]:  # the last one was needed; was this one?
+        without = [other for other in floats if other != layer]
+        if attempt(without)[1].passed:
+            floats = without
+    named = ", ".join(f"{layer} ({noise[layer]:.0f} dB)" for layer in floats)
+    console.print(
+        f"{file}: kept in float32, as int8 hurts them most: {named}", style="yellow", soft_wrap=True
+    )
+    return attempt(floats)  # what lies on the disk is what was written last
+
+
+def _sealed(path: Path, golden: Golden, reference: Predictor) -> Predictor:
+    """Put as many golden images as suit it into a file, with the answers it gives itself, and load it."""
+    from export import artifact
+
+    count = artifact.golden_count(path, golden.images)
+    candidate = _loaded(path, reference)
+    try:
+        answers = candidate(golden.images[:count])
+    except (
+        Exception
+    ) as error:  # whatever a runtime raises: said when the file is proven, which it then never is
+        return _failing(candidate, error)
+    labels = None if golden.labels is None else golden.labels[:count]
+    inside = replace(
+        golden,
+        images=golden.images[:count],
+        probabilities=golden.probabilities[:count],
+        labels=labels,
+    )
+    artifact.seal(path, replace(inside, answers=answers))
+    return _loaded(path, reference)
+
+
+def _loaded(path: Path, reference: Predictor) -> Predictor:
+    """Return the file in its runtime; one that does not load says so when it is run, which is a failure of its proof."""
+    from vggkeras import runtimes
+
+    try:
+        return runtimes.load(path)
+    except InputError as error:
+        return _failing(replace(reference, path=path), error)
+
+
+def _failing(predictor: Predictor, reason: Exception) -> Predictor:
+    """Return a predictor that raises whenever it is run."""
+
+    def run(images: np.ndarray) -> np.ndarray:
+        raise reason
+
+    return replace(predictor, run=run)
+
+
+def _milliseconds(predictor: Predictor, images: np.ndarray) -> float:
+    """Return the median time of a call with one image, ms."""
+    times = []
+    for image in [images[0], *images[:20]]:
+        start = time.perf_counter()
+        predictor(image[None])
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[len(times[1:]) // 2] * 1e3
