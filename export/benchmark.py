@@ -89,6 +89,7 @@ def benchmark(
     from rich.console import Console
 
     from vggkeras import runtimes
+    from vggkeras.processor import this_processor
     from vggkeras.terminal import progress_bar
 
     if rounds < 1:
@@ -156,7 +157,7 @@ def benchmark(
         "python": platform.python_version(),
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": str(this_processor()),
         "gpu": None if provider == "cpu" else _gpu(),
         "cores": os.cpu_count(),
     }
@@ -205,14 +206,6 @@ def _ratio(turns: list[dict[str, Any]], firsts: list[dict[str, Any]], name: str)
 
     ratios = [turn[name] / first[name] for turn, first in zip(turns, firsts, strict=True)]
     return {"ratio": float(np.median(ratios)), "ratio_range": [min(ratios), max(ratios)]}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _gpu() -> str | None:

@@ -114,7 +114,7 @@ def check_size(model: keras.Model, precision: str, kind: str) -> int:
     total = sum(math.prod(weight.shape) for weight in model.weights) * BYTES[precision]
     if total > LARGEST_FILE:
         raise InputError(
-            f"{kind} file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: "
+            f"One {kind} file holds at most 2 GB; the weights take {total / 1e9:.1f} GB: "
             "reduce width or fc_units."
         )
     return total

@@ -229,12 +229,13 @@ def _values(
     parity = Parity(
         n, tuple(batch_sizes), gate, error, relative, same / n, sizes=size, failures=failures
     )
-    low, high = parity.top1_agreement_interval or (0.0, 0.0)
-    if gate.least_agreement is not None and high < gate.least_agreement:
-        failures.append(
-            f"agreement: the same class as Keras for {same / n:.2%} [{low:.1%}, {high:.1%}] of {n} "
-            f"images, {gate.least_agreement:.0%} at least"
-        )
+    if gate.least_agreement is not None:
+        low, high = parity.top1_agreement_interval or (0.0, 0.0)
+        if high < gate.least_agreement:
+            failures.append(
+                f"agreement: the same class as Keras for {same / n:.2%} [{low:.1%}, {high:.1%}] of "
+                f"{n} images, {gate.least_agreement:.0%} at least"
+            )
     if labels is not None:
         from vggkeras.evaluate import mcnemar
 

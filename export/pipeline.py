@@ -183,14 +183,15 @@ def _subject(
         from export import keras_export
 
         name = keras_export.applications_network(network)
-        if name is None or request.input not in (None, "caffe"):
+        if name is None:
             return _other_subject(request, source, network, about, chosen, console)
+        pixels = request.input or "caffe"
         console.print(
-            f"{source.name} is keras.applications' {name}, which takes BGR less the ImageNet mean (caffe): "
-            "exported as the same network of vggkeras",
+            f"{source.name} is keras.applications' {name}, taken to expect images as {pixels} (--input): exported as the "
+            "same network of vggkeras",
             soft_wrap=True,
         )
-        network, about = keras_export.lean(source)
+        network, about = keras_export.lean(network, pixels)
     elif request.input not in (None, "0-255"):
         raise InputError(
             f"--input {request.input}: {source} is a network of vggkeras, which takes 0-255: leave it out."

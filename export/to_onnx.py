@@ -53,7 +53,7 @@ def write(
         InputError (a ValueError): weights of more than 2 GB, which one ONNX file cannot hold.
     """
     precision = about.get("precision", "float32")
-    check_size(model, precision, "An ONNX")
+    check_size(model, precision, "ONNX")
     plan = plan if precision == "int8" else None
     graph = _Graph(output_name(model), half=precision == "float16", plan=plan)
     found = operations(model)

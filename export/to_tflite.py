@@ -59,7 +59,7 @@ def write(
         OSError: the file cannot be written.
     """
     precision = about.get("precision", "float32")
-    total = check_size(model, precision, "A TFLite")
+    total = check_size(model, precision, "TFLite")
     plan = plan if precision == "int8" else None
     graph = _Graph(output_name(model), half=precision == "float16", plan=plan)
     # What an interpreter plans for first; a dense network takes other sizes, too.
@@ -70,15 +70,20 @@ def write(
     for operation in operations(model):
         graph.emit(operation)
     proto = graph.model(images, about)
-    # Large enough from the start, for it would grow by doubling.
-    builder = flatbuffers.Builder(total + (1 << 20))
-    builder.Finish(proto.Pack(builder), FILE_IDENTIFIER)
-    with open(path, "wb") as file:
-        file.write(memoryview(builder.Bytes)[builder.Head() :])
+    save(proto, path, total)
     metadata.append_labels(path, about)
 
 
-class _Buffer(schema.BufferT):
+def save(model: schema.ModelT, path: Path, weights: int) -> None:
+    """Write a flatbuffer whose buffers are `Buffer`s; `weights` is how many bytes these have."""
+    # Large enough from the start, for it would grow by doubling.
+    builder = flatbuffers.Builder(weights + (1 << 20))
+    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    with open(path, "wb") as file:
+        file.write(memoryview(builder.Bytes)[builder.Head() :])
+
+
+class Buffer(schema.BufferT):
     """A buffer on a 16-byte boundary, as TFLite's schema demands and the generated code forgets.
 
     Its content is read when it is packed.
@@ -110,7 +115,7 @@ class _Graph:
         self.operators: list[schema.OperatorT] = []
         self.dequantized: list[schema.OperatorT] = []  # float16 weights, before all others
         self.codes: list[schema.OperatorCodeT] = []
-        self.buffers = [_Buffer()]  # the first one is the empty one, by TFLite's convention
+        self.buffers = [Buffer()]  # the first one is the empty one, by TFLite's convention
         self.tensor = -1  # the index of what the next operation takes
         self.site: Steps | None = None  # the tensor's scale and zero point, or what they would be
 
@@ -316,7 +321,7 @@ class _Graph:
         """Add a tensor with content."""
         index = self.new(name, constant.shape, dtype)
         self.tensors[index].buffer = len(self.buffers)
-        self.buffers.append(_Buffer(constant))
+        self.buffers.append(Buffer(constant))
         return index
 
     def new(
@@ -361,7 +366,7 @@ class _Graph:
             [subgraph],
             [signature],
         )
-        model.buffers = [*self.buffers, _Buffer(Constant.of(content))]
+        model.buffers = [*self.buffers, Buffer(Constant.of(content))]
         model.metadata = [entry]
         return model
 

@@ -108,7 +108,14 @@ def test_predict_names_classes(run, exports, command, tmp_path):
 def test_doctor_says_what_loads(command):
     code, out, _ = command(cli, "doctor")
     assert code == 0
-    for text in ("onnxruntime", "CPUExecutionProvider", "litert", "tensorflow", "keras"):
+    for text in (
+        "onnxruntime",
+        "CPUExecutionProvider",
+        "litert",
+        "tensorflow",
+        "keras",
+        "processor: ",
+    ):
         assert text in out
 
 
@@ -214,9 +221,13 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
         (
             export_cli,
             ["--model", run.path, "--format", "coreml"],
-            "expected one of saved_model, onnx, tflite, all",
+            "invalid choice 'coreml' for argument '--format'",
         ),
-        (export_cli, ["--model", run.path, "--precision", "int4"], "Unknown precision 'int4'"),
+        (
+            export_cli,
+            ["--model", run.path, "--precision", "int4"],
+            "invalid choice 'int4' for argument",
+        ),
         (export_cli, ["--model", run.path, "--opset", "9"], "opset must be 14 to 18"),
         (export_cli, ["--model", run.path, "--images", "-5"], "images must be 1 or more"),
         (export_cli, ["--model", run.path, "--data", photos], "10 classes and the data 2"),
@@ -238,7 +249,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(command, tmp_path, r
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(to_onnx.onnx, "save", full)
+    monkeypatch.setattr(to_onnx, "_write", full)
     code, _, err = command(export_cli, "--model", run.path, "--format", "onnx", "--out", "e")
     assert code == 2
     assert "No space left on device" in one_line(err)

@@ -30,7 +30,7 @@ from test_verify import (
 
 import export
 import vggkeras
-from export import artifact, explain, parity, to_saved_model, verify
+from export import artifact, explain, parity, samples, to_saved_model, verify
 from export.__main__ import cli as export_cli
 from vggkeras import files, runtimes
 from vggkeras.errors import InputError
@@ -479,7 +479,7 @@ def test_cosines_by_hand(made, keras_form):
     def smallest(others) -> float:
         answering = dataclasses.replace(keras_form, run=lambda _: others)
         return parity.compare(
-            (keras_form, ours), answering, images, None, 1e-5, (3,)
+            (keras_form, ours), answering, images, None, parity.Gate(), (3,)
         ).smallest_cosine
 
     assert smallest(theirs) == pytest.approx(24 / 25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from PIL import Image
 import export
 import vggkeras
 from export import artifact, explain, verify
-from vggkeras import augment, configs, runtimes
+from vggkeras import augment, configs, processor, runtimes
 from vggkeras.errors import InputError
 
 FORMATS = ("model.onnx", "model.tflite", "saved_model")
@@ -99,7 +100,9 @@ def alone(made, tmp_path) -> Callable[[str], Path]:
 def test_each_file_is_enough(name, alone, command):
     path = alone(name)
     assert [p.name for p in path.parent.iterdir()] == [name]
-    assert command(verify.cli, path)[:2] == (0, f"{path}: passed\n")
+    code, out, _ = command(verify.cli, path)
+    assert (code, out.splitlines()[0]) == (0, f"{path}: passed")
+    assert ("proven again here, on the same kind" in out) == ("int8" in name)
     contents = artifact.read(path)
     assert contents.changed == []
     assert contents.about["class_names"] == ["cat", "dog"]
@@ -178,6 +181,41 @@ def test_a_fresh_environment_is_enough(kind, package, alone, tmp_path):
         )
         assert told.returncode == 0, told.stdout + told.stderr
         assert f"{name}: passed" in told.stdout
+
+
+@pytest.mark.parametrize("name", ["model.int8.onnx", "model.int8.tflite"])
+def test_int8_proven_on_another_processor_is_proven_again_here(name, alone, monkeypatch):
+    path = alone(name)
+    made = artifact.read(path).about["processor"]
+    other = processor.Processor("Neoverse N1", "aarch64", ("NEON", "NEON dot product"))
+    monkeypatch.setattr(verify, "this_processor", lambda: other)
+    assert verify.verify(path) == []
+    note = verify.made_where(path)
+    assert note.startswith(f"proven on {processor.Processor.from_json(made)}")
+    assert note.endswith("proven again here, on Neoverse N1 (aarch64: NEON, NEON dot product)")
+    monkeypatch.setattr(verify, "this_processor", lambda: None)
+    assert "py-cpuinfo, which would name this processor, is not installed" in verify.made_where(
+        path
+    )
+
+
+def test_integers_that_saturate_here_are_found(alone, monkeypatch):
+    """As they do on a processor without VNNI, for weights that are not paired."""
+    path = alone("model.int8.onnx")
+    real = runtimes.load
+
+    def load(*arguments, **options):
+        predictor = real(*arguments, **options)
+
+        def saturated(images):
+            p = predictor.run(images)
+            return p + np.float32(0.02) * np.array([[1, -1]], np.float32)
+
+        return dataclasses.replace(predictor, run=saturated)
+
+    monkeypatch.setattr(runtimes, "load", load)
+    (problem,) = verify.verify(path)
+    assert "integers: the optimized session differs from the same computation in float" in problem
 
 
 # What was altered is found, and named.
@@ -279,7 +317,7 @@ def a_weight(path: Path) -> None:
 def the_mean_of_the_graph(path: Path) -> None:
     mean = np.array(configs.IMAGENET_MEAN_RGB, np.float32)
     if path.is_dir():
-        replace_bytes(path / "saved_model.pb", mean.tobytes(), (mean + 1).tobytes())
+        replace_bytes(path / "saved_model.pb", (-mean).tobytes(), (-mean - 1).tobytes())
     elif path.suffix == ".onnx":
         edit_onnx(path, lambda graph, weights: weights["mean_rgb.mean"].__iadd__(1))
     else:
@@ -610,7 +648,8 @@ def test_an_untouched_file_differs_nowhere(name, made, command):
     assert code == 0
     assert out.splitlines()[0] == f"{made / name}: passed"
     assert out.splitlines()[-1].strip() == "no difference"
-    stages = [line.split()[1] for line in out.splitlines()[1:-1]]
+    lines = [line for line in out.splitlines()[1:-1] if "proven on" not in line]
+    stages = [line.split()[1] for line in lines]
     assert stages[:4] == ["decode", "resize", "normalise", "block1_conv1"]
     assert stages[-4:] == ["fc1", "fc2", "predictions", "soft-max"]
 

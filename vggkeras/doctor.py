@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vggkeras import runtimes
+from vggkeras.processor import this_processor
 from vggkeras.terminal import load_tensorflow, print_table
 
 PACKAGES = (
@@ -27,6 +28,7 @@ PACKAGES = (
     "jax",
     "numpy",
     "pillow",
+    "py-cpuinfo",
     "safetensors",
     "torch",
     "keras-hub",
@@ -74,6 +76,7 @@ def examine(console: Console) -> int:
     else:
         loads.add_row("litert", "cpu", "yes", "")
     print_table(loads, console)
+    console.print(f"processor: {this_processor()}", soft_wrap=True, markup=False)
     console.print(
         f"Keras backend: {os.environ.get('KERAS_BACKEND', 'tensorflow')} (KERAS_BACKEND chooses)"
     )
