@@ -27,9 +27,8 @@ from vggkeras import configs, imagenet, models, runtimes
 from vggkeras.errors import InputError
 
 About = dict[str, Any]  # the description that travels in a file (`artifact.describe`)
-DEFAULT_OPSET = 18
 # Memory that an export takes beside the loaded model, bytes: (fixed, for each byte of weights).
-# Measured: peak less what the process held before, in MB, by MB of weights:
+# Measured: peak less what the process held, in MB, by MB of weights, on two busy cores:
 #   ONNX    EfficientNetB0 21: 500, ResNet50 103: 1,850, convolutions 198: 3,480, Dense 200: 3,540
 #   TFLite  ResNet50 103: 910, Dense 200: 740, VGG-16 553: 3,800
 # ONNX without `_collecting_garbage`: 1,990, 6,700, 10,700 and 12,900.
@@ -81,8 +80,8 @@ def check_classifier(model: keras.Model) -> None:
             policy = "float32; build it under keras.config.set_dtype_policy('float32') and copy"
             received = f"has a layer {layer.name} that computes in {mode or dtype}"
             raise _refusal(model, received, f"{policy} the weights with set_weights()")
-    specification = getattr(model, "outputs", None) or model.compute_output_spec(inputs[0])
-    outputs = keras.tree.flatten(specification)
+    outputs: Any = getattr(model, "outputs", None) or model.compute_output_spec(inputs[0])
+    outputs = keras.tree.flatten(outputs)
     if len(outputs) > 1:
         raise _refusal(model, f"has {len(outputs)} outputs", "one; export a model of that one")
     shape = tuple(outputs[0].shape)
@@ -166,8 +165,7 @@ def inference_model(
         logits: whether it gives class scores, which get a soft-max; by default `ends_in_scores`.
 
     Raises:
-        InputError (a ValueError): caffe or torch for other than 3 channels; other pixels than 0-255
-            for a model that takes integers.
+        InputError (a ValueError): `pixels` that the model's channels or input type cannot have.
     """
     (taken,) = _inputs(model)
     shape, scaling = tuple(taken.shape[1:]), SCALINGS[pixels]
@@ -192,14 +190,10 @@ def inference_model(
 
 
 def check_answers(answers: np.ndarray, scores: bool) -> None:
-    """Check that what a model answers to real images are class probabilities.
+    """Check that answers to real images, float32 `[N, classes]`, are class probabilities.
 
-    Args:
-        answers: float32 `[N, classes]`.
-        scores: whether a soft-max was added already.
-
-    Raises:
-        InputError (a ValueError): NaN, infinite, outside [0, 1], or no sum of 1 within 1e-3.
+    `scores` says whether a soft-max was added already. Raises InputError (a ValueError) for
+    answers that are NaN, infinite, outside [0, 1], or do not sum to 1 within 1e-3.
     """
     if count := int((~np.isfinite(answers).all(axis=1)).sum()):
         raise InputError(
@@ -257,10 +251,9 @@ def lean(model: keras.Model, pixels: Pixels = "caffe") -> tuple[keras.Model, Abo
     """
     name = applications_network(model)
     assert name is not None
-    scaling, classes = SCALINGS[pixels], model.output_shape[-1]
+    arch, scaling, classes = APPLICATIONS[name], SCALINGS[pixels], model.output_shape[-1]
     mean = np.broadcast_to(scaling.mean, 3).tolist()
-    arch, shape = APPLICATIONS[name], model.input_shape[1:]
-    network = models.build(arch, shape, classes, mean_rgb=mean, init="zeros")
+    network = models.build(arch, model.input_shape[1:], classes, mean_rgb=mean, init="zeros")
     for layer in model.layers:
         weights = layer.get_weights()
         if layer.name == "block1_conv1":  # its kernel is [h, w, channels, filters]
@@ -268,9 +261,8 @@ def lean(model: keras.Model, pixels: Pixels = "caffe") -> tuple[keras.Model, Abo
             weights[0] = kernel * np.reshape(scaling.scale, (-1, 1)).astype(np.float32)
         if weights:
             network.get_layer(layer.name).set_weights(weights)
-    about = {"arch": arch, "pretrained": f"keras.applications {name}"}
     labels = {"class_names": imagenet.class_names()} if classes == imagenet.CLASSES else {}
-    return network, about | labels
+    return network, {"arch": arch, "pretrained": f"keras.applications {name}"} | labels
 
 
 def write_onnx(
@@ -293,9 +285,12 @@ def write_onnx(
     assert convert  # importing it counts up the number below
     utils.INTERNAL_NAME = 1  # goes into names: so one model gets the same ones every time
     with _one_line_errors(model, "ONNX"), _collecting_garbage():
-        _export(model, path, "onnx", opset_version=opset or DEFAULT_OPSET)
+        _export(model, path, "onnx", opset_version=opset or 18)
         onnx.checker.check_model(str(path), full_check=True)
     proto = onnx.load(str(path))
+    if len(proto.graph.input) > 1:
+        received = "holds a tensor as an attribute, which becomes an input in ONNX"
+        raise _refusal(model, received, "a weight; export --format tflite or saved_model")
     for value in (proto.graph.input[0], proto.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     proto.graph.name, proto.graph.doc_string = model.name, ""  # tf2onnx's has a random number
@@ -341,6 +336,9 @@ def write_tflite(
 def _export(model: keras.Model, path: Path, format: str, **options: Any) -> None:
     import tensorflow as tf
 
+    for layer in _all_layers(model):
+        if isinstance(layer, layers.Normalization):  # tf2onnx takes the tensors it holds for inputs
+            layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -391,7 +389,7 @@ def _collecting_garbage() -> Iterator[None]:
             gc.collect()
 
     gc.freeze()  # what was there before need not be searched each time
-    thread = threading.Thread(target=collect, daemon=True)
+    thread = threading.Thread(target=collect)
     thread.start()
     try:
         yield

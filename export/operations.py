@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from vggkeras.errors import InputError
 from vggkeras.models import LRN
@@ -62,12 +62,13 @@ class Constant:
 
 def kernel_of(layer: Any) -> np.ndarray:
     """Return a layer's kernel, float32, in Keras' order of axes: `[h, w, in, out]` or `[in, out]`."""
-    return np.asarray(ops.convert_to_numpy(layer.weights[0]))
+    # TensorFlow's own memory: Keras would copy it.
+    return np.asarray(layer.weights[0].value.read_value())
 
 
 def bias_of(layer: Any) -> np.ndarray:
     """Return a layer's bias, float32 `[out]`."""
-    return np.asarray(ops.convert_to_numpy(layer.weights[1]))
+    return np.asarray(layer.weights[1].value.read_value())
 
 
 def operations(model: keras.Model) -> list[Operation]:

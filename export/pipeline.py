@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class Subject:
     reference: Predictor  # Keras' own answers
     about: dict[str, Any]
     is_vgg: bool  # whether the graph is of vggkeras.build()'s layers
+    has_softmax: bool = False  # whether one was added to a model of another make
 
 
 @dataclass
@@ -244,14 +246,14 @@ def _other_subject(
         soft_wrap=True,
     )
     about = {
-        "mean_rgb": [0.0] * network.input_shape[-1],
+        "mean_rgb": [0.0] * graph.input_shape[-1],
         "arch": network.name,
         "pixels": pixels,
         **about,
     }
     plain = keras.Model(graph.inputs, graph.output["probabilities"], name=network.name)
     reference = runtimes.keras_predictor(plain, about, source)
-    return Subject(source, graph, replace(reference, make_features=None), about, False)
+    return Subject(source, graph, replace(reference, make_features=None), about, False, scores)
 
 
 def _proof(
@@ -313,7 +315,7 @@ def _check_answers(
     if not subject.is_vgg:
         from export import keras_export
 
-        keras_export.check_answers(answers, scores=False)
+        keras_export.check_answers(answers, scores=subject.has_softmax)
         return
     if not np.isfinite(answers).all():
         assert subject.graph is not None
@@ -366,6 +368,7 @@ class _Export:
             peaks = {key: self.write(*key, sha256=sha256) for key in chosen}
             if "int8" not in {precision for _, precision in chosen}:
                 self.subject.graph = None  # int8 may have to be written again
+                gc.collect()  # a Keras model refers to itself
             for key in chosen:
                 row, entry = self.certified(*key, peak=peaks[key], sha256=sha256)
                 rows.append(row)
@@ -545,6 +548,7 @@ def _sealed(path: Path, golden: Golden, reference: Predictor) -> Predictor:
         Exception
     ) as error:  # whatever a runtime raises: said when the file is proven, which it then never is
         return _failing(candidate, error)
+    del candidate  # two of them would hold a large network's weights twice
     labels = None if golden.labels is None else golden.labels[:count]
     inside = replace(
         golden,

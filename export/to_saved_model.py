@@ -40,8 +40,14 @@ LAYERS = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
 
 
 def is_vgg(model: keras.Model) -> bool:
-    """Return whether a model is a classifier of `vggkeras.build()`, by the layers it has."""
-    return {layer.name for layer in model.layers} >= LAYERS
+    """Return whether a model is a classifier of `vggkeras.build()`: a chain of its layers, from images to classes."""
+    names = [layer.name for layer in model.layers]
+    chain = all(
+        layer.input is before.output
+        for before, layer in zip(model.layers, model.layers[1:], strict=False)
+        if isinstance(model, keras.Model) and layer.name in LAYERS
+    )
+    return set(names) >= LAYERS and names[-1] == "predictions" and chain
 
 
 def ends_in_scores(model: keras.Model) -> bool:

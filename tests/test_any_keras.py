@@ -63,7 +63,7 @@ def lively(model: keras.Model, pixels: str) -> keras.Model:
     kernel, bias = last.get_weights()
     scores = np.asarray(keras.Model(model.inputs[0], last.input)(images)) @ kernel
     # Not larger: a deep network's rounding grows by this factor too.
-    kernel *= 0.3 / scores.std(axis=0).mean()
+    kernel *= 0.1 / scores.std(axis=0).mean()
     last.set_weights([kernel, np.linspace(-0.1, 0.1, len(bias))])
     return model
 
@@ -79,6 +79,7 @@ def nested() -> tuple[keras.Model, str]:
     base = keras.Model(base.input, base.get_layer("block4_pool").output, name="base")
     base.trainable = False
     parts = [keras.Input((32, 32, 3)), layers.Rescaling(255.0), base, layers.Flatten()]
+    parts.insert(2, layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 0.9, 1.1]))
     return keras.Sequential([*parts, layers.Dropout(0.5), layers.Dense(5)], name="nested"), "0-1"
 
 
@@ -147,7 +148,7 @@ def test_three_formats_give_kerass_own_answers(make, tmp_path, capfd):
     assert {id(w) for w in wrapper.weights} == {id(w) for w in network.weights}
     images = photos(10, *network.inputs[0].shape[1:3])
     expected = np.asarray(wrapper(images, training=False)["probabilities"])
-    assert expected.std(axis=0).max() > 1e-2, "one answer for all images proves little"
+    assert expected.std(axis=0).max() > 5e-3, "one answer for all images proves little"
     alone = network(prepared(images, pixels), training=False)
     alone = keras.ops.softmax(alone) if keras_export.ends_in_scores(network) else alone
     np.testing.assert_allclose(expected, alone, atol=1e-5)
@@ -367,6 +368,22 @@ def test_operations_that_a_format_has_not_are_named(operation, tmp_path):
     np.testing.assert_allclose(
         by_saved_model(tmp_path / "saved_model", photos(2, 8)), expected, atol=1e-5
     )
+
+
+def test_a_tensor_that_a_layer_holds_would_be_an_input_of_the_onnx_file(tmp_path):
+    class Shift(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.by = tf.constant(np.arange(192, dtype=np.float32))
+
+        def call(self, x):
+            return x + self.by
+
+    wrapper = keras_export.inference_model(
+        head(lambda x: layers.Dense(5, "softmax")(Shift()(x / 256)))
+    )
+    with pytest.raises(InputError, match=r"holds a tensor as an attribute, .*: expected a weight"):
+        keras_export.write_onnx(wrapper, tmp_path / "model.onnx", ABOUT)
 
 
 @pytest.fixture(scope="module")
