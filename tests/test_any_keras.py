@@ -15,13 +15,15 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from conftest import photo
+from conftest import photo, write_photos
 from keras import layers
 from keras.applications import imagenet_utils
 
 import vggkeras
-from export import artifact, keras_export, to_saved_model
+from export import artifact, keras_export, to_saved_model, verify
+from export.__main__ import cli as export_cli
 from vggkeras import models, runtimes, weights
+from vggkeras.__main__ import cli
 from vggkeras.errors import InputError
 
 ABOUT = {"class_names": list("abcde"), "versions": {"vggkeras": "test"}}
@@ -431,3 +433,95 @@ def test_the_weights_module_reads_the_same_network(tmp_path):
     read = weights.pretrained(f"keras:{tmp_path / 'vgg16.keras'}")
     lean, _ = keras_export.lean(network)
     np.testing.assert_allclose(read(images), lean(images), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory) -> Path:
+    """A folder of photographs of five classes."""
+    folder = tmp_path_factory.mktemp("five")
+    for split in ("train", "val"):
+        for label in range(5):
+            write_photos(folder / split / f"class{label}", 2, 10 * label + 5 * (split == "val"))
+    return folder
+
+
+def test_the_command_exports_proves_and_verifies_any_classifier(five, tmp_path, command):
+    network, _ = pooled()
+    lively(network, "0-255").save(tmp_path / "gap.keras")
+    out = tmp_path / "out"
+    arguments = ("--model", tmp_path / "gap.keras", "--data", five, "--out", out)
+    code, told, err = command(export_cli, *arguments)
+    assert (code, err) == (0, "")
+    assert "gap.keras is not of vggkeras.build(): written by Keras' own exporters" in told
+    certificate = json.loads((out / "certificate.json").read_text())
+    assert set(certificate) == {"saved_model", "model.onnx", "model.tflite"}
+    for name, entry in certificate.items():
+        assert entry["passed"], entry["failures"]
+        assert verify.verify(out / name) == []
+        predictor = vggkeras.load(out / name)
+        assert predictor.class_names == [f"class{label}" for label in range(5)]
+        assert artifact.read(out / name).about["pixels"] == "0-255"
+        code, _, err = command(
+            cli, "evaluate", "--model", out / name, "--data", five, "--split", "validation"
+        )
+        assert (code, err) == (0, "")
+    code, told, err = command(
+        cli, "predict", five / "val" / "class0", "--model", out / "model.onnx"
+    )
+    assert (code, err) == (0, "")
+    for bad, message in (
+        (("--dense",), "has no fully convolutional form: that is made of the layers flatten, fc1"),
+        (("--features",), "has no form that gives features"),
+        (("--precision", "int8"), "Keras' own exporters write float32: leave out --precision"),
+        (("--input", "caffes"), "invalid choice 'caffes' for argument '--input'"),
+    ):
+        code, _, err = command(export_cli, *arguments, *bad)
+        assert code == 2
+        assert message in " ".join(err.split())
+    (five / "val" / "class5").mkdir()
+    write_photos(five / "val" / "class5", 1)
+    write_photos(five / "train" / "class5", 1)
+    code, _, err = command(export_cli, *arguments)
+    assert code == 2
+    assert "5 classes and the data 6" in err
+
+
+def test_scores_are_proven_with_their_softmax_and_others_are_refused(five, tmp_path, command):
+    images = keras.Input((32, 32, 3))
+    pooled_images = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(images))
+    for name, activation, code, message in (
+        ("scores", None, 0, "a soft-max is added"),
+        ("sigmoids", "sigmoid", 2, "sigmoids of several labels do not choose one class"),
+        ("relus", "relu", 2, "if these are class scores, give --logits"),
+    ):
+        last = layers.Dense(6, activation, bias_initializer="ones")(pooled_images)
+        keras.Model(images, last).save(tmp_path / f"{name}.keras")
+        arguments = ("--model", tmp_path / f"{name}.keras", "--data", five, "--format", "onnx")
+        found, told, err = command(export_cli, *arguments, "--out", tmp_path / name)
+        assert found == code, (name, err)
+        assert message in " ".join((told + err).split())
+        assert (tmp_path / name).exists() == (code == 0)
+
+
+def test_vgg16_of_keras_applications_takes_the_lean_road(vgg16, five, tmp_path, command):
+    vgg16.save(tmp_path / "vgg16.keras")
+    code, told, err = command(
+        export_cli, "--model", tmp_path / "vgg16.keras", "--data", "random", "--format", "onnx",
+        "--images", 8, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "is keras.applications' VGG16, taken to expect images as caffe (--input)" in told
+    tensors = {t.name for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
+    assert "block5_conv3.kernel" in tensors
+    code, _, err = command(
+        export_cli, "--model", tmp_path / "vgg16.keras", "--data", five, "--format", "onnx"
+    )
+    assert code == 2
+    assert "classes and the data" in err
+
+
+def test_a_classifier_behind_a_network_of_ours_is_not_taken_for_one(tmp_path):
+    base = vggkeras.build("A", (32, 32, 3), 4, width=0.05, fc_units=8)
+    longer = keras.Model(base.input, layers.Dense(3, "softmax")(base.output))
+    assert to_saved_model.is_vgg(base)
+    assert not to_saved_model.is_vgg(longer)

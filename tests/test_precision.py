@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -17,8 +19,8 @@ from onnx import numpy_helper
 
 import export
 import vggkeras
-from export import quantize, samples, to_saved_model
-from vggkeras import evaluate, files, models, runtimes
+from export import artifact, quantize, samples, to_saved_model
+from vggkeras import evaluate, files, models, processor, runtimes
 
 PRECISE = [
     f"model.{precision}.{kind}" for precision in ("float16", "int8") for kind in ("onnx", "tflite")
@@ -57,6 +59,46 @@ def test_each_takes_bytes_and_gives_float32_probabilities_as_accurate_as_keras(
         entry["accuracy_interval"][0] < entry["accuracy_artifact"] < entry["accuracy_interval"][1]
     )
     assert entry["accuracy_artifact"] == pytest.approx((p.argmax(axis=1) == labels).mean())
+
+
+EMULATED = """
+import sys
+
+import numpy as np
+from vggkeras import runtimes
+
+folder = sys.argv[1]
+with np.load(f"{folder}/golden.npz") as golden:
+    images = golden["images"]
+np.savez(
+    sys.argv[2],
+    optimized=runtimes.load(f"{folder}/model.int8.onnx", threads=1)(images),
+    unoptimized=runtimes.load_unoptimized(f"{folder}/model.int8.onnx")(images),
+    tflite=runtimes.load(f"{folder}/model.int8.tflite", threads=1)(images),
+)
+"""
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 here (qemu-user)")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates an x86-64 by itself alone")
+def test_int8_is_right_on_a_processor_of_the_other_kind(precise_exports, tmp_path):
+    """Where there is VNNI, on a Haswell, whose AVX2 adds products in 16 bits; elsewhere on a Nehalem, which adds in 32."""
+    here = processor.this_processor()
+    other = "Haswell" if any("VNNI" in name for name in here.instruction_sets) else "Nehalem"
+    python = [shutil.which("qemu-x86_64"), "-cpu", other, sys.executable]
+    answers = tmp_path / "answers.npz"
+    child = [*python, "-c", EMULATED, precise_exports, answers]
+    subprocess.run(child, check=True, capture_output=True)
+    images, _, expected, _ = artifact.load_golden(precise_exports)
+    with np.load(answers) as there:
+        for name, path in (("optimized", "model.int8.onnx"), ("tflite", "model.int8.tflite")):
+            p = vggkeras.load(precise_exports / path)(images)
+            rounding = np.sqrt(np.square(p - expected).mean())
+            apart = np.sqrt(np.square(there[name] - p).mean())
+            assert apart <= np.sqrt(2) * rounding, (name, other)
+            assert (there[name].argmax(axis=1) == p.argmax(axis=1)).mean() >= 0.97
+        apart = np.sqrt(np.square(there["optimized"] - there["unoptimized"]).mean())
+        assert apart <= np.sqrt(2) * np.sqrt(np.square(there["unoptimized"] - expected).mean())
 
 
 def test_both_formats_have_the_same_scales_and_zero_points(precise_exports):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vggkeras.weights import pretrained as pretrained
     from vggkeras.weights import save_weights as save_weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "InputError": "errors",
