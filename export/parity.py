@@ -22,6 +22,8 @@ MOST_LOST = 0.005  # top-1 accuracy that float16 and int8 may cost, a fraction o
 # 99.2 to 100% of the images; the same whose integers saturate on 89 and 94%, and an untrained network, whose scores are
 # near each other, on 92 to 94% (tests/benchmarks/int8_ways.py).
 LEAST_AGREEMENT = 0.97
+# Cosine between the features of an image in int8 and in Keras. Trained networks have 0.993 and more for every image.
+LEAST_COSINE = 0.98
 TOLERANCE = 1e-5
 
 
@@ -34,10 +36,15 @@ class Gate:
     tolerance: float | None = TOLERANCE
     most_lost: float | None = None  # the most top-1 accuracy that may be lost; needs labels
     least_agreement: float | None = None  # fails where the agreement's whole 95% interval is below
+    least_cosine: float | None = None  # of features: between the two vectors of any image
 
 
-def gate_of(precision: str, *, labels_tell: bool) -> Gate:
+def gate_of(precision: str, labels_tell: bool, features: bool = False) -> Gate:
     """Return what a file of a precision must reach; without labels that tell, int8 is judged by agreement alone."""
+    if features:
+        return Gate(
+            TOLERANCES[precision], least_cosine=LEAST_COSINE if precision == "int8" else None
+        )
     return Gate(
         TOLERANCES[precision],
         MOST_LOST if precision != "float32" and labels_tell else None,
@@ -99,7 +106,8 @@ class Parity:
     def is_too_inaccurate(self) -> bool:
         """Whether it failed for its accuracy or its agreement alone."""
         return bool(self.failures) and all(
-            failure.startswith(("accuracy: ", "agreement: ")) for failure in self.failures
+            failure.startswith(("accuracy: ", "agreement: ", "cosine: "))
+            for failure in self.failures
         )
 
     @property
@@ -270,6 +278,10 @@ def _features(
             f"image {worst % n}"
         )
     cosine = float(_cosines(answers.astype(np.float64), output.astype(np.float64)).min())
+    if gate.least_cosine is not None and cosine < gate.least_cosine:
+        failures.append(
+            f"cosine: {cosine:.4f} between an image's features and Keras', {gate.least_cosine:g} at least"
+        )
     size = (images.shape[1:3],)
     sizes = tuple(batch_sizes)
     return Parity(n, sizes, gate, error, relative, None, cosine, sizes=size, failures=failures)

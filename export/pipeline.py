@@ -116,7 +116,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, dict[str,
 
 def _chosen(request: Request) -> list[tuple[str, str]]:
     """Return (format, precision) of what to write."""
-    form, format, precision = request.form, request.format, request.precision
+    format, precision = request.format, request.precision
     if request.dense and request.features:
         raise InputError(
             "--dense and --features write other files each: give one of them at a time."
@@ -127,9 +127,6 @@ def _chosen(request: Request) -> list[tuple[str, str]]:
         raise InputError(
             f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all."
         )
-    if form != "classifier" and precision != "float32":
-        what = {"dense": "Fully convolutional files", "features": "Files of features"}[form]
-        raise InputError(f"{what} are float32: leave out --{form} or --precision {precision}.")
     formats = list(FORMATS) if format == "all" else [format]
     precisions = list(PRECISIONS) if precision == "all" else [precision]
     chosen = [
@@ -283,8 +280,8 @@ def _proof(
             quantize.check_float16(graph, found.images[: samples.CALIBRATION_IMAGES])
         golden = samples.golden_images(reference, graph, found, answers)
     subject.reference = reference
-    tell = parity.labels_tell(answers, found.labels)
-    if found.labels is not None and not tell and precisions != {"float32"}:
+    tell = not request.features and parity.labels_tell(answers, found.labels)
+    if found.labels is not None and not tell and not request.features and precisions != {"float32"}:
         console.print(
             "Keras is right no more often than guessing: the labels are no evidence, and float16 and int8 are judged by "
             "agreement alone",
@@ -359,7 +356,9 @@ class _Export:
         certified = files.read_certificate(self.folder)
         kept = {name for name, entry in certified.items() if entry["model_sha256"] == sha256}
         if form == "classifier" and any(
-            FORMATS[name].named("float32", "dense") in kept for name in FORMATS
+            kind.named(precision, "dense") in kept
+            for kind in FORMATS.values()
+            for precision in kind.precisions
         ):
             self.proof.sizes = artifact.golden_sizes(self.folder)  # of the dense files, which stay
         besides = [self.beside(*key) for key in chosen]
@@ -437,7 +436,7 @@ class _Export:
         proof, beside = self.proof, self.beside(format, precision)
         with self.console.status(f"proving {self.folder / self.name(format, precision)}"):
             candidate = _sealed(beside, proof.golden, self.subject.reference)
-            gate = parity.gate_of(precision, labels_tell=proof.labels_tell)
+            gate = parity.gate_of(precision, proof.labels_tell, self.request.features)
             reference = self.subject.reference
             images, labels = proof.samples.images, proof.samples.labels
             parts = [parity.compare((reference, proof.answers), candidate, images, labels, gate)]

@@ -186,19 +186,25 @@ def _sites(graph: keras.Model) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 
 
 def activations(graph: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every layer's output after the ReLU, and `predictions`, where a Dense layer, before soft-max, of images uint8
-    `[N, H, W, C]`.
-    """
+    """Return every layer's output after the ReLU, and that of `predictions` before soft-max, of images uint8 `[N, H, W, C]`."""
     shown, outputs, _ = _sites(graph)
     found = {
         k: ops.convert_to_numpy(v)
         for k, v in keras.Model(shown, outputs)(images, training=False).items()
     }
     last = [layer for layer in graph.layers if layer.weights][-1]
-    if isinstance(last, layers.Dense):
-        kernel, bias = (ops.convert_to_numpy(weight) for weight in last.weights)
-        found["predictions"] = found["fc2"] @ kernel + bias
+    if last.name == "predictions":
+        weights = [ops.convert_to_numpy(weight) for weight in last.weights]
+        found["predictions"] = _linear(last, weights, found["fc2"])
     return found
+
+
+def _linear(layer: layers.Layer, weights: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Return what a layer gives before its activation, with other weights."""
+    kernel, bias = weights
+    if isinstance(layer, layers.Dense):
+        return x @ kernel + bias
+    return ops.convert_to_numpy(ops.conv(x, kernel, padding=layer.padding)) + bias
 
 
 def check_finite(graph: keras.Model, images: np.ndarray | None = None) -> None:
@@ -304,11 +310,12 @@ def signal_to_noise(graph: keras.Model, plan: Plan, images: np.ndarray) -> dict[
     The layer takes the float network's own activations, rounded to its input's steps; kernel and output are rounded too.
     """
     outputs = activations(graph, images)
-    sites, found = list(outputs), {}
+    sites, found = list(plan.steps), {}
     shown, _, inputs = _sites(graph)
     fed = keras.Model(shown, inputs)(images, training=False)
     for name in plan.weighted:
-        layer, before = graph.get_layer(name), plan.steps[sites[sites.index(name) - 1]]
+        at = sites.index(name) if name in sites else len(sites)
+        layer, before = graph.get_layer(name), plan.steps[sites[at - 1]]
         kernel, bias = (ops.convert_to_numpy(weight) for weight in layer.weights)
         steps, scales, biases = kernel_steps(kernel, bias, before.scale, pairs=True)
         # Pooling and flattening keep the steps, so that what comes in is in those of the site before.
@@ -317,14 +324,12 @@ def signal_to_noise(graph: keras.Model, plan: Plan, images: np.ndarray) -> dict[
             steps * scales,
             (biases * scales.astype(np.float64) * before.scale).astype(np.float32),
         ]
-        if name == plan.weighted[-1]:
-            y = x @ rounded[0] + rounded[1]
-        else:
-            y = ops.convert_to_numpy(layer.stateless_call(rounded, [], ops.convert_to_tensor(x))[0])
-            y = plan.steps[name].rounded(np.maximum(y, 0))
-        signal, noise = (
-            np.square(outputs[name], dtype=np.float64).sum(),
-            np.square(outputs[name] - y, dtype=float).sum(),
-        )
+        y = _linear(layer, rounded, x)
+        if name != "predictions":
+            y = np.maximum(y, 0)
+        if name != plan.weighted[-1]:  # which answers in float
+            y = plan.steps[name].rounded(y)
+        signal = np.square(outputs[name], dtype=np.float64).sum()
+        noise = np.square(outputs[name] - y, dtype=np.float64).sum()
         found[name] = float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
     return found

@@ -564,9 +564,9 @@ def test_what_gives_no_features_says_how_to_get_them(made, photos, tmp_path):
             InputError, match=f"python -m export --features --format {kind} --model RUN"
         ):
             vggkeras.load(made / "before" / plain).features_form()
-    predictor = vggkeras.load(made / "export" / "model.onnx")
+    predictor = vggkeras.load(made / "before" / "model.onnx")
     predictor.about["precision"] = "int8"  # the description is read once, and shared
-    with pytest.raises(InputError, match="files of features are float32: give the float32 file"):
+    with pytest.raises(InputError, match="--features --format onnx --precision int8 --model RUN"):
         predictor.features_form()
     folder = tmp_path / "mixed"
     shutil.copytree(made / "before", folder)
@@ -624,12 +624,8 @@ def test_a_report_of_an_export_shows_what_features_have(made, tmp_path):
     [
         (("--dense",), "--dense and --features write other files each"),
         (
-            ("--precision", "int8"),
-            "Files of features are float32: leave out --features or --precision int8",
-        ),
-        (
-            ("--precision", "all"),
-            "Files of features are float32: leave out --features or --precision all",
+            ("--precision", "int8", "--format", "saved_model"),
+            "saved_model has no precision 'int8'",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 import export
 import vggkeras
-from export import artifact, quantize, samples, to_saved_model
+from export import artifact, quantize, samples, to_saved_model, verify
 from vggkeras import evaluate, files, models, processor, runtimes
 
 PRECISE = [
@@ -481,7 +481,6 @@ def test_bad_input(run, tmp_path, photos, command):
             "invalid choice 'int4' for argument '--precision'",
         ),
         (("--precision", "int8", "--format", "saved_model"), "saved_model has no precision 'int8'"),
-        (("--precision", "int8", "--dense"), "Fully convolutional files are float32"),
         (("--precision", "int8", "--opset", 13), "opset must be 14 to 18"),
     ):
         code, _, err = command(
@@ -538,6 +537,27 @@ def test_calibration_takes_as_many_of_each_class_from_records_and_files(photos):
         crops, labels = samples.calibration_images(reference, data, count, Console())
         assert np.bincount(labels).tolist() == expected
         assert crops.shape == (sum(expected), 32, 32, 3)
+
+
+@pytest.mark.parametrize("form", ["dense", "features"])
+def test_every_form_has_every_precision_and_finds_the_others(form, run, precise_exports, tmp_path):
+    folder = shutil.copytree(precise_exports, tmp_path / "export")
+    options = {form: True, "precision": "all", "images": 100, "out": folder}
+    entries = export.export_model(run.path, **options)
+    assert len(entries) == 7
+    for name, entry in entries.items():
+        assert entry["passed"], (name, entry["failures"])
+        assert verify.verify(folder / name) == []
+        bounds = {"float32": 1e-5, "float16": 1e-2, "int8": None}
+        assert entry["tolerance"] == bounds[entry["precision"]]
+    for precision in ("", ".float16", ".int8"):
+        for kind in ("onnx", "tflite"):
+            classifier = vggkeras.load(folder / f"model{precision}.{kind}")
+            found = classifier.dense_form() if form == "dense" else classifier.features_form()
+            assert found.path.name == f"model{precision}.{form}.{kind}"
+    if form == "features":
+        cosine = entries["model.int8.features.onnx"]["smallest_cosine"]
+        assert 0.98 <= cosine < entries["model.float16.features.onnx"]["smallest_cosine"]
 
 
 @pytest.mark.parametrize("opset", [14, 18])

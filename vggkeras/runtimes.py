@@ -395,17 +395,15 @@ def _forms(
 ) -> dict[str, Any]:
     """What a file is, and the forms of it that lie beside it, loaded when asked for: fields of its `Predictor`."""
 
-    def load_form(form: str, does: str, files: str, otherwise: str = "") -> Predictor:
-        if about.get("precision", "float32") != "float32":
-            raise InputError(
-                f"{path} {does}, and {files} are float32: give the float32 file{otherwise}."
-            )
+    def load_form(form: str, does: str, otherwise: str = "") -> Predictor:
         file = _form_path(path, form)
         if not file.exists():
             kind = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
+            precision = about.get("precision", "float32")
+            wanted = "" if precision == "float32" else f" --precision {precision}"
             raise InputError(
                 f"{path} {does}, and there is no {form} form of it at {file}: write it with "
-                f"`python -m export --{form} --format {kind} --model RUN`{otherwise}."
+                f"`python -m export --{form} --format {kind}{wanted} --model RUN`{otherwise}."
             )
         found = loader(file)
         ours, theirs = (a.get("provenance", {}).get("model_sha256") for a in (about, found.about))
@@ -418,12 +416,8 @@ def _forms(
     fields: dict[str, Any] = {"dense": dense, "features": features}
     if not dense:
         size, otherwise = "takes images of one size", ", or use --protocol center or multicrop"
-        fields["make_dense"] = lambda: load_form(
-            "dense", size, "fully convolutional files", otherwise
-        )
-        fields["make_features"] = lambda: load_form(
-            "features", "gives probabilities", "files of features"
-        )
+        fields["make_dense"] = lambda: load_form("dense", size, otherwise)
+        fields["make_features"] = lambda: load_form("features", "gives probabilities")
     return fields
 
 
