@@ -145,8 +145,9 @@ def export_model(
         OSError: a folder that cannot be written.
     """
     from export import pipeline
+    from export.request import Request
 
-    request = pipeline.Request(
+    request = Request(
         model=Path(model),
         format=format,
         precision=precision,

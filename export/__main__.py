@@ -47,8 +47,8 @@ class Arguments:
     calibration: int | None = None
     """Training images that int8's ranges come from, as many of each class: 100 when not given, or one a class."""
     input: Pixels | None = None
-    """What a model not built by vggkeras takes: 0-255 when not given; caffe and torch are keras.applications' names. The
-    exported files take 0-255 all the same."""
+    """What a model not built by vggkeras takes: 0-255 when not given, caffe for keras.applications' VGG16 and VGG19; caffe
+    and torch are keras.applications' names. The exported files take 0-255 all the same."""
     logits: bool = False
     """Say that such a model gives class scores: a soft-max is added. Otherwise its last activation tells."""
 

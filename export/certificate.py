@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from export import artifact
 from export.parity import Parity
 from vggkeras import files
@@ -101,6 +103,16 @@ def update(folder: Path, entries: dict[str, dict[str, Any]], model_sha256: str) 
     return sorted(
         name for name in known.keys() - kept.keys() - entries.keys() if (folder / name).exists()
     )
+
+
+def milliseconds_of(predictor: Predictor, images: np.ndarray) -> float:
+    """Return the median time of a call with one image, ms."""
+    times = []
+    for image in [images[0], *images[:20]]:
+        start = time.perf_counter()
+        predictor(image[None])
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[len(times[1:]) // 2] * 1e3
 
 
 class Peak:

@@ -25,7 +25,7 @@ from export.changes import Array
 from export.diagnosis import SIDES, Diagnosis, Pair, diagnosed, softmax
 from export.parity import LEAST_AGREEMENT, MOST_LOST
 from export.parting import first_layer
-from export.pipeline import GATE_IMAGES, PARITY_IMAGES
+from export.request import GATE_IMAGES, PARITY_IMAGES
 from vggkeras import augment, configs, datasets, evaluate
 from vggkeras.errors import InputError, parsed, run_command
 
@@ -78,7 +78,10 @@ class Comparison:
             return (
                 f"they differ: {self.failures[-1]}; the first layer that parts: {self.first_layer}"
             )
-        return f"they differ: {'; '.join(self.failures)}"
+        unexplained = ""
+        if any(failure.startswith("values: ") for failure in self.failures):
+            unexplained = "; no usual difference of preprocessing explains it"
+        return f"they differ: {'; '.join(self.failures)}{unexplained}"
 
     def table(self) -> Table:
         """Return a table: what each of the two files has, row by row."""

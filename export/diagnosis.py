@@ -156,7 +156,7 @@ def _told(pair: Pair, changes: dict[str, Change]) -> str:
         if expects:
             what, advice = (" and ".join(words) for words in zip(*expects, strict=True))
             told.append(f"{pair.name(side)} expects {what}, unlike {pair.name(other)}: {advice}")
-    return f"{'; '.join(told)}; or export {pair.name('candidate')} again" if told else ""
+    return "; ".join(told)
 
 
 def _shape_words(

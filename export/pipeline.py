@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,67 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from export import FORMATS, PRECISIONS, TOLERANCES, Form, Pixels
+from export import FORMATS
+from export.request import Request, chosen_files, default_folder, source_of
 from vggkeras import files
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
-    import keras
-
     from export import certificate
     from export.artifact import Golden
     from export.certificate import Peak
     from export.parity import Parity
     from export.quantize import Plan
     from export.samples import Samples
+    from export.subjects import Subject
     from vggkeras.runtimes import Predictor
 
-PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
-GATE_IMAGES = 1000  # where a precision may cost accuracy: one image of 256 would be 0.4 points
 ROUNDING_IMAGES = 64  # on which int8's integers are held against the same computation in float
-OPSETS = range(14, 19)  # ONNX operator sets that the operators here are written for
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for: the arguments of `export.export_model`."""
-
-    model: Path
-    format: str = "all"
-    precision: str = "float32"
-    data: str | None = None
-    out: Path | None = None
-    images: int | None = None
-    opset: int | None = None
-    dense: bool = False
-    features: bool = False
-    calibration: int | None = None
-    input: Pixels | None = None
-    logits: bool = False
-
-    @property
-    def form(self) -> Form:
-        """Return which form of the model is written."""
-        return "dense" if self.dense else "features" if self.features else "classifier"
-
-    @property
-    def count(self) -> int:
-        """Return how many images to compare; 0 for all."""
-        if self.images is not None:
-            return self.images
-        return PARITY_IMAGES if self.precision == "float32" else GATE_IMAGES
-
-
-@dataclass
-class Subject:
-    """The model that is exported."""
-
-    source: Path
-    graph: keras.Model | None  # what the writers take; dropped once it is written, for its memory
-    reference: Predictor  # Keras' own answers
-    about: dict[str, Any]
-    is_vgg: bool  # whether the graph is of vggkeras.build()'s layers
-    has_softmax: bool = False  # whether one was added to a model of another make
 
 
 @dataclass
@@ -93,9 +47,9 @@ def run(request: Request, console: Console | None = None) -> dict[str, dict[str,
     from vggkeras.terminal import load_tensorflow
 
     console = console or Console()
-    chosen = _chosen(request)
-    source = _source(request.model)
-    folder = request.out or _default_folder(source)
+    chosen = chosen_files(request)
+    source = source_of(request.model)
+    folder = request.out or default_folder(source)
     files.check_writable(folder)
     load_tensorflow(console)
     import keras
@@ -104,7 +58,9 @@ def run(request: Request, console: Console | None = None) -> dict[str, dict[str,
         raise InputError(
             "Exporting needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow and start again."
         )
-    subject = _subject(request, source, chosen, console)
+    from export import subjects
+
+    subject = subjects.load(request, source, chosen, console)
     proof, plan, noise = _proof(request, subject, chosen, console)
     # From here on the answers stand for the reference, whose weights go with the graph once that is written.
     answers = proof.answers
@@ -112,145 +68,6 @@ def run(request: Request, console: Console | None = None) -> dict[str, dict[str,
         subject.reference, run=lambda _: answers, make_dense=None, make_features=None
     )
     return _Export(request, subject, proof, folder, plan, noise, console).files(chosen)
-
-
-def _chosen(request: Request) -> list[tuple[str, str]]:
-    """Return (format, precision) of what to write."""
-    format, precision = request.format, request.precision
-    if request.dense and request.features:
-        raise InputError(
-            "--dense and --features write other files each: give one of them at a time."
-        )
-    if format != "all" and format not in FORMATS:
-        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(FORMATS)}, all.")
-    if precision != "all" and precision not in TOLERANCES:
-        raise InputError(
-            f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all."
-        )
-    formats = list(FORMATS) if format == "all" else [format]
-    precisions = list(PRECISIONS) if precision == "all" else [precision]
-    chosen = [
-        (name, kind) for name in formats for kind in precisions if kind in FORMATS[name].precisions
-    ]
-    if not chosen:
-        raise InputError(
-            f"{format} has no precision {precision!r}: expected one of "
-            f"{', '.join(FORMATS[format].precisions)}, or all; float16 and int8 are of onnx and tflite."
-        )
-    if request.opset not in (None, *OPSETS):
-        raise InputError(
-            f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {request.opset}."
-        )
-    if request.calibration is not None and "int8" not in {p for _, p in chosen}:
-        raise InputError("--calibration is of int8: give --precision int8 or all too.")
-    if request.count < 0:
-        raise InputError(
-            f"images must be 1 or more, or 0 for all of the validation split; received {request.images}."
-        )
-    return chosen
-
-
-def _source(model: Path) -> Path:
-    """Return the .keras file of a run's folder, or the file itself."""
-    source = model / "model.keras" if model.is_dir() else model
-    if not source.is_file():
-        raise InputError(
-            f"No trained model at {source}: expected a run's folder or a .keras file; train one with "
-            "`python -m vggkeras train`, or give --model."
-        )
-    if source.suffix != ".keras":
-        raise InputError(f"Expected a run's folder or a .keras file to export; received {source}.")
-    return source.resolve()
-
-
-def _default_folder(source: Path) -> Path:
-    beside = source.parent / "export"
-    package = (beside / "__init__.py").exists()
-    return source.parent / f"{source.stem}-export" if package else beside
-
-
-def _subject(
-    request: Request, source: Path, chosen: list[tuple[str, str]], console: Console
-) -> Subject:
-    """Load the model, find out what it is, and make the graph that is written."""
-    from export import quantize, to_saved_model
-    from vggkeras import models, runtimes
-
-    with console.status(f"loading {source}"):
-        network, about = models.load_model(source)
-    if not to_saved_model.is_vgg(network):
-        from export import keras_export
-
-        name = keras_export.applications_network(network)
-        if name is None:
-            return _other_subject(request, source, network, about, chosen, console)
-        pixels = request.input or "caffe"
-        console.print(
-            f"{source.name} is keras.applications' {name}, taken to expect images as {pixels} (--input): exported as the "
-            "same network of vggkeras",
-            soft_wrap=True,
-        )
-        network, about = keras_export.lean(network, pixels)
-    elif request.input not in (None, "0-255"):
-        raise InputError(
-            f"--input {request.input}: {source} is a network of vggkeras, which takes 0-255: leave it out."
-        )
-    if to_saved_model.ends_in_scores(network):
-        console.print(f"{source.name} ends in class scores: a soft-max is added", soft_wrap=True)
-        to_saved_model.add_softmax(network)
-    graph = to_saved_model.inference_model(network, request.form)
-    quantize.check_finite(graph)
-    about = {"mean_rgb": list(models.mean_rgb(network)), "arch": network.name, **about}
-    reference = runtimes.keras_predictor(network, about, source)
-    reference = reference.features_form() if request.features else reference
-    return Subject(source, graph, reference, about, True)
-
-
-def _other_subject(
-    request: Request,
-    source: Path,
-    network: keras.Model,
-    about: dict[str, Any],
-    chosen: list[tuple[str, str]],
-    console: Console,
-) -> Subject:
-    """Wrap a Keras classifier that vggkeras did not build, for Keras' own exporters."""
-    import keras
-
-    from export import keras_export, quantize
-    from vggkeras import runtimes
-
-    if request.form != "classifier":
-        what = "fully convolutional form" if request.dense else "form that gives features"
-        raise InputError(
-            f"--{request.form}: {source} has no {what}: that is made of the layers flatten, fc1, fc2 and predictions of "
-            f"vggkeras.build(), and {network.name!r} has {', '.join(layer.name for layer in network.layers[-3:])} at its "
-            f"end; leave out --{request.form}."
-        )
-    if others := sorted({p for _, p in chosen} - {"float32"}):
-        raise InputError(
-            f"{' and '.join(others)}: {source} is not of vggkeras.build(), and Keras' own exporters write float32: leave "
-            "out --precision."
-        )
-    keras_export.check_classifier(network)
-    quantize.check_finite(network)
-    pixels: Pixels = request.input or "0-255"
-    scores = request.logits or keras_export.ends_in_scores(network)
-    graph = keras_export.inference_model(network, pixels, scores)
-    console.print(
-        f"{source.name} is not of vggkeras.build(): written by Keras' own exporters; it is taken to expect images as "
-        f"{pixels} (--input){', and to end in class scores: a soft-max is added (--logits)' if scores else ''}",
-        soft_wrap=True,
-    )
-    about = {
-        "mean_rgb": [0.0] * graph.input_shape[-1],
-        "arch": network.name,
-        "pixels": pixels,
-        **about,
-    }
-    plain = keras.Model(graph.inputs, graph.output["probabilities"], name=network.name)
-    reference = runtimes.keras_predictor(plain, about, source)
-    return Subject(source, graph, replace(reference, make_features=None), about, False, scores)
 
 
 def _proof(
@@ -281,10 +98,12 @@ def _proof(
         golden = samples.golden_images(reference, graph, found, answers)
     subject.reference = reference
     tell = not request.features and parity.labels_tell(answers, found.labels)
-    if found.labels is not None and not tell and not request.features and precisions != {"float32"}:
+    if found.labels is not None and not tell and not request.features:
+        advice = "" if subject.is_vgg else "; is --input right?"
+        if precisions != {"float32"}:
+            advice = ", and float16 and int8 are judged by agreement alone"
         console.print(
-            "Keras is right no more often than guessing: the labels are no evidence, and float16 and int8 are judged by "
-            "agreement alone",
+            f"Keras is right no more often than guessing: the labels are no evidence{advice}",
             style="yellow",
             soft_wrap=True,
         )
@@ -471,7 +290,9 @@ class _Export:
 
             candidate, result = _least_in_float(attempt, self.noise, name, self.console)
         milliseconds = (
-            _milliseconds(candidate, self.proof.samples.images) if result.passed else None
+            certificate.milliseconds_of(candidate, self.proof.samples.images)
+            if result.passed
+            else None
         )
         entry = certificate.entry(
             beside,
@@ -576,13 +397,3 @@ def _failing(predictor: Predictor, reason: Exception) -> Predictor:
         raise reason
 
     return replace(predictor, run=run)
-
-
-def _milliseconds(predictor: Predictor, images: np.ndarray) -> float:
-    """Return the median time of a call with one image, ms."""
-    times = []
-    for image in [images[0], *images[:20]]:
-        start = time.perf_counter()
-        predictor(image[None])
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[len(times[1:]) // 2] * 1e3

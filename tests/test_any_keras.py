@@ -473,6 +473,7 @@ def test_the_command_exports_proves_and_verifies_any_classifier(five, tmp_path, 
         (("--dense",), "has no fully convolutional form: that is made of the layers flatten, fc1"),
         (("--features",), "has no form that gives features"),
         (("--precision", "int8"), "Keras' own exporters write float32: leave out --precision"),
+        (("--logits",), "gives probabilities already: expected class scores; leave out --logits"),
         (("--input", "caffes"), "invalid choice 'caffes' for argument '--input'"),
     ):
         code, _, err = command(export_cli, *arguments, *bad)

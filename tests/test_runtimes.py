@@ -581,6 +581,40 @@ def test_cuda_gives_the_cpus_answers(loads, dense_exports, pictures, name):
         np.testing.assert_allclose(np.concatenate(list(cuda.stream(parts))), cpu(images), atol=1e-5)
 
 
+def test_models_that_take_no_bytes_are_refused_in_one_line(tmp_path, photos, command):
+    """As Keras' own exporters write them, and .keras files that take no images of one size."""
+    import keras
+
+    images, others = keras.Input((32, 32, 3)), keras.Input((8,))
+    pooled = keras.layers.GlobalAveragePooling2D()
+    probabilities = keras.layers.Dense(2, "softmax")(pooled(images))
+    stock = keras.Model(images, probabilities)
+    stock(np.zeros((1, 32, 32, 3)))  # Keras exports a model that was called
+    stock.export(tmp_path / "stock.onnx", format="onnx", verbose=False)
+    stock.export(tmp_path / "stock.tflite", format="litert", verbose=False)
+    stock.export(tmp_path / "stock", verbose=False)
+    joined = keras.layers.Concatenate()([probabilities, others])
+    keras.Model([images, others], joined).save(tmp_path / "two.keras")
+    any_size = keras.Input((None, None, 3))
+    keras.Model(any_size, keras.layers.Dense(2)(pooled(any_size))).save(tmp_path / "any.keras")
+    keras.Model(others, keras.layers.Dense(2)(others)).save(tmp_path / "vector.keras")
+    for name, message in (
+        ("stock.onnx", "not of bytes: expected uint8 images"),
+        ("stock.tflite", "not of bytes: expected uint8 images"),
+        ("stock", "not of bytes: expected uint8 images"),
+        ("two.keras", "has 2 inputs"),
+        ("any.keras", "does not say its training size"),
+        ("vector.keras", "expected one, images [batch, H, W, C]"),
+    ):
+        code, _, err = command(
+            cli, "evaluate", "--model", tmp_path / name, "--data", photos, "--split", "validation"
+        )
+        assert code == 2, name
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert message in line
+        assert "Traceback" not in err
+
+
 def test_doctor_says_why_a_provider_does_not_load(pretend):
     pretend(said="with error: libnvinfer.so.10: cannot open shared object file: No such")
     told = Console(file=io.StringIO(), width=250)

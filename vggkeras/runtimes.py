@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -306,8 +306,14 @@ def keras_predictor(
 
     from vggkeras import models
 
+    inputs = getattr(model, "inputs", None) or [model.input_spec]
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise InputError(
+            f"{path} has {len(inputs)} inputs, the first of shape {list(inputs[0].shape)}: expected one, images "
+            "[batch, H, W, C]; give an image classifier."
+        )
     dense = None in model.input_shape[1:]
-    shape = tuple(about["input"]["smallest"] if dense else model.input_shape[1:])
+    shape = _smallest(path, about) if dense else tuple(model.input_shape[1:])
     backend = keras.backend.backend()
     known = threads
     if backend == "tensorflow":
@@ -432,6 +438,18 @@ def _smallest(path: Path, about: dict[str, Any]) -> tuple[int, int, int]:
     return h, w, c
 
 
+def _check_takes_bytes(path: Path, is_uint8: bool, shapes: Sequence[Sequence[Any]]) -> None:
+    """Raises InputError for a model that does not take one array of images as bytes, as exported files do."""
+    if not is_uint8 or len(shapes) != 1 or len(shapes[0]) != 4:
+        what = (
+            f"{len(shapes)} inputs" if len(shapes) > 1 else f"an input of shape {list(shapes[0])}"
+        )
+        raise InputError(
+            f"{path} has {what}{'' if is_uint8 else ', not of bytes'}: expected uint8 images [batch, H, W, C], as in files "
+            "of `python -m export`; export its .keras file with that, or compare it with `python -m export.compare`."
+        )
+
+
 def _has_mean(model: Any) -> bool:
     return any(layer.name == "mean_rgb" for layer in model.layers)
 
@@ -498,8 +516,10 @@ def _load_saved_model(path: Path, provider: str, threads: int | None, tf32: bool
         raise InputError(
             f"{path} cannot be loaded as a SavedModel ({reason}): export it again."
         ) from error
-    ((input_name, spec),) = function.structured_input_signature[1].items()
-    ((output_name, output),) = function.structured_outputs.items()
+    inputs = function.structured_input_signature[1]
+    input_name, spec = next(iter(inputs.items()))
+    output_name, output = next(iter(function.structured_outputs.items()))
+    _check_takes_bytes(path, spec.dtype == tf.uint8, [list(i.shape) for i in inputs.values()])
     described = path / "assets.extra" / "vggkeras.json"
     about = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
 
@@ -552,7 +572,8 @@ def _load_onnx(
             f"provider {provider}: ONNX Runtime {ort.__version__} did not load {ONNX_PROVIDERS[provider]}: {reason}. "
             f"Needed: {INSTALL[provider]}; or use cpu (`python -m vggkeras doctor` says what loads)."
         )
-    details, (output,) = session.get_inputs()[0], session.get_outputs()
+    details, output = session.get_inputs()[0], session.get_outputs()[0]
+    _check_takes_bytes(path, "uint8" in details.type, [i.shape for i in session.get_inputs()])
     about = json.loads(session.get_modelmeta().custom_metadata_map.get("vggkeras", "{}"))
     dense = any(isinstance(side, str) for side in details.shape[1:])
     shape = _smallest(path, about) if dense else tuple(details.shape[1:])
@@ -705,11 +726,13 @@ def _load_tflite(path: Path, provider: str, threads: int | None, tf32: bool) -> 
         with quiet_stderr():  # it tells of its delegate, every time
             interpreter = Interpreter(str(path), num_threads=has)
             interpreter.allocate_tensors()
-        (details,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+        inputs = interpreter.get_input_details()
+        details, output = inputs[0], interpreter.get_output_details()[0]
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again."
         ) from error
+    _check_takes_bytes(path, details["dtype"] == np.uint8, [list(i["shape"]) for i in inputs])
     about: dict[str, Any] = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
