@@ -106,7 +106,7 @@ class Parity:
     def is_too_inaccurate(self) -> bool:
         """Whether it failed for its accuracy or its agreement alone."""
         return bool(self.failures) and all(
-            failure.startswith(("accuracy: ", "agreement: ", "cosine: "))
+            failure.rpartition(" px: ")[2].startswith(("accuracy: ", "agreement: ", "cosine: "))
             for failure in self.failures
         )
 

@@ -1,8 +1,9 @@
-"""What float16 and int8 must know of a network: how large its activations are, in which steps to count, whom it hurts.
+"""Calibration and quantization parameters for float16 and int8, and the signal-to-noise ratio of each layer in int8.
 
-int8 as both formats have it: a value is (step - zero) * scale. Activations have one scale a tensor, from the images of a
-calibration; kernels one a filter, symmetric; biases are int32 in steps of input times kernel. The images come in, and the
-probabilities leave, as ever: centring, LRN and soft-max compute in float, and so does the sum that makes the class scores.
+In int8 a value is (integer - zero point) * scale, in ONNX and in TFLite. Activations have one scale for each tensor, from
+calibration images; kernels have one for each filter, and zero point 0; biases are int32, their scale the input's times the
+kernel's. Images go in as bytes and probabilities come out as float32: centring, LRN, soft-max and the class scores are
+computed in float.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is quantized: the steps of every activation, and which layers are left in float."""
+    """How a network is quantized: the scale and zero point of every activation, and which layers stay float32."""
 
     steps: dict[
         str, Steps
@@ -61,7 +62,7 @@ class Plan:
     floats: tuple[str, ...] = ()
 
     def leaving(self, floats: Sequence[str]) -> Plan:
-        """The same with other layers left in float."""
+        """Return the same with other layers kept in float32."""
         return replace(self, floats=tuple(floats))
 
     def quantizes(self, layer: str) -> bool:
