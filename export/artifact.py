@@ -451,7 +451,12 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field of a protocol buffer: its key, its length, itself."""
+    """Return a field of a protocol buffer: its key, its length, its content."""
+    return key(number, len(content)) + content
+
+
+def key(number: int, length: int) -> bytes:
+    """Return what stands before a protocol buffer's field of bytes: its key and its length."""
 
     def varint(value: int) -> bytes:
         found = bytearray()
@@ -460,7 +465,7 @@ def field(number: int, content: bytes) -> bytes:
             value >>= 7
         return bytes([*found, value])
 
-    return varint(number << 3 | 2) + varint(len(content)) + content
+    return varint(number << 3 | 2) + varint(length)
 
 
 def _tflite_parts(path: Path, data: memoryview) -> tuple[dict[str, bytes], dict[str, str]]:

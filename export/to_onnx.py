@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from export.artifact import key
 from export.operations import (
     WEIGHTED,
     Constant,
@@ -279,25 +280,12 @@ def _write(file: BinaryIO, proto: onnx.ModelProto, constants: dict[str, Constant
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     tensors = {
-        name: header + _key(RAW_DATA, constants[name].nbytes) for name, header in headers.items()
+        name: header + key(RAW_DATA, constants[name].nbytes) for name, header in headers.items()
     }
     sizes = {name: len(head) + constants[name].nbytes for name, head in tensors.items()}
-    total = len(graph) + sum(len(_key(INITIALIZER, size)) + size for size in sizes.values())
+    total = len(graph) + sum(len(key(INITIALIZER, size)) + size for size in sizes.values())
     file.write(proto.SerializeToString())
-    file.write(_key(GRAPH, total) + graph)
+    file.write(key(GRAPH, total) + graph)
     for name, head in tensors.items():
-        file.write(_key(INITIALIZER, sizes[name]) + head)
+        file.write(key(INITIALIZER, sizes[name]) + head)
         file.write(constants[name].content().data)
-
-
-def _key(number: int, length: int) -> bytes:
-    """Return the key and the length before a protocol buffer's field of bytes."""
-
-    def varint(value: int) -> bytes:
-        found = bytearray()
-        while value > 0x7F:
-            found.append(value & 0x7F | 0x80)
-            value >>= 7
-        return bytes([*found, value])
-
-    return varint(number << 3 | 2) + varint(length)
