@@ -92,7 +92,7 @@ def describe(
             key: about[key] for key in ("arch", "recipe", "data", "seed", "epoch", "images") if key in about
         } | {"trained_with": about.get("versions"), "model_sha256": model_sha256},
         "versions": {"vggkeras": vggkeras.__version__},
-        **({"pixels": about["pixels"]} if "pixels" in about else {}),
+        **{key: about[key] for key in ("pixels", "tolerance") if key in about},
         **({"processor": made_on.to_json()} if (made_on := this_processor()) else {}),
     }  # fmt: skip
 

@@ -59,7 +59,8 @@ class Comparison:
     @property
     def tolerance(self) -> float | None:
         """Largest error that is let pass; None for int8, of which the classes are what counts."""
-        return TOLERANCES[self.precision]
+        least, models = TOLERANCES[self.precision], (self.reference, self.candidate)
+        return least and max(least, *(model.description.tolerance for model in models))
 
     @property
     def passed(self) -> bool:

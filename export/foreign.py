@@ -37,6 +37,7 @@ class Description:
     scale: int | None = None  # smallest side, px, that images are rescaled to
     mean_rgb: tuple[float, ...] = ()  # what it subtracts, 0-255
     precision: str = "float32"  # float32, float16 or int8
+    tolerance: float = 0.0  # of a deep network; 0: that of its precision
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ def _described(about: dict[str, Any], precision: str = "float32") -> Description
         about.get("scale"),
         tuple(about.get("mean_rgb") or ()),
         about.get("precision") or precision,
+        about.get("tolerance") or 0.0,
     )
 
 

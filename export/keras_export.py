@@ -74,7 +74,7 @@ def check_classifier(model: keras.Model) -> None:
     if len(inputs) > 1:
         raise _refusal(model, f"has {len(inputs)} inputs", "images alone; leave out the others")
     _check_images(model, tuple(inputs[0].shape))
-    for layer in _all_layers(model):
+    for layer in all_layers(model):
         mode, dtype = getattr(layer, "quantization_mode", None), layer.compute_dtype
         if mode or dtype in ("float16", "bfloat16", "float64"):
             policy = "float32; build it under keras.config.set_dtype_policy('float32') and copy"
@@ -95,7 +95,7 @@ def _check_images(model: keras.Model, shape: tuple[int | None, ...]) -> None:
     if len(shape) != 4:
         expected = "images [batch, H, W, C]; give an image classifier"
         raise _refusal(model, f"takes {_text(shape)}", expected)
-    formats = {getattr(layer, "data_format", None) for layer in _all_layers(model)}
+    formats = {getattr(layer, "data_format", None) for layer in all_layers(model)}
     if "channels_first" in formats or (shape[1] in (1, 3) and shape[3] not in (1, 3)):
         expected = "[batch, H, W, C]; build it with data_format='channels_last', copy the weights"
         raise _refusal(model, f"takes {_text(shape)}, channels first", expected)
@@ -121,12 +121,12 @@ def _inputs(model: keras.Model) -> list[Any]:
     return [keras.KerasTensor((None, *shape[1:]), "float32") for shape in shapes.values() if shape]
 
 
-def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
+def all_layers(model: keras.Model) -> Iterator[keras.Layer]:
     """Yield a model's layers, and those of the models in it."""
     for layer in model.layers:
         yield layer
         if isinstance(layer, keras.Model):
-            yield from _all_layers(layer)
+            yield from all_layers(layer)
 
 
 def ends_in_scores(model: keras.Model) -> bool:
@@ -336,7 +336,7 @@ def write_tflite(
 def _export(model: keras.Model, path: Path, format: str, **options: Any) -> None:
     import tensorflow as tf
 
-    for layer in _all_layers(model):
+    for layer in all_layers(model):
         if isinstance(layer, layers.Normalization):  # tf2onnx takes the tensors it holds for inputs
             layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")

@@ -39,14 +39,19 @@ class Gate:
     least_cosine: float | None = None  # of features: between the two vectors of any image
 
 
-def gate_of(precision: str, labels_tell: bool, features: bool = False) -> Gate:
-    """Return what a file of a precision must reach; without labels that tell, int8 is judged by agreement alone."""
+def gate_of(
+    precision: str, labels_tell: bool, features: bool = False, tolerance: float | None = None
+) -> Gate:
+    """Return what a file of a precision must reach; without labels that tell, int8 is judged by agreement alone.
+
+    A tolerance, where one is given, takes the place of the precision's.
+    """
     if features:
         return Gate(
             TOLERANCES[precision], least_cosine=LEAST_COSINE if precision == "int8" else None
         )
     return Gate(
-        TOLERANCES[precision],
+        tolerance or TOLERANCES[precision],
         MOST_LOST if precision != "float32" and labels_tell else None,
         LEAST_AGREEMENT if precision == "int8" else None,
     )

@@ -255,7 +255,8 @@ class _Export:
         proof, beside = self.proof, self.beside(format, precision)
         with self.console.status(f"proving {self.folder / self.name(format, precision)}"):
             candidate = _sealed(beside, proof.golden, self.subject.reference)
-            gate = parity.gate_of(precision, proof.labels_tell, self.request.features)
+            tolerance = self.subject.about.get("tolerance")
+            gate = parity.gate_of(precision, proof.labels_tell, self.request.features, tolerance)
             reference = self.subject.reference
             images, labels = proof.samples.images, proof.samples.labels
             parts = [parity.compare((reference, proof.answers), candidate, images, labels, gate)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export import Pixels
+from export import TOLERANCES, Pixels
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,11 +110,25 @@ def _other(
         "mean_rgb": [0.0] * graph.input_shape[-1],
         "arch": network.name,
         "pixels": pixels,
+        "tolerance": _tolerance(network),
         **about,
     }
     plain = keras.Model(graph.inputs, graph.output["probabilities"], name=network.name)
     reference = runtimes.keras_predictor(plain, about, source)
     return Subject(source, graph, replace(reference, make_features=None), about, False, scores)
+
+
+def _tolerance(network: keras.Model) -> float:
+    """Return the largest error that float32's rounding explains, relative to the largest probability.
+
+    Two runtimes add up a layer's products in different orders, which differs by 2^-24 of the sum, and
+    by some 16 times as much where large terms cancel; every layer passes on the difference of those
+    before it. Networks of few layers keep the tolerance of all other files.
+    """
+    from export import keras_export
+
+    weighted = sum(hasattr(layer, "kernel") for layer in keras_export.all_layers(network))
+    return max(TOLERANCES["float32"] or 0.0, weighted * 2.0**-20)
 
 
 def _check_scores(model: keras.Model) -> None:

@@ -81,7 +81,7 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
         lambda _: answers,
         features=answers.shape[1] if features else 0,
     )
-    gate = parity.Gate(TOLERANCES[precision] or INT8_TOLERANCE)
+    gate = parity.Gate(about.get("tolerance") or TOLERANCES[precision] or INT8_TOLERANCE)
     results = [parity.compare((expected, answers), candidate, golden.images, None, gate)]
     if precision == "int8" and candidate.runtime == "onnxruntime" and provider == "cpu":
         # The processor may be of another kind than the one where the file was made.

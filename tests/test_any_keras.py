@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import types
 import zipfile
 from pathlib import Path
@@ -51,7 +52,7 @@ def lively(model: keras.Model, pixels: str) -> keras.Model:
     """
     norms = [
         layer
-        for layer in keras_export._all_layers(model)
+        for layer in keras_export.all_layers(model)
         if isinstance(layer, layers.BatchNormalization)
     ]
     momenta = [norm.momentum for norm in norms]
@@ -391,6 +392,7 @@ def test_a_tensor_that_a_layer_holds_would_be_an_input_of_the_onnx_file(tmp_path
 @pytest.fixture(scope="module")
 def vgg16() -> keras.Model:
     """keras.applications' VGG16 with five classes, whose biases are not what they start as."""
+    keras.utils.set_random_seed(0)
     network = keras.applications.VGG16(weights=None, input_shape=(32, 64, 3), classes=5)
     rng = np.random.default_rng(0)
     for layer in network.layers:
@@ -479,10 +481,10 @@ def test_the_command_exports_proves_and_verifies_any_classifier(five, tmp_path, 
         code, _, err = command(export_cli, *arguments, *bad)
         assert code == 2
         assert message in " ".join(err.split())
-    (five / "val" / "class5").mkdir()
-    write_photos(five / "val" / "class5", 1)
-    write_photos(five / "train" / "class5", 1)
-    code, _, err = command(export_cli, *arguments)
+    six = shutil.copytree(five, tmp_path / "six")
+    for split in ("train", "val"):
+        write_photos(six / split / "class5", 1)
+    code, _, err = command(export_cli, *arguments[:2], "--data", six, "--out", out)
     assert code == 2
     assert "5 classes and the data 6" in err
 
@@ -495,13 +497,30 @@ def test_scores_are_proven_with_their_softmax_and_others_are_refused(five, tmp_p
         ("sigmoids", "sigmoid", 2, "sigmoids of several labels do not choose one class"),
         ("relus", "relu", 2, "if these are class scores, give --logits"),
     ):
-        last = layers.Dense(6, activation, bias_initializer="ones")(pooled_images)
+        last = layers.Dense(5, activation, bias_initializer="ones")(pooled_images)
         keras.Model(images, last).save(tmp_path / f"{name}.keras")
         arguments = ("--model", tmp_path / f"{name}.keras", "--data", five, "--format", "onnx")
         found, told, err = command(export_cli, *arguments, "--out", tmp_path / name)
         assert found == code, (name, err)
         assert message in " ".join((told + err).split())
         assert (tmp_path / name).exists() == (code == 0)
+
+
+def test_the_tolerance_of_a_deep_network_follows_from_its_layers(five, tmp_path, command):
+    keras.utils.set_random_seed(0)
+    images = keras.Input((32, 32, 3))
+    x = layers.AveragePooling2D(16)(layers.Rescaling(1 / 255)(images))
+    for _ in range(20):
+        x = layers.Conv2D(8, 1, activation="relu", kernel_initializer="he_normal")(x)
+    x = layers.Dense(5, "softmax")(layers.Flatten()(x))
+    keras.Model(images, x).save(tmp_path / "deep.keras")
+    out = tmp_path / "out"
+    arguments = ("--model", tmp_path / "deep.keras", "--data", five, "--format", "onnx")
+    code, _, err = command(export_cli, *arguments, "--out", out)
+    assert (code, err) == (0, "")
+    (entry,) = json.loads((out / "certificate.json").read_text()).values()
+    assert entry["tolerance"] == artifact.read(out / "model.onnx").about["tolerance"] == 21 / 2**20
+    assert verify.verify(out / "model.onnx") == []
 
 
 def test_vgg16_of_keras_applications_takes_the_lean_road(vgg16, five, tmp_path, command):
@@ -515,7 +534,7 @@ def test_vgg16_of_keras_applications_takes_the_lean_road(vgg16, five, tmp_path, 
     tensors = {t.name for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
     assert "block5_conv3.kernel" in tensors
     code, _, err = command(
-        export_cli, "--model", tmp_path / "vgg16.keras", "--data", five, "--format", "onnx"
+        export_cli, "--model", tmp_path / "vgg16.keras", "--data", "digits", "--format", "onnx"
     )
     assert code == 2
     assert "classes and the data" in err

@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from test_export import ABOUT, trained_looking
 
-from export import operations, quantize, to_onnx, to_saved_model, to_tflite
+from export import operations, parity, quantize, to_onnx, to_saved_model, to_tflite
 from vggkeras import models, runtimes
 from vggkeras.errors import InputError
 
@@ -61,27 +61,13 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def weighted_layers(model: keras.Model) -> int:
-    found = operations.operations(to_saved_model.inference_model(model))
-    return sum(operation.kind in operations.WEIGHTED for operation in found)
-
-
-def rounding(layers: int) -> float:
-    """What two ways of adding up the same float32 products may differ by, relative to the largest answer.
-
-    A sum is rounded by 2^-24 of its size, and by some 16 times as much where large terms of a random network cancel;
-    every layer passes on what the layers before it have: 1e-5 for A's 11 layers, 1.8e-5 for E's 19.
-    """
-    return layers * 2**-20
-
-
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_configuration_form_and_precision_is_near_keras(arch, batch_norm, tmp_path):
     model = trained_looking(arch, SHAPE, batch_norm, width=0.06, fc_units=12)
-    layers = weighted_layers(model)
+    layers = sum(bool(layer.weights) for layer in model.layers if "_bn" not in layer.name)
     # float16 rounds the weights and the outputs of every layer by half of 2^-10 at most.
-    bounds = {"float32": rounding(layers), "float16": 2 * layers * 2**-11}
+    bounds = {"float32": parity.TOLERANCE, "float16": 2 * layers * 2**-11}
     for form in FORMS:
         graph = to_saved_model.inference_model(model, form)
         plan = quantize.calibrate(graph, images_of((64, 96), 8), 1)
@@ -127,7 +113,7 @@ def hold_against_keras_own_export(arch: str, batch_norm: bool, forms, folder: Pa
             x = images_of(size)
             for ask, kind in ((onnx_answers, "onnx"), (tflite_answers, "tflite")):
                 answers = [ask(folder / f"{whose}.{kind}", x) for whose in ("ours", "theirs")]
-                assert apart(*answers) <= rounding(weighted_layers(model)), (form, size, kind)
+                assert apart(*answers) <= parity.TOLERANCE, (form, size, kind)
 
 
 @pytest.mark.parametrize(("arch", "batch_norm"), [("A-LRN", False), ("C", True)])
