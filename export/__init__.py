@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vggkeras.card import Form, ModelCard
+from vggkeras.runtimes.forms import form_path
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from export.comparison import Comparison
 
-# The classifier of one size; it made fully convolutional; and that without its last layer, for the features before.
-Form = Literal["classifier", "dense", "features"]
 # What the images of a Keras model not built by vggkeras are scaled to, as keras.applications names it.
 Pixels = Literal["0-255", "0-1", "-1-1", "caffe", "torch"]
-Write = Callable[[Any, Path, dict[str, Any], "int | None", Any], None]
+Write = Callable[[Any, Path, ModelCard, "int | None", Any], None]
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,12 @@ class Format:
     precisions: tuple[str, ...]
     write_other: Write  # of any other Keras classifier, by Keras' own exporter
 
-    def named(self, precision: str, form: Form = "classifier") -> str:
+    def named(self, precision: str, form: Form = Form.CLASSIFIER) -> str:
         """Return the file's name: model.onnx, model.int8.onnx, model.dense.onnx, saved_model.features."""
-        from vggkeras.runtimes import dense_path, features_path
-
         path = Path(self.file)
         if precision != "float32":
             path = path.with_name(f"{path.stem}.{precision}{path.suffix}")
-        return {"classifier": path, "dense": dense_path(path), "features": features_path(path)}[
-            form
-        ].name
+        return (path if form is Form.CLASSIFIER else form_path(path, form)).name
 
 
 def _saved_model(*arguments: Any) -> None:

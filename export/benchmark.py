@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from vggkeras.runtimes import Predictor
+    from vggkeras.runtimes.predictor import Predictor
 
 ROUNDS, SECONDS = 10, 0.5
 QUERIES = 64  # of single-stream over all rounds, at least: what LoadGen asks for before it trusts a 90th percentile
@@ -88,14 +88,14 @@ def benchmark(
     """
     from rich.console import Console
 
-    from vggkeras import runtimes
     from vggkeras.processor import this_processor
+    from vggkeras.runtimes import predictor as predictor_module
     from vggkeras.terminal import progress_bar
 
     if rounds < 1:
         raise InputError(f"rounds must be 1 or more; received {rounds}.")
-    if not 1 <= batch <= runtimes.MAX_BATCH:
-        raise InputError(f"batch must be 1 to {runtimes.MAX_BATCH}; received {batch}.")
+    if not 1 <= batch <= predictor_module.MAX_BATCH:
+        raise InputError(f"batch must be 1 to {predictor_module.MAX_BATCH}; received {batch}.")
     if not 0 < seconds <= 600:
         raise InputError(f"seconds must be more than 0, and 600 or less; received {seconds}.")
     if not paths:
@@ -328,7 +328,7 @@ def _about(path: str, predictor: Predictor) -> dict[str, Any]:
         "provider": predictor.provider,
         "threads": predictor.threads,
         "tf32": predictor.tf32,
-        "precision": predictor.about.get("precision", "float32"),
+        "precision": predictor.card.precision,
         "input_shape": list(predictor.input_shape),
         "bytes": files.size(predictor.path),
     }
@@ -342,12 +342,12 @@ def _random_images(predictor: Predictor, count: int) -> np.ndarray:
 
 def _images(predictor: Predictor) -> tuple[np.ndarray, str]:
     """What the file is shown: its golden images, or a run's export's, where there are any of its size; and which."""
-    from export import artifact
+    from export import golden
 
     features = bool(predictor.features)
     for folder in (predictor.path.parent, predictor.path.parent / "export"):
-        if artifact.golden_path(folder, features=features).is_file():
-            images = artifact.load_golden(folder, features=features)[0]
+        if golden.golden_path(folder, features=features).is_file():
+            images = golden.load_golden(folder, features=features)[0]
             if images.shape[1:] == tuple(predictor.input_shape):
                 return images, f"{len(images)} golden images"
     return _random_images(predictor, IMAGES), f"{IMAGES} random images"
@@ -469,11 +469,11 @@ def print_benchmark(found: dict[str, Any], console: Console) -> None:
     """A row a file, and below it what was measured how."""
     from rich.table import Table
 
-    from vggkeras import evaluate
+    from vggkeras.evaluation import tables
     from vggkeras.terminal import print_table
 
     settings, rows = found["settings"], found["rows"]
-    short = evaluate.short_names([row["file"] for row in rows])
+    short = tables.short_names([row["file"] for row in rows])
     machine = f"{settings['processor']}, {settings['cores']} cores" + (
         f", {settings['gpu']}" if settings["gpu"] else ""
     )

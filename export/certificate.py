@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export import artifact
+from export import golden as golden_module
 from export.parity import Parity
 from vggkeras import files
-from vggkeras.runtimes import Predictor
+from vggkeras.runtimes.predictor import Predictor
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+INSIDE = ("calibration", "left_in_float", "processor")  # what the file itself says
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ def entry(
     evidence: str,
     model_sha256: str,
     milliseconds: float | None,
-    dense: bool = False,
 ) -> dict[str, Any]:
     """A certificate's entry: what was checked, where, and how it came out; median time of a call with one image, ms.
 
     How many features a file gives is None of a classifier, whose agreement and accuracies are None of features.
     """
+    described = candidate.card.to_description()
+    (input_shape, output_shape) = candidate.card.shapes
     record = asdict(parity)
     record |= record.pop("gate")  # tolerance, most_lost, least_agreement
     failures = record.pop("failures")
@@ -56,7 +60,7 @@ def entry(
     return {
         "sha256": files.sha256(path),
         "bytes": files.size(path),
-        "precision": candidate.about.get("precision", "float32"),
+        "precision": candidate.card.precision,
         "runtime": candidate.runtime,
         "version": candidate.version,
         "provider": candidate.provider,
@@ -65,12 +69,12 @@ def entry(
         "input": {
             "name": candidate.input_name,
             "type": "uint8",
-            "shape": artifact.input_shape(candidate, dense),
+            "shape": input_shape,
         },
         "output": {
             "name": candidate.output_name,
             "type": "float32",
-            "shape": artifact.answer_shape(candidate),
+            "shape": output_shape,
         },
         "features": candidate.features or None,
         "batch_sizes": list(record.pop("batch_sizes")),
@@ -79,11 +83,7 @@ def entry(
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in record.items()
         },
-        **{
-            key: candidate.about[key]
-            for key in ("calibration", "left_in_float", "processor")
-            if key in candidate.about
-        },
+        **{key: described[key] for key in INSIDE if key in described},
         "milliseconds": milliseconds,
         "evidence": evidence,
         "model_sha256": model_sha256,
@@ -209,7 +209,7 @@ def print_table(console: Console, rows: list[Row], evidence: str) -> None:
             console.print(f"{row.path.name}: {failure}", style="red", soft_wrap=True)
     folder = rows[0].path.parent
     passed = all(row.parity.passed for row in rows)
-    golden = artifact.golden_path(folder, features=of_features).name
+    golden = golden_module.golden_path(folder, features=of_features).name
     console.print(
         f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, {golden})",
         soft_wrap=True,

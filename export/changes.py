@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export import explain
+from export import preprocessing
 from vggkeras import configs
 
 Array = np.ndarray
@@ -33,7 +33,8 @@ SCALINGS: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "pixels normalized by ImageNet's mean and deviation, as torchvision does": (
         "(x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]",
         lambda x: (
-            (x - _per_channel(explain.IMAGENET_MEAN, x)) / _per_channel(explain.IMAGENET_STD, x)
+            (x - _per_channel(preprocessing.IMAGENET_MEAN, x))
+            / _per_channel(preprocessing.IMAGENET_STD, x)
         ),
     ),
 }

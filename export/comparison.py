@@ -26,8 +26,10 @@ from export.diagnosis import SIDES, Diagnosis, Pair, diagnosed, softmax
 from export.parity import LEAST_AGREEMENT, MOST_LOST
 from export.parting import first_layer
 from export.request import GATE_IMAGES, PARITY_IMAGES
-from vggkeras import augment, configs, datasets, evaluate
+from vggkeras import configs
+from vggkeras.data import augment, decoding, sources
 from vggkeras.errors import InputError, parsed, run_command
+from vggkeras.evaluation import statistics, tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +62,7 @@ class Comparison:
     def tolerance(self) -> float | None:
         """Largest error that is let pass; None for int8, of which the classes are what counts."""
         least, models = TOLERANCES[self.precision], (self.reference, self.candidate)
-        return least and max(least, *(model.description.tolerance for model in models))
+        return least and max(least, *(model.card.tolerance or 0.0 for model in models))
 
     @property
     def passed(self) -> bool:
@@ -100,16 +102,16 @@ class Comparison:
         table.add_row(
             "output", *(f"{m.output_name}: {k}" for m, k in zip(both, self.kinds, strict=True))
         )
-        table.add_row("precision", *(model.description.precision for model in both))
+        table.add_row("precision", *(model.card.precision for model in both))
         if self.correct is not None:
-            shares = [evaluate.with_interval(n, self.images) for n in self.correct]
+            shares = [tables.with_interval(n, self.images) for n in self.correct]
             table.add_row("accuracy [95%]", *shares)
             table.add_row("exact McNemar p", "", f"{self.mcnemar_p:.3g}")
         if np.isfinite(self.max_abs_error):
             table.add_row("largest error", "", f"{self.max_abs_error:.2g}")
             table.add_row("relative", "", f"{self.max_rel_error:.2g}")
         if self.agreeing is not None:
-            low, high = evaluate.wilson(self.agreeing, self.images)
+            low, high = statistics.wilson(self.agreeing, self.images)
             share = self.agreeing / self.images
             table.add_row(
                 "top-1 agreement [95%]", "", f"{share:.2%} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -150,7 +152,7 @@ def compare(
     with console.status("loading both models"):
         pair = Pair(foreign.load(candidate), foreign.load(reference))
     one, other = pair.models["reference"], pair.models["candidate"]
-    precisions = [model.description.precision for model in (one, other)]
+    precisions = [model.card.precision for model in (one, other)]
     precision = max(precisions, key=list(TOLERANCES).index)
     found = Comparison(one, other, "no images", 0, precision, failures=_shape_failures(pair))
     if one.channels != other.channels:
@@ -224,7 +226,7 @@ def _class_failures(pair: Pair, answers: dict[str, Array], kinds: dict[str, str]
         yield "output: {candidate} answers an image against {reference}".format(**counts)
     if len({*kinds.values()}) > 1 and "features" in kinds.values():
         yield "output: {candidate} against {reference}".format(**kinds)
-    one, other = (pair.models[side].description.class_names for side in SIDES)
+    one, other = (pair.models[side].card.class_names for side in SIDES)
     if one and other and one != other:
         first = next((two for two in zip(one, other, strict=False) if len({*two}) > 1), None)
         received, expected = first or (f"{len(one)} of them", f"{len(other)}")
@@ -233,7 +235,7 @@ def _class_failures(pair: Pair, answers: dict[str, Array], kinds: dict[str, str]
 
 def _labels_fit(pair: Pair, samples: Samples, answers: Array) -> bool:
     """Whether the data's classes are the models', as far as these say."""
-    names = [model.description.class_names for model in pair.models.values()]
+    names = [model.card.class_names for model in pair.models.values()]
     fit = all(one == samples.class_names for one in names if one)
     return fit and len(samples.class_names) == answers.shape[1]
 
@@ -274,7 +276,7 @@ def _values(found: Comparison, answers: dict[str, Array], labels: Array | None) 
             found = replace(
                 found,
                 correct=(int(had.sum()), int(kept.sum())),
-                mcnemar_p=evaluate.mcnemar(gained, lost),
+                mcnemar_p=statistics.mcnemar(gained, lost),
             )
     return replace(found, failures=tuple(failures))
 
@@ -297,7 +299,7 @@ class Samples:
 
 def _samples(pair: Pair, data: str | None, count: int) -> Samples:
     """Return central crops of validation images, of the size that the larger input takes."""
-    described = [model.description for model in pair.models.values()]
+    described = [model.card for model in pair.models.values()]
     channels = pair.models["reference"].channels
     spec = data or next((d.data for d in described if d.data), RANDOM)
     if spec == RANDOM:
@@ -305,7 +307,7 @@ def _samples(pair: Pair, data: str | None, count: int) -> Samples:
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return Samples(noise, f"{len(noise)} random images: weak evidence; give --data")
     try:
-        found = datasets.load_data(spec)
+        found = sources.load_data(spec)
     except InputError as error:
         if data:
             raise
@@ -321,11 +323,11 @@ def _samples(pair: Pair, data: str | None, count: int) -> Samples:
     scale = next((d.scale for d in described if d.scale), configs.rescaled_side(max(pair.size)))
 
     def prepared(index: int, encoded: bytes, label: int) -> tuple[Array, int]:
-        image = datasets.decode(encoded, split.image_name(index))
+        image = decoding.decode(encoded, split.image_name(index))
         crop = augment.center_crop(image, max(scale, *pair.size), pair.size)
         return augment.in_channels(crop, channels), label
 
-    crops, labels = zip(*datasets.in_threads(prepared, split.examples()), strict=True)
+    crops, labels = zip(*decoding.in_threads(prepared, split.examples()), strict=True)
     evidence = f"{len(crops)} images of {split.name}"
     return Samples(np.stack(crops), evidence, np.array(labels), tuple(found.class_names))
 

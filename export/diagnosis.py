@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from export import explain, foreign
+from export import foreign, stages
 from export.changes import FILTERS, MEAN_SUBTRACTED, SCALINGS, Array, Change
 
 SIDES = ("candidate", "reference")
@@ -101,7 +101,7 @@ def _nearest(pair: Pair, images: Array) -> dict[str, Change]:
         error = float(np.nan_to_num(np.abs(one - other), nan=np.inf).mean())
         # One part more must bring them much nearer, and so must a change of the reference.
         parts = sum(change.count for change in changes.values())
-        return (error + 1e-6) * explain.NEARER ** (parts + changes["reference"].count)
+        return (error + 1e-6) * stages.NEARER ** (parts + changes["reference"].count)
 
     def by_change(now: dict[str, Change]) -> dict[str, Change]:
         return min((c for side in SIDES for c in pair.options(side, now)), key=apart)

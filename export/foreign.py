@@ -12,32 +12,23 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vggkeras import runtimes
+from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
+from vggkeras.runtimes import onnx as onnx_module
+from vggkeras.runtimes import stderr
 
 BATCH = 32  # images a call, where the file does not fix their number
 CHANNELS = (1, 3)
 FLOATS = ("float16", "float32", "float64")
 WHOLE = ("uint8", "int32", "int64")  # types that take pixels 0-255 as they are
 EXPECTED = "expected a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder"
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a file says about itself; everything is empty in a file that vggkeras did not write."""
-
-    class_names: tuple[str, ...] = ()
-    data: str = ""  # what it was trained on, as --data names it
-    scale: int | None = None  # smallest side, px, that images are rescaled to
-    mean_rgb: tuple[float, ...] = ()  # what it subtracts, 0-255
-    precision: str = "float32"  # float32, float16 or int8
-    tolerance: float = 0.0  # of a deep network; 0: that of its precision
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class ImageModel:
     output_name: str
     shape: tuple[int | None, ...]  # of the input, batch first; None where any number goes
     dtype: str  # of the input
-    description: Description
+    card: ModelCard  # empty in a file that vggkeras did not write
     run: Callable[[np.ndarray], np.ndarray] = field(repr=False)  # an array of that shape and type
     features: bool = False  # whether it gives features (Appendix B) and no classes
     kept: Any = field(default=None, repr=False)  # the Keras model, for its layers
@@ -176,17 +167,6 @@ def _checked(
     return name, kind, shape
 
 
-def _described(about: dict[str, Any], precision: str = "float32") -> Description:
-    return Description(
-        tuple(about.get("class_names") or ()),
-        about.get("data") or "",
-        about.get("scale"),
-        tuple(about.get("mean_rgb") or ()),
-        about.get("precision") or precision,
-        about.get("tolerance") or 0.0,
-    )
-
-
 def _of_predictor(path: Path) -> ImageModel:
     """A file that `python -m export` wrote."""
     predictor = runtimes.load(path)
@@ -197,7 +177,7 @@ def _of_predictor(path: Path) -> ImageModel:
         predictor.output_name,
         (None, *predictor.input_shape),  # of a dense form, the training size
         "uint8",
-        _described(predictor.about),
+        predictor.card,
         predictor.run,
         bool(predictor.features),
     )
@@ -208,7 +188,7 @@ def _keras(path: Path) -> ImageModel:
 
     from vggkeras import models
 
-    model, about = models.load_model(path)
+    model, card = models.load_model(path)
     if not isinstance(model, keras.Model) or not model.inputs:
         raise InputError(f"{path}: expected a Keras model that says its input; received {model!r}.")
     inputs = [(i.name, keras.backend.standardize_dtype(i.dtype), i.shape) for i in model.inputs]
@@ -224,7 +204,7 @@ def _keras(path: Path) -> ImageModel:
         outputs[0],
         tuple(shape),
         kind,
-        _described(about, precision),
+        replace(card, precision=precision),
         _keras_run(model),
         kept=model,
     )
@@ -270,12 +250,12 @@ def _saved_model(path: Path) -> ImageModel:
     def run(images: np.ndarray, loaded=loaded) -> np.ndarray:  # a signature holds variables weakly
         return function(**{name: tf.constant(images)})[outputs[0]].numpy()
 
-    return ImageModel(path, "tensorflow", name, outputs[0], shape, kind, Description(), run)
+    return ImageModel(path, "tensorflow", name, outputs[0], shape, kind, ModelCard(), run)
 
 
 def _onnx(path: Path) -> ImageModel:
     try:
-        session, _ = runtimes.onnx_session(str(path), "cpu", os.cpu_count() or 1)
+        session, _ = onnx_module.onnx_session(str(path), "cpu", os.cpu_count() or 1)
     except Exception as error:  # onnxruntime's errors have no common base
         raise InputError(
             f"{path} is no model that ONNX Runtime can load ({_reason(error)})."
@@ -300,7 +280,7 @@ def _onnx(path: Path) -> ImageModel:
         outputs[0],
         shape,
         kind,
-        Description(precision=_onnx_precision(path)),
+        ModelCard(precision=_onnx_precision(path)),
         lambda images: session.run(outputs, {name: images})[0],
     )
 
@@ -321,7 +301,7 @@ def _tflite(path: Path) -> ImageModel:
     if zipfile.is_zipfile(path) and "vggkeras.json" in zipfile.ZipFile(path).namelist():
         return _of_predictor(path)
     try:
-        with runtimes.quiet_stderr():  # it tells of its delegate, every time
+        with stderr.quiet_stderr():  # it tells of its delegate, every time
             interpreter = Interpreter(str(path), num_threads=os.cpu_count() or 1)
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
@@ -344,7 +324,7 @@ def _tflite(path: Path) -> ImageModel:
 
     types = {details["dtype"].__name__ for details in interpreter.get_tensor_details()}
     precision = "int8" if "int8" in types else "float16" if "float16" in types else "float32"
-    described = Description(precision=precision)
+    described = ModelCard(precision=precision)
     return ImageModel(path, "litert", name, answer["name"], shape, kind, described, run)
 
 

@@ -23,10 +23,12 @@ import psutil
 from keras import layers
 
 from export import Pixels, metadata, operations, to_tflite
-from vggkeras import configs, imagenet, models, runtimes
+from vggkeras import configs, models
+from vggkeras.card import ModelCard
+from vggkeras.data import imagenet
 from vggkeras.errors import InputError
+from vggkeras.runtimes import stderr
 
-About = dict[str, Any]  # the description that travels in a file (`artifact.describe`)
 # Memory that an export takes beside the loaded model, bytes: (fixed, for each byte of weights).
 # Measured: peak less what the process held, in MB, by MB of weights, on two busy cores:
 #   ONNX    EfficientNetB0 21: 500, ResNet50 103: 1,850, convolutions 198: 3,480, Dense 200: 3,540
@@ -242,7 +244,7 @@ def applications_network(model: keras.Model) -> str | None:
     return None
 
 
-def lean(model: keras.Model, pixels: Pixels = "caffe") -> tuple[keras.Model, About]:
+def lean(model: keras.Model, pixels: Pixels = "caffe") -> tuple[keras.Model, ModelCard]:
     """Return keras.applications' VGG16 or VGG19 as a network of `build()`, and what it is.
 
     The network takes RGB, 0-255. The preprocessing for `pixels` (caffe is keras.applications' own)
@@ -261,12 +263,12 @@ def lean(model: keras.Model, pixels: Pixels = "caffe") -> tuple[keras.Model, Abo
             weights[0] = kernel * np.reshape(scaling.scale, (-1, 1)).astype(np.float32)
         if weights:
             network.get_layer(layer.name).set_weights(weights)
-    labels = {"class_names": imagenet.class_names()} if classes == imagenet.CLASSES else {}
-    return network, {"arch": arch, "pretrained": f"keras.applications {name}"} | labels
+    labels = tuple(imagenet.class_names()) if classes == imagenet.CLASSES else ()
+    return network, ModelCard(labels, arch=arch, pretrained=f"keras.applications {name}")
 
 
 def write_onnx(
-    model: keras.Model, path: Path, about: About, opset: int | None = None, plan: Any = None
+    model: keras.Model, path: Path, card: ModelCard, opset: int | None = None, plan: Any = None
 ) -> None:
     """Write what `inference_model` made as ONNX, float32, checked by onnx.checker.
 
@@ -294,14 +296,14 @@ def write_onnx(
     for value in (proto.graph.input[0], proto.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     proto.graph.name, proto.graph.doc_string = model.name, ""  # tf2onnx's has a random number
-    proto.producer_name, proto.producer_version = "vggkeras", about["versions"]["vggkeras"]
-    labels = {"labels": json.dumps(about["class_names"])} if about["class_names"] else {}
-    onnx.helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(about)})
+    proto.producer_name, proto.producer_version = "vggkeras", card.written_with
+    labels = {"labels": json.dumps(card.class_names)} if card.class_names else {}
+    onnx.helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(card.to_description())})
     onnx.save(proto, str(path))
 
 
 def write_tflite(
-    model: keras.Model, path: Path, about: About, opset: int | None = None, plan: Any = None
+    model: keras.Model, path: Path, card: ModelCard, opset: int | None = None, plan: Any = None
 ) -> None:
     """Write what `inference_model` made as TFLite, float32, with built-in operators alone.
 
@@ -324,13 +326,13 @@ def write_tflite(
     subgraph.tensors[subgraph.outputs[0]].name = b"probabilities"
     # The converter's own metadata has numbers that another process need not give.
     graph.metadata = [m for m in graph.metadata or () if m.name != b"CONVERSION_METADATA"]
-    graph.description = f"vggkeras {about['versions']['vggkeras']}"
+    graph.description = f"vggkeras {card.written_with}"
     graph.buffers = [
         to_tflite.Buffer(operations.Constant.of(buffer.data) if buffer.data is not None else None)
         for buffer in graph.buffers
     ]
     to_tflite.save(graph, path, weights)
-    metadata.append_labels(path, about)
+    metadata.append_labels(path, card)
 
 
 def _export(model: keras.Model, path: Path, format: str, **options: Any) -> None:
@@ -364,7 +366,7 @@ def _check_fits(model: keras.Model, kind: str) -> int:
 def _one_line_errors(model: keras.Model, kind: str) -> Iterator[None]:
     """Keep back what converters write to stderr, and turn what they raise into an InputError."""
     try:
-        with runtimes.quiet_stderr():
+        with stderr.quiet_stderr():
             yield
     except (OSError, MemoryError):
         raise

@@ -9,25 +9,28 @@ from typing import Any
 
 import flatbuffers
 
+from vggkeras.card import FEATURES_USE, INPUT_NAME, ModelCard
+
 LABELS = "labels.txt"
 
 
-def append_labels(path: Path, about: dict[str, Any]) -> None:
+def append_labels(path: Path, card: ModelCard) -> None:
     """Add the labels and the description to a .tflite file, as a zip archive at its end: TFLite's associated files."""
     with zipfile.ZipFile(path, "a") as archive:
         # Without a date, so that the same network gives the same bytes.
-        if about["class_names"]:  # features have none
-            archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(about["class_names"]) + "\n")
-        archive.writestr(zipfile.ZipInfo("vggkeras.json"), json.dumps(about))
+        if card.class_names:  # features have none
+            archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(card.class_names) + "\n")
+        archive.writestr(zipfile.ZipInfo("vggkeras.json"), json.dumps(card.to_description()))
 
 
-def model_metadata(about: dict[str, Any]) -> bytes:
+def model_metadata(card: ModelCard) -> bytes:
     """Return the ModelMetadata, a flatbuffer of TFLite's metadata_schema.fbs, as MediaPipe and ML Kit read it.
 
     No process units: the image goes in as bytes, and the answers come out as they are. Of a classifier it names the file
     in the zip archive at the end whose lines are the labels: phones' tools find them by it.
     """
-    h, w, c = about["input"]["smallest"]
+    assert card.input_shape is not None
+    h, w, c = card.input_shape
     uint8, uint32, color = (
         "Uint8",
         "Uint32",
@@ -36,19 +39,18 @@ def model_metadata(about: dict[str, Any]) -> bytes:
     size = {0: (uint32, w), 1: (uint32, h)}
     content = {0: (uint8, 2), 1: {0: (uint8, color), 1: size}}  # ContentProperties.ImageProperties
     file = {0: LABELS, 1: "A line a class.", 2: (uint8, 2)}  # AssociatedFileType.TENSOR_AXIS_LABELS
-    image = {0: about["input"]["name"], 1: f"uint8, 0-255, {about['resize']}", 3: content}
-    output: dict[int, Any] = {0: about["output"]["name"]}
-    if classes := len(about["class_names"]):
+    image = {0: INPUT_NAME, 1: f"uint8, 0-255, {card.resize}", 3: content}
+    output: dict[int, Any] = {0: card.form.output_name}
+    if classes := len(card.class_names):
         output |= {1: "Probability of each class, float32, 0-1.", 6: [file]}
         what = f"Image classifier of {classes} classes"
     else:
-        output[1] = f"float32, 0 or more. {about['output']['use']}"
-        what = f"Very deep features, {about['output']['shape'][-1]} an image, of a network"
-    provenance = about["provenance"]
+        output[1] = f"float32, 0 or more. {FEATURES_USE}"
+        what = f"Very deep features, {card.outputs} an image, of a network"
     model = {
-        0: f"VGG {provenance['arch']}",
-        1: f"{what}, trained on {provenance.get('data', 'unnamed data')}.",
-        2: provenance["model_sha256"][:12],
+        0: f"VGG {card.arch}",
+        1: f"{what}, trained on {card.data or 'unnamed data'}.",
+        2: card.model_sha256[:12],
         3: [{2: [image], 3: [output]}],
         7: "1.0.0",  # min_parser_version: the first, which knew every field here
     }

@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers
 
 from vggkeras.errors import InputError
-from vggkeras.models import LRN
+from vggkeras.layers import LRN
 
 Kind = Literal["center", "lrn", "conv", "pool", "flatten", "dense", "mean", "softmax"]
 WEIGHTED = ("conv", "dense")

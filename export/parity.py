@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from export import TOLERANCES
-from vggkeras import runtimes
-from vggkeras.runtimes import Predictor
+from vggkeras.runtimes import onnx
+from vggkeras.runtimes.predictor import Predictor
 
 BATCH_SIZES = (1, 2, 7)
 MOST_LOST = 0.005  # top-1 accuracy that float16 and int8 may cost, a fraction of the images
@@ -62,7 +62,7 @@ def labels_tell(answers: np.ndarray, labels: np.ndarray | None) -> bool:
 
     Guessing gives the most frequent class; the reference is better if the 95% interval of its accuracy is above that.
     """
-    from vggkeras.evaluate import wilson
+    from vggkeras.evaluation.statistics import wilson
 
     if labels is None or not len(labels) or answers.ndim != 2:
         return False
@@ -92,7 +92,7 @@ class Parity:
     @property
     def top1_agreement_interval(self) -> tuple[float, float] | None:
         """Wilson, 95%; None of features."""
-        from vggkeras.evaluate import wilson
+        from vggkeras.evaluation.statistics import wilson
 
         if self.top1_agreement is None:
             return None
@@ -101,7 +101,7 @@ class Parity:
     @property
     def accuracy_interval(self) -> tuple[float, float] | None:
         """Wilson, 95%, of the artifact's accuracy; None without labels."""
-        from vggkeras.evaluate import wilson
+        from vggkeras.evaluation.statistics import wilson
 
         if self.accuracy_artifact is None:
             return None
@@ -250,7 +250,7 @@ def _values(
                 f"{n} images, {gate.least_agreement:.0%} at least"
             )
     if labels is not None:
-        from vggkeras.evaluate import mcnemar
+        from vggkeras.evaluation.statistics import mcnemar
 
         parity.labelled = n
         right, kept = ours == labels, theirs == labels
@@ -308,7 +308,7 @@ def check_rounding(
         images: uint8 `[N, H, W, C]`.
         answers: float32 `[N, classes]`, Keras' own.
     """
-    raw = runtimes.load_unoptimized(path)(images)
+    raw = onnx.load_unoptimized(path)(images)
     apart = output.astype(np.float64) - raw
     parity.unoptimized_difference = float(np.abs(apart).max())
     found = float(np.sqrt(np.square(apart).mean()))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export import explain, foreign
+from export import foreign, stages
 from export.changes import Array
 from export.diagnosis import Pair, softmax
 
@@ -36,7 +36,7 @@ def first_layer(pair: Pair, images: Array, precision: str) -> str:
         shown = pair.plain[side](images[:1], rounded=not model.takes_floats)
         models.append(model)
         arrays.append(model.arranged(np.repeat(shown, model.shape[0] or 1, axis=0)))
-    found = _first_that_parts(models, arrays, max(LAYER, explain.LAYER[precision]))
+    found = _first_that_parts(models, arrays, max(LAYER, stages.LAYER[precision]))
     return "" if found is None else f"{found[0]} (channel means off by {found[1]:.2g}, relative)"
 
 
@@ -189,7 +189,7 @@ def _tensor_means(path: Path, tensors: dict[str, str], array: Array) -> dict[str
         array.dtype != np.uint8 and path.suffix == ".tflite" and array.dtype != np.float32
     ):
         return {}
-    read = explain._onnx_layers if path.suffix == ".onnx" else explain._tflite_layers
+    read = stages._onnx_layers if path.suffix == ".onnx" else stages._tflite_layers
     means, _ = read(path, sorted({*tensors.values()}), array)
     return {layer: means[tensor] for layer, tensor in tensors.items() if tensor in means}
 
@@ -208,7 +208,7 @@ def _keras_layers(model: Any, array: Array) -> _Layers:
             held.append(output)
             makers[id(output)] = layer.name
             axis = 1 if getattr(layer, "data_format", "") == "channels_first" else -1
-            means[layer.name] = explain._channel_means(np.asarray(output, np.float32), axis)
+            means[layer.name] = stages._channel_means(np.asarray(output, np.float32), axis)
 
     with _noted(list(_leaves(model)), note):
         model(array, training=False)

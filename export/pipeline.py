@@ -14,17 +14,18 @@ from rich.console import Console
 from export import FORMATS
 from export.request import Request, chosen_files, default_folder, source_of
 from vggkeras import files
+from vggkeras.card import Calibration, Form, ModelCard
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
     from export import certificate
-    from export.artifact import Golden
     from export.certificate import Peak
+    from export.golden import Golden
     from export.parity import Parity
     from export.quantize import Plan
     from export.samples import Samples
     from export.subjects import Subject
-    from vggkeras.runtimes import Predictor
+    from vggkeras.runtimes.predictor import Predictor
 
 ROUNDING_IMAGES = 64  # on which int8's integers are held against the same computation in float
 
@@ -64,10 +65,11 @@ def run(request: Request, console: Console | None = None) -> dict[str, dict[str,
     proof, plan, noise = _proof(request, subject, chosen, console)
     # From here on the answers stand for the reference, whose weights go with the graph once that is written.
     answers = proof.answers
-    subject.reference = replace(
-        subject.reference, run=lambda _: answers, make_dense=None, make_features=None
+    subject.reference = replace(subject.reference, run=lambda _: answers, make_form=None)
+    export = _Export(
+        request, subject, files.sha256(subject.source), proof, folder, plan, noise, console
     )
-    return _Export(request, subject, proof, folder, plan, noise, console).files(chosen)
+    return export.files(chosen)
 
 
 def _proof(
@@ -88,7 +90,7 @@ def _proof(
     with console.status(f"asking Keras about {len(found.images)} images"):
         answers = parity.in_batches(reference, found.images, (32,))
         _check_answers(request, subject, found.images, answers)
-        any_size = request.form != "classifier"
+        any_size = request.form.takes_any_size
         dense = reference if request.features else reference.dense_form() if any_size else None
         sizes = samples.other_sizes(dense, found.split) if dense else []
         graph = subject.graph if subject.is_vgg else None
@@ -157,6 +159,7 @@ class _Export:
 
     request: Request
     subject: Subject
+    sha256: str  # of the .keras file
     proof: Proof
     folder: Path
     plan: Plan | None
@@ -165,30 +168,33 @@ class _Export:
 
     def files(self, chosen: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
         """Write and prove every file, and return the certificate's entries."""
-        from export import artifact, certificate
+        from export import certificate
+        from export import golden as golden_module
 
-        form, sha256 = self.request.form, files.sha256(self.subject.source)
+        form, sha256 = self.request.form, self.sha256
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         files.sweep(self.folder)
         # A damaged certificate is said before anything is written.
         certified = files.read_certificate(self.folder)
         kept = {name for name, entry in certified.items() if entry["model_sha256"] == sha256}
-        if form == "classifier" and any(
-            kind.named(precision, "dense") in kept
+        if form is Form.CLASSIFIER and any(
+            kind.named(precision, Form.DENSE) in kept
             for kind in FORMATS.values()
             for precision in kind.precisions
         ):
-            self.proof.sizes = artifact.golden_sizes(self.folder)  # of the dense files, which stay
+            self.proof.sizes = golden_module.golden_sizes(
+                self.folder
+            )  # of the dense files, which stay
         besides = [self.beside(*key) for key in chosen]
         entries, rows = {}, []
         try:
-            peaks = {key: self.write(*key, sha256=sha256) for key in chosen}
+            peaks = {key: self.write(*key) for key in chosen}
             if "int8" not in {precision for _, precision in chosen}:
                 self.subject.graph = None  # int8 may have to be written again
                 gc.collect()  # a Keras model refers to itself
             for key in chosen:
-                row, entry = self.certified(*key, peak=peaks[key], sha256=sha256)
+                row, entry = self.certified(*key, peak=peaks[key])
                 rows.append(row)
                 entries[self.name(*key)] = entry
             self.save_golden()
@@ -215,38 +221,36 @@ class _Export:
         """Return where a file is written before it is renamed."""
         return files.partial(self.folder / self.name(format, precision))
 
-    def write(
-        self, format: str, precision: str, floats: Sequence[str] = (), *, sha256: str
-    ) -> Peak:
+    def write(self, format: str, precision: str, floats: Sequence[str] = ()) -> Peak:
         """Write a file beside its place, with some layers kept in float32."""
-        from export import artifact, certificate
+        from export import certificate
 
-        description = artifact.describe(
-            self.subject.about,
-            self.subject.reference,
-            sha256,
-            self.request.form != "classifier",
-            precision,
-        )
-        plan, data = self.plan, self.proof.samples.data
-        if precision == "int8" and plan is not None and data is not None:
-            description |= {
-                "calibration": {
-                    "images": plan.images,
-                    "classes": plan.classes,
-                    "data": f"{data.spec} train",
-                },
-                "left_in_float": list(floats),
-                "signal_to_noise_db": {layer: round(db, 2) for layer, db in self.noise.items()},
-            }
+        card = self.card(precision, floats)
         beside, kind = self.beside(format, precision), FORMATS[format]
         writer = kind.write if self.subject.is_vgg else kind.write_other
         files.remove(beside)
         status = f"writing {self.folder / self.name(format, precision)}"
         with self.console.status(status), certificate.Peak() as peak:
-            opset, plan = self.request.opset, plan and plan.leaving(floats)
-            writer(self.subject.graph, beside, description, opset, plan)
+            plan = self.plan and self.plan.leaving(floats)
+            writer(self.subject.graph, beside, card, self.request.opset, plan)
         return peak
+
+    def card(self, precision: str, floats: Sequence[str] = ()) -> ModelCard:
+        """Return what travels in a file of a precision."""
+        from export import artifact
+
+        reference, plan, data = self.subject.reference, self.plan, self.proof.samples.data
+        card = artifact.describe(
+            self.subject.card, reference, self.sha256, self.request.form, precision
+        )
+        if precision != "int8" or plan is None or data is None:
+            return card
+        return replace(
+            card,
+            calibration=Calibration(plan.images, plan.classes, f"{data.spec} train"),
+            left_in_float=tuple(floats),
+            signal_to_noise_db={layer: round(db, 2) for layer, db in self.noise.items()},
+        )
 
     def prove(self, format: str, precision: str) -> tuple[Predictor, Parity]:
         """Seal a written file, and compare it with Keras."""
@@ -254,8 +258,9 @@ class _Export:
 
         proof, beside = self.proof, self.beside(format, precision)
         with self.console.status(f"proving {self.folder / self.name(format, precision)}"):
-            candidate = _sealed(beside, proof.golden, self.subject.reference)
-            tolerance = self.subject.about.get("tolerance")
+            described = replace(self.subject.reference, card=self.card(precision))
+            candidate = _sealed(beside, proof.golden, described)
+            tolerance = self.subject.card.tolerance
             gate = parity.gate_of(precision, proof.labels_tell, self.request.features, tolerance)
             reference = self.subject.reference
             images, labels = proof.samples.images, proof.samples.labels
@@ -263,7 +268,7 @@ class _Export:
             parts += [
                 parity.compare((reference, answers), candidate, shown, None, gate)
                 for shown, answers in proof.sizes
-                if self.request.form != "classifier"
+                if self.request.form.takes_any_size
             ]
             result = parity.merged(parts)
             if precision == "int8" and format == "onnx" and not result.failures:
@@ -274,7 +279,7 @@ class _Export:
         return candidate, result
 
     def certified(
-        self, format: str, precision: str, *, peak: Peak, sha256: str
+        self, format: str, precision: str, *, peak: Peak
     ) -> tuple[certificate.Row, dict[str, Any]]:
         """Prove a written file and move it into its place; return its row and its entry."""
         from export import certificate
@@ -286,7 +291,7 @@ class _Export:
 
             def attempt(floats: Sequence[str]) -> tuple[Predictor, Parity]:
                 nonlocal peak
-                peak = self.write(format, precision, floats, sha256=sha256)
+                peak = self.write(format, precision, floats)
                 return self.prove(format, precision)
 
             candidate, result = _least_in_float(attempt, self.noise, name, self.console)
@@ -300,9 +305,8 @@ class _Export:
             candidate,
             result,
             self.proof.samples.evidence,
-            sha256,
+            self.sha256,
             milliseconds,
-            self.request.form != "classifier",
         )
         del candidate
         final = self.folder / (name if result.passed else f"{name}.rejected")
@@ -313,10 +317,11 @@ class _Export:
 
     def save_golden(self) -> None:
         """Write the golden answers beside the files."""
-        from export import artifact, samples
+        from export import golden as golden_module
+        from export import samples
 
         found, count = self.proof.samples, samples.GOLDEN_IMAGES
-        artifact.save_golden(
+        golden_module.save_golden(
             self.folder,
             found.images[:count],
             None if found.labels is None else found.labels[:count],

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from vggkeras import models
+from vggkeras import layers as layers_module
 from vggkeras.errors import InputError
 
 FLOAT16_MAX = 65504.0
@@ -259,7 +259,7 @@ def calibrate(
     """
     shown, sites, _ = _sites(graph)
     # What is centred is bytes less their mean, whatever is seen; all others are positive, by a ReLU.
-    mean = models.mean_rgb(graph)
+    mean = layers_module.mean_rgb(graph)
     steps = {"mean_rgb": Steps.between(-max(mean), 255 - min(mean))}
     network = keras.Model(shown, {name: sites[name] for name in sites if name not in steps})
     counts = {name: np.zeros(BINS) for name in network.output}

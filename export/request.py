@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from export import FORMATS, PRECISIONS, TOLERANCES, Form, Pixels
+from export import FORMATS, PRECISIONS, TOLERANCES, Pixels
+from vggkeras.card import Form
 from vggkeras.errors import InputError
 
 PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
@@ -33,7 +34,7 @@ class Request:
     @property
     def form(self) -> Form:
         """Return which form of the model is written."""
-        return "dense" if self.dense else "features" if self.features else "classifier"
+        return Form.DENSE if self.dense else Form.FEATURES if self.features else Form.CLASSIFIER
 
     @property
     def count(self) -> int:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export import artifact, quantize
-from vggkeras import augment, datasets, evaluate
+from export import golden, quantize
+from vggkeras.data import augment, decoding, sources
 from vggkeras.errors import InputError
+from vggkeras.evaluation import protocols
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vggkeras.datasets import Data, Split
-    from vggkeras.runtimes import Predictor
+    from vggkeras.data.splits import Data, Split
+    from vggkeras.runtimes.predictor import Predictor
 
 RANDOM = "random"  # the --data that asks for random images
 RANDOM_IMAGES = 64
@@ -48,7 +49,7 @@ def parity_images(
         spec: the data; None for what the model was trained on, or random images where it names none.
         count: how many images; 0 for the whole validation split.
     """
-    named = spec or reference.about.get("data") or RANDOM
+    named = spec or reference.card.data or RANDOM
     if named == RANDOM:
         console.print(
             "parity on random images: weak evidence; give --data to prove it on real ones",
@@ -58,9 +59,9 @@ def parity_images(
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return reference, Samples(images, None, "random images: weak evidence")
     # What training went on without.
-    skipped = set() if spec else set(reference.about.get("skipped", ()))
+    skipped = set() if spec else set(reference.card.skipped)
     try:
-        data = datasets.load_data(named, skip_unreadable=bool(skipped))
+        data = sources.load_data(named, skip_unreadable=bool(skipped))
     except InputError as error:
         if spec:
             raise
@@ -68,9 +69,10 @@ def parity_images(
             f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)"
         ) from error
     if not reference.features:  # which are of any images
-        evaluate.check_classes(reference, data.class_names)
-        if not reference.about.get("class_names"):
-            reference = replace(reference, class_names=data.class_names)
+        protocols.check_classes(reference, data.class_names)
+        if not reference.card.class_names:
+            card = replace(reference.card, class_names=tuple(data.class_names))
+            reference = replace(reference, card=card)
     split = data.split("validation")
     split = split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
     # Evenly spaced: folders list class after class, so every class has its share.
@@ -78,7 +80,7 @@ def parity_images(
     kept = np.array(split.indices())[np.unique(places)]
     split = split.without(set(split.indices()) - set(kept.tolist()))
     with console.status(f"reading {split.count} images of {split.name}"):
-        images, labels = evaluate.central_crops(reference, split)
+        images, labels = protocols.central_crops(reference, split)
     evidence = f"{split.count} images of {split.name}"
     return reference, Samples(images, labels, evidence, data, split)
 
@@ -99,7 +101,7 @@ def calibration_images(
             f"--calibration {classes} or more."
         )
     split = data.split("train")
-    skipped = set(data.skipped) | set(reference.about.get("skipped", ()))
+    skipped = set(data.skipped) | set(reference.card.skipped)
     split = split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
     kept = _balanced(split, classes, count)
     split = split.without(i for i in split.indices() if i not in kept)
@@ -114,7 +116,7 @@ def calibration_images(
             style="yellow",
         )
     with console.status(f"reading {split.count} images of {split.name}, to calibrate on"):
-        return evaluate.central_crops(reference, split)
+        return protocols.central_crops(reference, split)
 
 
 def _balanced(split: Split, classes: int, count: int) -> set[int]:
@@ -139,7 +141,7 @@ def _balanced(split: Split, classes: int, count: int) -> set[int]:
 
 def golden_images(
     reference: Predictor, graph: Any, samples: Samples, answers: np.ndarray
-) -> artifact.Golden:
+) -> golden.Golden:
     """Return what travels inside the files, but for their own answers.
 
     The first image comes with the photograph it was cut from, and with the channel means of every layer's output.
@@ -165,9 +167,9 @@ def golden_images(
         images, answers = images[order], answers[order]
         labels = labels if labels is None else labels[order]
         encoded = next(itertools.islice(samples.split.examples(), order[0], None))[1]
-        original = artifact.small_original(encoded, reference.scale)
-        decoded = datasets.decode(original)
-        layers["decode"] = artifact.decoded_samples(decoded)
+        original = golden.small_original(encoded, reference.scale)
+        decoded = decoding.decode(original)
+        layers["decode"] = golden.decoded_samples(decoded)
         crop = augment.center_crop(decoded, reference.scale, reference.input_shape[:2])
         images[0] = augment.in_channels(crop, reference.input_shape[2])  # of what travels
         answers[0] = reference(images[:1])[0]
@@ -177,14 +179,14 @@ def golden_images(
         for layer, values in quantize.activations(graph, images[:1]).items():
             means = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64)
             layers[layer] = means.astype(np.float32)
-    return artifact.Golden(images, labels, answers, answers[:0], layers, original)
+    return golden.Golden(images, labels, answers, answers[:0], layers, original)
 
 
 def other_sizes(dense: Predictor, split: Split | None) -> Sequence[tuple[np.ndarray, np.ndarray]]:
     """Return (images, a dense predictor's answers) at several sizes, of a split's images or random ones."""
     h, w, c = dense.input_shape
     first = itertools.islice(split.examples(), SIZE_IMAGES) if split else ()
-    originals = [datasets.decode(encoded) for _, encoded, _ in first]
+    originals = [decoding.decode(encoded) for _, encoded, _ in first]
     found = []
     for down, right in MARGINS:
         size = (h + down, w + right)

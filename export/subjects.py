@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export import TOLERANCES, Pixels
+from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from export.request import Request
-    from vggkeras.runtimes import Predictor
+    from vggkeras.runtimes.predictor import Predictor
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Subject:
     source: Path
     graph: keras.Model | None  # what the writers take; dropped once it is written, for its memory
     reference: Predictor  # Keras' own answers
-    about: dict[str, Any]
+    card: ModelCard
     is_vgg: bool  # whether the graph is of vggkeras.build()'s layers
     has_softmax: bool = False  # whether one was added to a model of another make
 
@@ -36,23 +37,24 @@ def load(
 ) -> Subject:
     """Load the model, find out what it is, and make the graph that is written."""
     from export import quantize, to_saved_model
-    from vggkeras import models, runtimes
+    from vggkeras import layers, models
+    from vggkeras.runtimes import keras as keras_module
 
     with console.status(f"loading {source}"):
-        network, about = models.load_model(source)
+        network, card = models.load_model(source)
     if not to_saved_model.is_vgg(network):
         from export import keras_export
 
         name = keras_export.applications_network(network)
         if name is None:
-            return _other(request, source, network, about, chosen, console)
+            return _other(request, source, network, card, chosen, console)
         pixels = request.input or "caffe"
         console.print(
             f"{source.name} is keras.applications' {name}, taken to expect images as {pixels} (--input): exported as the "
             "same network of vggkeras",
             soft_wrap=True,
         )
-        network, about = keras_export.lean(network, pixels)
+        network, card = keras_export.lean(network, pixels)
     elif request.input not in (None, "0-255"):
         raise InputError(
             f"--input {request.input}: {source} is a network of vggkeras, which takes 0-255: leave it out."
@@ -62,17 +64,18 @@ def load(
         to_saved_model.add_softmax(network)
     graph = to_saved_model.inference_model(network, request.form)
     quantize.check_finite(graph)
-    about = {"mean_rgb": list(models.mean_rgb(network)), "arch": network.name, **about}
-    reference = runtimes.keras_predictor(network, about, source)
+    mean = card.mean_rgb or layers.mean_rgb(network)
+    card = replace(card, mean_rgb=mean, arch=card.arch or network.name)
+    reference = keras_module.keras_predictor(network, card, source)
     reference = reference.features_form() if request.features else reference
-    return Subject(source, graph, reference, about, True)
+    return Subject(source, graph, reference, card, True)
 
 
 def _other(
     request: Request,
     source: Path,
     network: keras.Model,
-    about: dict[str, Any],
+    card: ModelCard,
     chosen: list[tuple[str, str]],
     console: Console,
 ) -> Subject:
@@ -80,9 +83,9 @@ def _other(
     import keras
 
     from export import keras_export, quantize
-    from vggkeras import runtimes
+    from vggkeras.runtimes import keras as keras_module
 
-    if request.form != "classifier":
+    if request.form is not Form.CLASSIFIER:
         what = "fully convolutional form" if request.dense else "form that gives features"
         raise InputError(
             f"--{request.form}: {source} has no {what}: that is made of the layers flatten, fc1, fc2 and predictions of "
@@ -106,16 +109,16 @@ def _other(
         f"{pixels} (--input){', and to end in class scores: a soft-max is added (--logits)' if scores else ''}",
         soft_wrap=True,
     )
-    about = {
-        "mean_rgb": [0.0] * graph.input_shape[-1],
-        "arch": network.name,
-        "pixels": pixels,
-        "tolerance": _tolerance(network),
-        **about,
-    }
+    card = replace(
+        card,
+        mean_rgb=card.mean_rgb or (0.0,) * graph.input_shape[-1],
+        arch=card.arch or network.name,
+        pixels=pixels,
+        tolerance=_tolerance(network),
+    )
     plain = keras.Model(graph.inputs, graph.output["probabilities"], name=network.name)
-    reference = runtimes.keras_predictor(plain, about, source)
-    return Subject(source, graph, replace(reference, make_features=None), about, False, scores)
+    reference = keras_module.keras_predictor(plain, card, source)
+    return Subject(source, graph, replace(reference, make_form=None), card, False, scores)
 
 
 def _tolerance(network: keras.Model) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.artifact import key
+from export.containers import key
 from export.operations import (
     WEIGHTED,
     Constant,
@@ -29,6 +29,7 @@ from export.operations import (
     output_name,
 )
 from export.quantize import Plan, kernel_steps
+from vggkeras.card import ModelCard
 
 DEFAULT_OPSET = 18
 IR_VERSION = 8  # the oldest that every supported operator set allows
@@ -38,11 +39,11 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers of ModelProto, GraphProt
 def write(
     model: keras.Model,
     path: Path,
-    about: dict[str, Any],
+    card: ModelCard,
     opset: int | None = None,
     plan: Plan | None = None,
 ) -> None:
-    """Write what `to_saved_model.inference_model` made, at `about`'s precision, checked by onnx.checker.
+    """Write what `to_saved_model.inference_model` made, at `card`'s precision, checked by onnx.checker.
 
     The tensors go by the layers' names: `block1_conv1` is that layer's output after the ReLU, `predictions` the scores
     before soft-max. Every other runtime may ignore the metadata.
@@ -53,7 +54,7 @@ def write(
     Raises:
         InputError (a ValueError): weights of more than 2 GB, which one ONNX file cannot hold.
     """
-    precision = about.get("precision", "float32")
+    precision = card.precision
     check_size(model, precision, "ONNX")
     plan = plan if precision == "int8" else None
     graph = _Graph(output_name(model), half=precision == "float16", plan=plan)
@@ -82,10 +83,10 @@ def write(
         opset_imports=[helper.make_opsetid("", opset or DEFAULT_OPSET)],
         ir_version=IR_VERSION,
         producer_name="vggkeras",
-        producer_version=about["versions"]["vggkeras"],
+        producer_version=card.written_with,
     )
-    labels = {"labels": json.dumps(about["class_names"])} if about["class_names"] else {}
-    helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(about)})
+    labels = {"labels": json.dumps(card.class_names)} if card.class_names else {}
+    helper.set_model_props(proto, {**labels, "vggkeras": json.dumps(card.to_description())})
     with open(path, "wb") as file:
         _write(file, proto, graph.constants)
     onnx.checker.check_model(str(path), full_check=True)

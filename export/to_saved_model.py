@@ -18,8 +18,8 @@ import tensorflow as tf
 from keras import layers, ops
 from tensorflow.core.protobuf import fingerprint_pb2
 
-from export import Form
 from vggkeras import models
+from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
 ABOUT = Path("assets.extra", "vggkeras.json")
@@ -61,7 +61,7 @@ def add_softmax(model: keras.Model) -> None:
     model.get_layer("predictions").activation = keras.activations.softmax
 
 
-def inference_model(model: keras.Model, form: Form = "classifier") -> keras.Model:
+def inference_model(model: keras.Model, form: Form = Form.CLASSIFIER) -> keras.Model:
     """The model as it is exported: uint8 images in, a dict of one output, no dropout, batch norm in the kernels.
 
     Layers that need no change are shared with the model, not copied; of the other forms (`models.dense_classifier`,
@@ -119,7 +119,7 @@ def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.nda
 def write(
     model: keras.Model,
     path: Path,
-    about: dict[str, Any],
+    card: ModelCard,
     opset: int | None = None,
     plan: object = None,
 ) -> None:
@@ -137,7 +137,7 @@ def write(
         raise OSError(f"{path} cannot be written: {error}") from error
     _fix_fingerprint(path / "fingerprint.pb")
     (path / ABOUT).parent.mkdir()
-    (path / ABOUT).write_text(json.dumps(about))
+    (path / ABOUT).write_text(json.dumps(card.to_description()))
 
 
 def _fix_fingerprint(path: Path) -> None:

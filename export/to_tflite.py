@@ -26,6 +26,7 @@ from export.operations import (
     output_name,
 )
 from export.quantize import Plan, Steps, kernel_steps
+from vggkeras.card import ModelCard
 
 FILE_IDENTIFIER = b"TFL3"
 Op, Type = schema.BuiltinOperator, schema.TensorType
@@ -43,11 +44,11 @@ VERSIONS = {
 def write(
     model: keras.Model,
     path: Path,
-    about: dict[str, Any],
+    card: ModelCard,
     opset: int | None = None,
     plan: Plan | None = None,
 ) -> None:
-    """Write what `to_saved_model.inference_model` made, at `about`'s precision.
+    """Write what `to_saved_model.inference_model` made, at `card`'s precision.
 
     The tensors go by the layers' names, as in ONNX: `block1_conv1` is that layer's output after the ReLU.
 
@@ -58,20 +59,20 @@ def write(
         InputError (a ValueError): weights of more than 2 GB, which a flatbuffer cannot hold.
         OSError: the file cannot be written.
     """
-    precision = about.get("precision", "float32")
+    precision = card.precision
     total = check_size(model, precision, "TFLite")
     plan = plan if precision == "int8" else None
     graph = _Graph(output_name(model), half=precision == "float16", plan=plan)
     # What an interpreter plans for first; a dense network takes other sizes, too.
-    smallest = [1, *about["input"].get("smallest", model.input_shape[1:])]
+    smallest = [1, *(card.input_shape or model.input_shape[1:])]
     signature = [-1 if side is None else side for side in model.input_shape]
     graph.tensor = graph.new("images", smallest, Type.UINT8, signature)
     images = graph.tensor
     for operation in operations(model):
         graph.emit(operation)
-    proto = graph.model(images, about)
+    proto = graph.model(images, card)
     save(proto, path, total)
-    metadata.append_labels(path, about)
+    metadata.append_labels(path, card)
 
 
 def save(model: schema.ModelT, path: Path, weights: int) -> None:
@@ -346,7 +347,7 @@ class _Graph:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def model(self, images: int, about: dict[str, Any]) -> schema.ModelT:
+    def model(self, images: int, card: ModelCard) -> schema.ModelT:
         """Return the whole model, with TFLite's standard metadata."""
         subgraph, signature = schema.SubGraphT(), schema.SignatureDefT()
         subgraph.name, subgraph.tensors = b"main", self.tensors
@@ -358,9 +359,9 @@ class _Graph:
         signature.outputs = [_named(self.output, self.tensor)]
         entry = schema.MetadataT()
         entry.name, entry.buffer = b"TFLITE_METADATA", len(self.buffers)
-        content = np.frombuffer(metadata.model_metadata(about), np.uint8)
+        content = np.frombuffer(metadata.model_metadata(card), np.uint8)
         model = schema.ModelT()
-        model.version, model.description = 3, f"vggkeras {about['versions']['vggkeras']}"
+        model.version, model.description = 3, f"vggkeras {card.written_with}"
         model.operatorCodes, model.subgraphs, model.signatureDefs = (
             self.codes,
             [subgraph],

@@ -21,10 +21,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from export import TOLERANCES, artifact, parity
+from export import TOLERANCES, artifact, containers, parity
+from export import golden as golden_module
 from vggkeras import files, runtimes
+from vggkeras.card import INPUT_NAME, Form
 from vggkeras.errors import InputError, run_command
-from vggkeras.processor import Processor, this_processor
+from vggkeras.processor import this_processor
+from vggkeras.runtimes import providers
+from vggkeras.runtimes.predictor import Predictor
 
 # Of int8's own answers: another processor, or another version, may round a step the other way in every layer.
 INT8_TOLERANCE = 0.05
@@ -42,7 +46,7 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
     check(path)
     try:
         contents = artifact.read(path)
-    except artifact.DamagedError as error:
+    except containers.DamagedError as error:
         return [str(error)]
     problems = _changed(contents)
     certified = files.read_certificate(path.parent).get(path.name)
@@ -63,25 +67,24 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
         if provider != "cpu":
             raise
         return [*problems, str(error)]
-    about = contents.about
-    features = about["output"]["name"] == "features"
-    precision = about.get("precision", "float32")
+    card, precision = contents.card, contents.card.precision
+    features = card.form is Form.FEATURES
     # int8 is held against itself, elsewhere; how near it is to Keras was measured when it was made.
     answers = golden.answers if precision == "int8" else golden.probabilities
-    expected = runtimes.Predictor(
+    expected = Predictor(
         path,
         "golden answers",
         "",
         "",
         golden.images.shape[1:],
-        list(about["class_names"]),
-        about["input"]["name"],
-        about["output"]["name"],
-        {},
+        answers.shape[1],
+        INPUT_NAME,
+        card.form.output_name,
+        card,
         lambda _: answers,
-        features=answers.shape[1] if features else 0,
+        card.form,
     )
-    gate = parity.Gate(about.get("tolerance") or TOLERANCES[precision] or INT8_TOLERANCE)
+    gate = parity.Gate(card.tolerance or TOLERANCES[precision] or INT8_TOLERANCE)
     results = [parity.compare((expected, answers), candidate, golden.images, None, gate)]
     if precision == "int8" and candidate.runtime == "onnxruntime" and provider == "cpu":
         # The processor may be of another kind than the one where the file was made.
@@ -90,9 +93,9 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
     if (
         candidate.dense
         and certified is not None
-        and artifact.golden_path(path.parent, features=features).is_file()
+        and golden_module.golden_path(path.parent, features=features).is_file()
     ):
-        sizes = artifact.load_golden(path.parent, features=features)[3]
+        sizes = golden_module.load_golden(path.parent, features=features)[3]
         results += [
             parity.compare((expected, p), candidate, shown, None, gate) for shown, p in sizes
         ]
@@ -104,10 +107,10 @@ def made_where(path: Path) -> str:
 
     int8 is computed by other instructions on other processors. The file was proven again on this one.
     """
-    about = artifact.read(path).about
-    if about.get("precision") != "int8":
+    card = artifact.read(path).card
+    if card.precision != "int8":
         return ""
-    made = Processor.from_json(about["processor"]) if "processor" in about else None
+    made = card.processor
     here = this_processor()
     proven = f"proven on {made}" if made else "the processor it was proven on is not recorded"
     if here is None:
@@ -139,7 +142,7 @@ def check(path: Path) -> None:
     if path.suffix != ".onnx" or path.is_dir():
         return
     try:
-        outside = artifact.external_data(path)
+        outside = containers.external_data(path)
     except ValueError:
         return  # what cannot be read is said by those who read it
     if outside:
@@ -183,7 +186,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--provider",
-        choices=runtimes.PROVIDERS,
+        choices=providers.PROVIDERS,
         default="cpu",
         help="what .onnx files run on; never another in silence",
     )
@@ -204,10 +207,10 @@ def main() -> int:
             print(f"  {note}")
         failed += bool(problems)
         if arguments.explain:
-            from export import explain
+            from export import stages
 
             try:
-                print(explain.told(explain.stages(path)))
+                print(stages.told(stages.stages(path)))
             except InputError as error:
                 if not problems:
                     raise
@@ -216,7 +219,7 @@ def main() -> int:
 
 
 def _own_preprocessing(arguments: argparse.Namespace) -> int:
-    from export import explain
+    from export import preprocessing, stages
 
     if len(arguments.files) > 1:
         raise InputError(
@@ -227,7 +230,7 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
     try:
         contents = artifact.read(path)
         golden, problems = contents.golden, _changed(contents)
-    except artifact.DamagedError as error:
+    except containers.DamagedError as error:
         golden, problems = None, [str(error)]
     if problems:  # nothing can be judged by it
         print(f"{path}: FAILED\n  " + "\n  ".join(problems))
@@ -256,8 +259,8 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"{arguments.inputs} cannot be read ({error}): expected an array that numpy.save wrote."
         ) from error
-    found = explain.preprocessing(path, mine, arguments.provider)
-    print(explain.told(found))
+    found = preprocessing.preprocessing(path, mine, arguments.provider)
+    print(stages.told(found))
     return 0 if all(stage.passed for stage in found) else 1
 
 

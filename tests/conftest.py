@@ -9,24 +9,10 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
 import pytest
-from PIL import Image
+from helpers import write_photos
 
 import vggkeras
-
-
-def photo(seed: int, height: int = 48, width: int = 40) -> np.ndarray:
-    """A smooth picture, uint8 [height, width, 3], which JPEG keeps well; another for every seed."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8))
-    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def write_photos(folder: Path, count: int, seed: int = 0, suffix: str = ".jpg") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        Image.fromarray(photo(seed + i)).save(folder / f"{i:03d}{suffix}")
 
 
 @pytest.fixture

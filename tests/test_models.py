@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vggkeras
-from vggkeras import configs, models, weights
+from vggkeras import configs, layers, models
 from vggkeras.errors import InputError
+from vggkeras.weights import identify
 
 PARAMETERS = {  # 224 px, 1000 classes
     "A": 132_863_336,
@@ -115,7 +116,7 @@ def test_bad_arguments_are_refused(bad):
 
 
 def test_mean_rgb_is_subtracted_in_rgb_order_and_travels_in_the_config():
-    layer = models.mean_layer((10, 20, 30))
+    layer = layers.mean_layer((10, 20, 30))
     assert type(layer) is keras.layers.Rescaling
     x = images(1, 2, 2, 3)
     np.testing.assert_array_equal(np.asarray(layer(x)), x.astype(np.float32) - [10, 20, 30])
@@ -175,9 +176,9 @@ def test_files_of_version_0_1_load_with_their_mean(tmp_path):
             old.writestr(name, content)
     loaded, _ = models.load_model(tmp_path / "old.keras")
     assert type(loaded.get_layer("mean_rgb")) is keras.layers.Rescaling
-    assert models.mean_rgb(loaded) == (10, 20, 30)
+    assert layers.mean_rgb(loaded) == (10, 20, 30)
     np.testing.assert_array_equal(loaded(images(3, 32, 32, 3)), model(images(3, 32, 32, 3)))
-    assert weights.open_source(tmp_path / "old.keras").mean_rgb == (10, 20, 30)
+    assert identify.open_source(tmp_path / "old.keras").mean_rgb == (10, 20, 30)
 
 
 def lrn_by_hand(x: np.ndarray) -> np.ndarray:
@@ -268,7 +269,7 @@ def test_one_fit_step_is_momentum_sgd_with_that_penalty():
     """Two independent roads: Keras' fit, and the update written out."""
     import tensorflow as tf
 
-    from vggkeras.train import compile_model
+    from vggkeras.training.optimizer import compile_model
 
     x, y = images(8, 32, 32, 3), np.arange(8) % 3
     model = vggkeras.build("B", (32, 32, 3), 3, dropout=0, seed=3, **TINY)

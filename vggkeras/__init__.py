@@ -13,38 +13,38 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggkeras.configs import Recipe as Recipe
-    from vggkeras.datasets import load_data as load_data
+    from vggkeras.data.sources import load_data as load_data
     from vggkeras.errors import InputError as InputError
-    from vggkeras.evaluate import posteriors as posteriors
-    from vggkeras.features import features as features
-    from vggkeras.models import LRN as LRN
+    from vggkeras.evaluation.protocols import posteriors as posteriors
+    from vggkeras.features.extraction import extract_features as extract_features
+    from vggkeras.layers import LRN as LRN
     from vggkeras.models import build as build
     from vggkeras.models import to_dense as to_dense
+    from vggkeras.recipe import Recipe as Recipe
     from vggkeras.runtimes import Predictor as Predictor
     from vggkeras.runtimes import load as load
-    from vggkeras.train import train as train
-    from vggkeras.weights import load_weights as load_weights
-    from vggkeras.weights import pretrained as pretrained
-    from vggkeras.weights import save_weights as save_weights
+    from vggkeras.training.train import train as train
+    from vggkeras.weights.load import load_weights as load_weights
+    from vggkeras.weights.load import pretrained as pretrained
+    from vggkeras.weights.save import save_weights as save_weights
 
 __version__ = "0.2.0"
 
 _HOME = {
     "InputError": "errors",
-    "LRN": "models",
+    "LRN": "layers",
     "Predictor": "runtimes",
-    "Recipe": "configs",
+    "Recipe": "recipe",
     "build": "models",
-    "features": "features",
+    "extract_features": "features.extraction",
     "load": "runtimes",
-    "load_data": "datasets",
-    "load_weights": "weights",
-    "posteriors": "evaluate",
-    "pretrained": "weights",
-    "save_weights": "weights",
+    "load_data": "data.sources",
+    "load_weights": "weights.load",
+    "posteriors": "evaluation.protocols",
+    "pretrained": "weights.load",
+    "save_weights": "weights.save",
     "to_dense": "models",
-    "train": "train",
+    "train": "training.train",
 }
 __all__ = ["__version__", *_HOME]
 
@@ -57,18 +57,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
-
-
-class _Package(ModuleType):
-    """Keeps `vggkeras.train` and `features` functions: importing a submodule of that name would put it in their place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if _HOME.get(name) == name and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 class _WhenKerasIsImported:
@@ -88,13 +76,13 @@ class _WhenKerasIsImported:
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                importlib.import_module("vggkeras.models")
+                importlib.import_module("vggkeras.layers")
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 if "keras" in sys.modules:
-    importlib.import_module("vggkeras.models")
+    importlib.import_module("vggkeras.layers")
 else:
     sys.meta_path.insert(0, _WhenKerasIsImported())  # type: ignore[arg-type]

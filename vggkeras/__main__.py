@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vggkeras import configs
-from vggkeras.configs import Recipe
 from vggkeras.errors import InputError, parsed, run_command
+from vggkeras.recipe import Recipe
 from vggkeras.terminal import load_tensorflow, print_table, progress_bar
 
 SUFFICIENT_ACCURACY = 0.97  # what the demo asks of its digits
@@ -131,7 +131,7 @@ def train(flags: tyro.conf.OmitArgPrefixes[_Flags], resume: bool = False) -> int
     """
     recipe = Recipe(**vars(flags))
     load_tensorflow(console)
-    from vggkeras.train import train as run
+    from vggkeras.training.train import train as run
 
     run(recipe, console, resume=resume)
     return 0
@@ -185,8 +185,8 @@ def benchmark(
     if json:
         files.check_file(json)
     load_tensorflow(console)
-    from vggkeras.benchmark import CROPS, PLAIN, STEP, TRAINING
-    from vggkeras.benchmark import benchmark as run
+    from vggkeras.training.benchmark import CROPS, PLAIN, STEP, TRAINING
+    from vggkeras.training.benchmark import benchmark as run
 
     found = run(recipe, images, steps, rounds, console)
     table = Table(
@@ -245,31 +245,34 @@ def evaluate(
         json: write the figures, per-class recall, confusions and every image that flips between two rows to this file.
         skip_unreadable: go on without images that cannot be read, and say which.
     """
-    from vggkeras import datasets, files, runtimes
-    from vggkeras import evaluate as evaluation
+    from vggkeras import files, runtimes
+    from vggkeras.data import decoding, sources, statistics
+    from vggkeras.evaluation import paper as paper_module
+    from vggkeras.evaluation import scoring, tables
+    from vggkeras.runtimes import providers
 
     if not model:
         raise InputError("--model expects one model or more; received none.")
     if json:
         files.check_file(json)
     if provider == "tensorrt":  # in this process nothing has read it yet
-        os.environ.setdefault(runtimes.TF32_OVERRIDE, "0")
+        os.environ.setdefault(providers.TF32_OVERRIDE, "0")
     load_tensorflow(console, *model)
     predictors = [runtimes.load(path, provider, threads=threads) for path in model]
-    loaded = datasets.load_data(data, skip_unreadable=True)
+    loaded = sources.load_data(data, skip_unreadable=True)
     images, skipped = loaded.split(split), list(loaded.skipped)
     if (
         skipped and not skip_unreadable
     ):  # some are no images at all: those that are cut short are looked for too
         skipped += [
             images.image_name(i)
-            for i, found in datasets.read_all(images)
+            for i, found in statistics.read_all(images)
             if isinstance(found, InputError)
         ]
-        raise datasets.unreadable(skipped, loaded.spec)
+        raise decoding.unreadable(skipped, loaded.spec)
     start = time.monotonic()
     with progress_bar(console) as bar:
-        rows = evaluation.evaluate(
+        rows = scoring.evaluate(
             predictors,
             images,
             loaded.class_names,
@@ -281,10 +284,10 @@ def evaluate(
             track=lambda items, total: bar.track(items, total=total, description=split),
         )
     seconds = time.monotonic() - start
-    paper = [evaluation.paper_errors(predictors, row) for row in rows]
+    paper = [paper_module.paper_errors(predictors, row) for row in rows]
     title = f"{data}, {split}: {rows[0].images:,} images, {len(loaded.class_names)} classes; errors with Wilson 95% intervals"
-    print_table(evaluation.table(rows, paper, title), console)
-    short = evaluation.short_names([str(predictor.path) for predictor in predictors])
+    print_table(tables.table(rows, paper, title), console)
+    short = tables.short_names([str(predictor.path) for predictor in predictors])
     told = [
         f"{short[str(p.path)]}: {p.path} in {p.runtime} {p.version}, {p.provider}"
         + (f", threads: {p.threads}" if p.threads else "")
@@ -293,7 +296,7 @@ def evaluate(
     told.append(
         f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of each row's own crops and runs"
     )
-    told += evaluation.cost_ratios(rows) + evaluation.flips(rows, images.image_name)
+    told += tables.cost_ratios(rows) + tables.flips(rows, images.image_name)
     if not json:
         told.append(
             "--json FILE keeps these figures, recall by class, confusions and the images that flip between rows"
@@ -305,7 +308,7 @@ def evaluate(
         )
     if json:
         about = {"data": data, "split": split, "skipped": skipped}
-        files.write_json(json, evaluation.records(rows, paper, images.image_name, about))
+        files.write_json(json, tables.records(rows, paper, images.image_name, about))
     return 0
 
 
@@ -351,18 +354,10 @@ def features(
         skip_unreadable: go on without images that cannot be read, and say which.
     """
     from vggkeras import files, runtimes
-    from vggkeras.features import (
-        check_out,
-        check_page,
-        check_split,
-        describe,
-        load_images,
-        svm_recall,
-        svm_record,
-        svm_table,
-        write,
-        write_page,
-    )
+    from vggkeras.features.extraction import check_out, describe, load_images, write
+    from vggkeras.features.neighbours import check_page, write_page
+    from vggkeras.features.svm import check_split, svm_recall, svm_record, svm_table
+    from vggkeras.runtimes import providers
 
     check_out(out)
     if neighbours:
@@ -374,7 +369,7 @@ def features(
     if svm:
         check_split(loaded, split, *protocol)
     if provider == "tensorrt":  # in this process nothing has read it yet
-        os.environ.setdefault(runtimes.TF32_OVERRIDE, "0")
+        os.environ.setdefault(providers.TF32_OVERRIDE, "0")
     load_tensorflow(console, model)
     predictor, skipped = runtimes.load(model, provider, threads=threads), list(loaded.skipped)
     with progress_bar(console) as bar:
@@ -472,7 +467,7 @@ def report(
     os.environ["KERAS_BACKEND"] = (
         "tensorflow"  # whose gradients show where it looks, whatever it was trained on
     )
-    from vggkeras.report import report as write
+    from vggkeras.report.page import report as write
 
     write(run, data, evaluation, benchmark, out, console, skip_unreadable=skip_unreadable)
     return 0
@@ -499,8 +494,9 @@ def predict(
     import numpy as np
 
     from vggkeras import runtimes
-    from vggkeras.datasets import SUFFIXES
-    from vggkeras.evaluate import posteriors
+    from vggkeras.data.decoding import SUFFIXES
+    from vggkeras.evaluation.protocols import posteriors
+    from vggkeras.runtimes import providers
 
     if top < 1:
         raise InputError(f"--top must be 1 or more; received {top}.")
@@ -517,7 +513,7 @@ def predict(
     if not paths:
         raise InputError("Expected image files or folders; received none.")
     if provider == "tensorrt":  # in this process nothing has read it yet
-        os.environ.setdefault(runtimes.TF32_OVERRIDE, "0")
+        os.environ.setdefault(providers.TF32_OVERRIDE, "0")
     load_tensorflow(console, model)
     predictor = runtimes.load(model, provider, threads=threads)
     probabilities = posteriors(predictor, paths)
@@ -576,16 +572,16 @@ def convert(
         )
     files.check_writable(path.parent)
     load_tensorflow(console)
-    from vggkeras import weights
+    from vggkeras.weights import identify, load, save
 
     with console.status(f"reading {source}"):
-        opened = weights.open_source(source)
-        model = weights.pretrained(opened)
+        opened = identify.open_source(source)
+        model = load.pretrained(opened)
     said: list[str] = []
     if foreign:
         with console.status(f"writing {path}"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            asked = weights.save_weights(model, destination)
+            asked = save.save_weights(model, destination)
         said = [
             str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)
         ]
@@ -595,7 +591,7 @@ def convert(
         following = ""
     else:
         with console.status(f"writing {path}"):
-            weights.save_model(model, path, opened.about)
+            save.save_model(model, path, opened.card)
         mean = ", ".join(f"{value:.3f}" for value in opened.mean_rgb)
         means = f"it takes RGB, 0-255, and subtracts ({mean}) itself"
         following = f". Next: python -m vggkeras predict --model {path} YOUR_IMAGE, or python -m export --format all --model {path}"
@@ -641,11 +637,11 @@ def demo(out: Path = Path("runs/demo")) -> int:
     start = time.monotonic()
     load_tensorflow(console)
     from vggkeras import files
-    from vggkeras.train import read_run
-    from vggkeras.train import train as run
+    from vggkeras.training.record import RunRecord
+    from vggkeras.training.train import train as run
 
     if (out / "run.json").exists():
-        if read_run(out)["data"] != "digits":
+        if RunRecord.read(out).card.data != "digits":
             raise InputError(f"{out} holds a run on other data: give another --out.")
         files.remove(out)
     recipe = Recipe(
@@ -661,7 +657,7 @@ def demo(out: Path = Path("runs/demo")) -> int:
         patience=6,
     )
     result = run(recipe, console)
-    accuracy = result.metadata["metrics"]["val_accuracy"]
+    accuracy = result.record.metrics["val_accuracy"]
     code = 0
     # In processes of their own, as a user would: this package knows nothing of export, and training may be on another
     # backend than these two.

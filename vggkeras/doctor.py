@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vggkeras import runtimes
 from vggkeras.processor import this_processor
+from vggkeras.runtimes import onnx, providers
 from vggkeras.terminal import load_tensorflow, print_table
 
 PACKAGES = (
@@ -60,13 +60,15 @@ def examine(console: Console) -> int:
         "tensorflow",
         "gpu",
         ", ".join(gpus) or "no",
-        "" if gpus else escape(runtimes.INSTALL["cuda"]),
+        "" if gpus else escape(providers.INSTALL["cuda"]),
     )
     broken = False
     for provider, reason in _onnxruntime_providers().items():
         broken |= provider == "cpu" and bool(reason)
-        advice = escape(runtimes.INSTALL.get(provider, "pip install onnxruntime")) if reason else ""
-        device = f"{provider} ({runtimes.ONNX_PROVIDERS[provider]})"
+        advice = (
+            escape(providers.INSTALL.get(provider, "pip install onnxruntime")) if reason else ""
+        )
+        device = f"{provider} ({providers.ONNX_PROVIDERS[provider]})"
         loads.add_row("onnxruntime", device, escape(f"no: {reason}") if reason else "yes", advice)
     try:
         from ai_edge_litert.interpreter import Interpreter  # noqa: F401
@@ -104,9 +106,9 @@ def _onnxruntime_providers() -> dict[str, str]:
         graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8
     ).SerializeToString()
     reasons = {}
-    for provider in runtimes.PROVIDERS:
+    for provider in providers.PROVIDERS:
         try:
-            _, reasons[provider] = runtimes.onnx_session(probe, provider)
+            _, reasons[provider] = onnx.onnx_session(probe, provider)
         except (
             Exception
         ) as error:  # onnxruntime's errors have no common base; not loading is the answer

@@ -13,89 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from keras import layers, ops
+from keras import layers
 
 from vggkeras import configs
+from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.files import replacing
-
-
-def mean_layer(mean: Sequence[float]) -> layers.Layer:
-    """Return the layer `mean_rgb`, which subtracts the training set's mean RGB (section 2.1).
-
-    It is Keras' own `Rescaling`, so that any Keras 3 loads the file. It has no weights: the mean travels in the
-    layer's config, and a model cannot be parted from it. Images `[N, H, W, C]`, 0-255, become
-    centred float32 values of the same shape: of 0-255, bfloat16 would keep whole numbers alone.
-
-    Args:
-        mean: one number a channel, 0-255.
-    """
-    offset = [-float(value) for value in mean]
-    return layers.Rescaling(1.0, offset=offset, dtype="float32", name="mean_rgb")
-
-
-def mean_rgb(model: keras.Model) -> tuple[float, ...]:
-    """Return what a network's first layer subtracts, one number a channel, 0-255."""
-    return tuple(-float(value) for value in model.get_layer("mean_rgb").offset)
-
-
-@keras.saving.register_keras_serializable(package="vggkeras")
-class MeanRGB(layers.Rescaling):
-    """The layer `mean_rgb` of files that version 0.1 wrote. Loading one makes it a `Rescaling`."""
-
-    def __init__(self, mean: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(1.0, offset=[-float(value) for value in mean], **kwargs)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> layers.Layer:
-        """Return the `Rescaling` that subtracts the same mean."""
-        mean = config.pop("mean")
-        return layers.Rescaling(1.0, offset=[-float(value) for value in mean], **config)
-
-
-@keras.saving.register_keras_serializable(package="vggkeras")
-class LRN(layers.Layer):
-    """Local response normalisation across channels, b = a / (k + alpha * sum a^2)^beta (Krizhevsky 2012, 3.3).
-
-    The sum runs over the n channels around each one, fewer at the ends; alpha is not divided by n (ONNX and Caffe divide).
-    """
-
-    def __init__(
-        self,
-        n: int = configs.LRN_N,
-        k: float = configs.LRN_K,
-        alpha: float = configs.LRN_ALPHA,
-        beta: float = configs.LRN_BETA,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if n < 1 or n % 2 == 0:
-            raise InputError(f"LRN's n must be a positive odd number of channels; received {n}.")
-        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
-
-    def call(self, x):
-        reach = self.n // 2
-        if keras.backend.backend() == "tensorflow":
-            # One op here is one op in ONNX and TFLite; written with slices it becomes fifteen.
-            import tensorflow as tf
-
-            return tf.nn.local_response_normalization(x, reach, self.k, self.alpha, self.beta)
-        channels = x.shape[-1]
-        squares = ops.pad(ops.square(x), [(0, 0), (0, 0), (0, 0), (reach, reach)])
-        total = sum(squares[..., i : i + channels] for i in range(self.n))
-        return x / ops.power(self.k + self.alpha * total, self.beta)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "n": self.n,
-            "k": self.k,
-            "alpha": self.alpha,
-            "beta": self.beta,
-        }
+from vggkeras.layers import LRN, mean_layer
 
 
 def build(
@@ -313,15 +237,15 @@ def dense_features(model: keras.Model) -> keras.Model:
 ABOUT = "vggkeras.json"  # entry of a .keras file (a zip archive) that Keras itself passes over
 
 
-def save_model(model: keras.Model, path: Path, about: dict[str, Any]) -> None:
+def save_model(model: keras.Model, path: Path, card: ModelCard) -> None:
     """Write a .keras file that also says what it is: class names, data, scale, recipe, versions. Atomic."""
     with replacing(path) as beside:
         model.save(beside)
         with zipfile.ZipFile(beside, "a") as archive:
-            archive.writestr(ABOUT, json.dumps(about))
+            archive.writestr(ABOUT, json.dumps(card.to_json()))
 
 
-def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
+def load_model(path: Path) -> tuple[keras.Model, ModelCard]:
     """A .keras file's model and what `save_model` wrote beside it ({} in a file that Keras alone saved).
 
     Raises InputError for a file that is no .keras file, or whose loading would run code: Keras' safe mode stays on.
@@ -333,7 +257,7 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
         with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
+            described = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
     except OSError:
         raise
     except (
@@ -343,4 +267,4 @@ def load_model(path: Path) -> tuple[keras.Model, dict[str, Any]]:
             f"{path} cannot be loaded: expected a .keras file saved by vggkeras or Keras, with no code of its own "
             f"in it (safe mode); {type(error).__name__}: {str(error)[:300]}"
         ) from error
-    return model, about
+    return model, ModelCard.from_json(described, path)

@@ -49,7 +49,7 @@ def load_tensorflow(console: Console, *models: Path) -> None:
         model.suffix in (".onnx", ".tflite") or not model.exists() for model in models
     ):
         return
-    from vggkeras.runtimes import quiet_stderr
+    from vggkeras.runtimes.stderr import quiet_stderr
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with console.status("loading TensorFlow"), quiet_stderr():

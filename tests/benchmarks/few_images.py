@@ -26,9 +26,12 @@ from rich.table import Table
 from scipy.stats import t as student
 
 import vggkeras
-from vggkeras import configs, datasets, evaluate, files, runtimes
-from vggkeras.datasets import Split
-from vggkeras.features import fit_svm
+from vggkeras import files, runtimes
+from vggkeras import recipe as recipe_module
+from vggkeras.data import sources
+from vggkeras.data.splits import Split
+from vggkeras.evaluation import scoring
+from vggkeras.features.svm import fit_svm
 from vggkeras.terminal import progress_bar
 
 console = Console()
@@ -121,7 +124,10 @@ def main(
                         "epochs": lasts,
                         "patience": lasts,
                     }
-                    | {"batch_size": BATCH, "learning_rate": RATE * configs.PAPER_BATCH / BATCH}
+                    | {
+                        "batch_size": BATCH,
+                        "learning_rate": RATE * recipe_module.PAPER_BATCH / BATCH,
+                    }
                     | changes,
                 )
                 vggkeras.train(learnt, console, resume=True)
@@ -204,8 +210,8 @@ def _accuracy(run: Path, few: Path) -> float:
     """Top-1 on the test images, by the central crop."""
     noted = run / "test.json"
     if not noted.exists():
-        loaded = datasets.load_data(str(few))
-        (row,) = evaluate.evaluate(runtimes.load(run), loaded.split("test"), loaded.class_names)
+        loaded = sources.load_data(str(few))
+        (row,) = scoring.evaluate(runtimes.load(run), loaded.split("test"), loaded.class_names)
         files.write_json(noted, row.accuracy)
     return json.loads(noted.read_text())
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,7 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from export import artifact, quantize, samples, to_onnx, to_saved_model
-from vggkeras import models, processor, runtimes
+from vggkeras import layers, models, processor, runtimes
+from vggkeras.runtimes import keras
+from vggkeras.runtimes import onnx as onnx_module
 
 
 @dataclass
@@ -69,7 +71,7 @@ def to_unsigned(path: Path) -> None:
     onnx.save(proto, path)
 
 
-def write_all(graph, plan, about, folder: Path) -> dict[str, Path]:
+def write_all(graph, plan, card, folder: Path) -> dict[str, Path]:
     """Write a file each way, and one in float32."""
     ways = {"float32": None, "paired": quantize.kernel_steps, "8 bits": eight_bits}
     ways |= {"7 bits": seven_bits, "U8": eight_bits}
@@ -78,7 +80,7 @@ def write_all(graph, plan, about, folder: Path) -> dict[str, Path]:
         found[name] = folder / f"{name.replace(' ', '-')}.onnx"
         to_onnx.kernel_steps = steps or quantize.kernel_steps
         precision = "float32" if name == "float32" else "int8"
-        to_onnx.write(graph, found[name], about | {"precision": precision}, None, plan)
+        to_onnx.write(graph, found[name], replace(card, precision=precision), None, plan)
     to_onnx.kernel_steps = quantize.kernel_steps
     to_unsigned(found["U8"])
     return found
@@ -102,10 +104,10 @@ def main() -> None:
     """Write, ask, time, and print a row a way."""
     given, console = tyro.cli(Arguments), Console(width=160)
     source = given.model / "model.keras" if given.model.is_dir() else given.model
-    network, about = models.load_model(source)
+    network, card = models.load_model(source)
     graph = to_saved_model.inference_model(network)
-    about = {"mean_rgb": list(models.mean_rgb(network)), "arch": network.name, **about}
-    reference = runtimes.keras_predictor(network, about, source)
+    card = replace(card, mean_rgb=layers.mean_rgb(network), arch=card.arch or network.name)
+    reference = keras.keras_predictor(network, card, source)
     reference, shown = samples.parity_images(reference, given.data, given.images, console)
     calibration = samples.calibration_images(reference, shown.data, None, console)[0]
     plan = quantize.calibrate(graph, calibration, 0)
@@ -115,8 +117,8 @@ def main() -> None:
     for column in ("kernels", "top-1", "agreement", "rms error", "largest", "optimized - unoptimized: rms", "largest", "1 image, x float32", "batches of 8, x float32"):  # fmt: skip
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        description = artifact.describe(about, reference, "", precision="int8")
-        paths = write_all(graph, plan, description, Path(folder))
+        card = artifact.describe(card, reference, "", precision="int8")
+        paths = write_all(graph, plan, card, Path(folder))
         predictors = {name: runtimes.load(path) for name, path in paths.items()}
         speeds = [
             seconds_of(predictors, shown.images[:count], given.rounds, given.seconds)
@@ -124,7 +126,7 @@ def main() -> None:
         ]
         for name, predictor in predictors.items():
             p = predictor(shown.images)
-            raw = runtimes.load_unoptimized(paths[name])(shown.images[:256])
+            raw = onnx_module.load_unoptimized(paths[name])(shown.images[:256])
             error, apart = np.abs(p - expected), np.abs(p[:256] - raw)
             ratios = [np.median(times["float32"] / times[name]) for times in speeds]
             table.add_row(

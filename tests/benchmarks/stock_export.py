@@ -23,7 +23,9 @@ from rich.table import Table
 
 import vggkeras
 from export import artifact, to_onnx, to_saved_model, to_tflite
-from vggkeras import models, runtimes
+from vggkeras import layers
+from vggkeras.card import ModelCard
+from vggkeras.runtimes import keras, stderr
 
 
 def main(
@@ -45,12 +47,13 @@ def main(
         ours, theirs = (Path(folder, name) for name in ("ours", "theirs"))
         ours.mkdir()
         theirs.mkdir()
-        reference = runtimes.keras_predictor(model, {})
-        about = artifact.describe({"mean_rgb": models.mean_rgb(model)}, reference, "")
-        about["provenance"]["arch"] = arch
+        reference = keras.keras_predictor(
+            model, ModelCard(mean_rgb=layers.mean_rgb(model), arch=arch)
+        )
+        card = artifact.describe(reference.card, reference, "")
         graph = to_saved_model.inference_model(model)
-        to_onnx.write(graph, ours / "model.onnx", about)
-        to_tflite.write(graph, ours / "model.tflite", about)
+        to_onnx.write(graph, ours / "model.onnx", card)
+        to_tflite.write(graph, ours / "model.tflite", card)
         model.export(theirs / "model.onnx", format="onnx", verbose=False)
         model.export(theirs / "model.tflite", format="litert", verbose=False)
         calls: dict[tuple[str, str], Callable[[], np.ndarray]] = {}
@@ -100,7 +103,7 @@ def _onnx(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarra
 def _tflite(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
     from ai_edge_litert.interpreter import Interpreter
 
-    with runtimes.quiet_stderr():
+    with stderr.quiet_stderr():
         interpreter = Interpreter(str(path), num_threads=threads)
         interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], image.shape)
         interpreter.allocate_tensors()

@@ -1,0 +1,232 @@
+"""Data strings, every kind of image file, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from helpers import KINDS, encoded, photo, write_photos
+from PIL import Image
+
+import vggkeras
+from vggkeras.data import augment, decoding, statistics
+from vggkeras.errors import InputError
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_rgb(kind):
+    data, expected, tolerance = KINDS[kind]
+    image = decoding.decode(data)
+    assert image.dtype == np.uint8
+    assert image.shape == (48, 40, 3)
+    assert np.abs(image.astype(int) - np.asarray(expected).astype(int)).max() <= tolerance
+
+
+def test_transparent_pixels_lie_on_white():
+    image = np.dstack([photo(2), np.full((48, 40), 255, np.uint8)])
+    image[:10, :, 3] = 0
+    rgb = decoding.decode(encoded(Image.fromarray(image), "PNG"))
+    assert (rgb[:10] == 255).all()
+    np.testing.assert_array_equal(rgb[10:], image[10:, :, :3])
+
+
+def test_digits_are_embedded_and_always_split_the_same_way():
+    a, b = vggkeras.load_data("digits"), vggkeras.load_data("digits")
+    assert a.splits["train"].count + a.splits["validation"].count == 1797
+    np.testing.assert_array_equal(a.splits["validation"].labels, b.splits["validation"].labels)
+    for split in a.splits.values():
+        share = np.bincount(split.labels) / split.count
+        assert np.abs(share - 0.1).max() < 0.01
+    _, first, label = next(a.splits["train"].examples())
+    assert decoding.decode(first).shape == (32, 32, 3)
+    assert a.class_names[label] == str(label)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_imagenets_imagenettes_and_country211s_layouts(tmp_path, name):
+    for split in ("train", name, "test"):
+        for wnid in ("n01440764", "n02102040"):
+            write_photos(tmp_path / "set" / split / wnid, 2, suffix=".JPEG")
+    (tmp_path / "set" / "train" / "n01440764" / ".DS_Store").write_text("x")
+    (tmp_path / "set" / "noisy_imagenette.csv").write_text("x")
+    data = vggkeras.load_data(str(tmp_path / "set"))
+    assert data.class_names == ["n01440764", "n02102040"]
+    assert {k: s.count for k, s in data.splits.items()} == {"train": 4, "validation": 4, "test": 4}
+    assert data.split("val") is data.splits["validation"]
+    assert [label for _, _, label in data.split("train").examples()] == [0, 0, 1, 1]
+    with pytest.raises(InputError, match="no split 'dev'"):
+        data.split("dev")
+
+
+def test_class_folders_alone_are_split_by_a_stable_hash(tmp_path):
+    for name in ("a", "b"):
+        write_photos(tmp_path / "set" / name, 40)
+    before = vggkeras.load_data(str(tmp_path / "set"))
+    held = {"/".join(p.split("/")[-2:]) for p in before.splits["validation"].sources}
+    assert before.splits["train"].count + len(held) == 80
+    assert 4 <= len(held) <= 28
+    shutil.move(tmp_path / "set", tmp_path / "moved")
+    (tmp_path / "moved" / "a" / "000.jpg").unlink()
+    after = vggkeras.load_data(str(tmp_path / "moved"))
+    assert {"/".join(p.split("/")[-2:]) for p in after.splits["validation"].sources} == held - {
+        "a/000.jpg"
+    }
+
+
+def test_mean_and_covariance_are_of_every_pixel(photos):
+    split = vggkeras.load_data(str(photos)).split("train")
+    mean, covariance = statistics.rgb_statistics(
+        [pixels for _, pixels in statistics.read_all(split)]
+    )
+    pixels = np.concatenate(
+        [np.asarray(Image.open(path)).reshape(-1, 3) for path in split.sources]
+    )  # all of one size
+    np.testing.assert_allclose(mean, pixels.mean(axis=0))
+    np.testing.assert_allclose(covariance, np.cov(pixels.T, bias=True))
+
+
+def test_images_of_any_size_weigh_the_same(tmp_path):
+    for name, sizes in {"a": [(60, 40), (20, 90)], "b": [(33, 33)]}.items():
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            Image.fromarray(photo(i, *size)).save(tmp_path / "train" / name / f"{i}.png")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    split = vggkeras.load_data(str(tmp_path)).split("train")
+    found = [pixels for _, pixels in statistics.read_all(split)]
+    assert [pixels.smallest_side for pixels in found] == [40, 20, 33]
+    mean, covariance = statistics.rgb_statistics(found)
+    pixels = [np.asarray(Image.open(path)).reshape(-1, 3).astype(float) for path in split.sources]
+    np.testing.assert_allclose(mean, np.mean([p.mean(axis=0) for p in pixels], axis=0))
+    share = np.concatenate([np.full(len(p), 1 / len(p) / 3) for p in pixels])
+    np.testing.assert_allclose(
+        covariance, np.cov(np.concatenate(pixels).T, bias=True, aweights=share)
+    )
+
+
+def test_bad_folders_are_named(tmp_path, photos):
+    (tmp_path / "empty").mkdir()
+    write_photos(tmp_path / "one" / "cat", 3)
+    write_photos(tmp_path / "strange" / "train" / "cat", 2)
+    write_photos(tmp_path / "strange" / "train" / "dog", 2)
+    write_photos(tmp_path / "strange" / "val" / "cow", 2)
+    write_photos(tmp_path / "few" / "cat", 1)
+    write_photos(tmp_path / "few" / "dog", 1)
+    for spec, message in {
+        "missing": "Unknown data 'missing': expected digits, tfds:NAME",
+        "empty": "has no images",
+        "one": "has one class, 'cat'",
+        "strange": "'cow' that train has not",
+        "few": "too few images",
+        "tfds:no_such_set": "TensorFlow Datasets has no 'no_such_set'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            vggkeras.load_data(spec)
+
+
+@pytest.mark.parametrize("content", [b"hello, I am text", b""])
+def test_what_is_no_image_is_found_by_a_quick_look_and_named(photos, content):
+    bad = photos / "train" / "cat" / "003.jpg"
+    bad.write_bytes(content)
+    with pytest.raises(InputError, match=r"train/cat/003\.jpg is not a JPEG"):
+        vggkeras.load_data(str(photos))
+    data = vggkeras.load_data(str(photos), skip_unreadable=True)
+    assert data.skipped == (str(bad),)
+    assert data.split("train").count == 15
+
+
+def test_a_truncated_image_is_named(photos):
+    path = photos / "val" / "dog" / "001.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"val/dog/001\.jpg cannot be read"):
+        list(augment.center_crops(vggkeras.load_data(str(photos)).split("val"), (32, 32), 32))
+
+
+def check_shuffled(split):
+    """An endless row: every epoch has every image once, in another order; it can be entered anywhere, always the same."""
+    examples = {i: (e, label) for i, e, label in split.examples()}
+
+    def row(seed, start, count):
+        taken = list(split.shuffled(seed, start).take(count).as_numpy_iterator())
+        assert all((encoded_, label) == examples[index] for _, index, encoded_, label in taken)
+        return [(int(epoch), int(index)) for epoch, index, _, _ in taken]
+
+    count = split.count
+    whole = row(5, 0, 3 * count)
+    epochs = [[index for epoch, index in whole if epoch == e] for e in range(3)]
+    assert all(sorted(epoch) == split.indices() for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    for start in (0, 1, count - 1, count, 2 * count + 3):
+        assert row(5, start, 3 * count - start) == whole[start:]
+    assert row(6, 0, count) != whole[:count]
+
+
+def test_shuffled_images_can_be_entered_anywhere(photos):
+    check_shuffled(vggkeras.load_data(str(photos)).split("train"))
+    check_shuffled(vggkeras.load_data("digits").split("train").without(range(30, 1437)))
+
+
+@pytest.fixture(scope="module")
+def tiny_tfds(tmp_path_factory):
+    """A TensorFlow data set made here: 20 JPEGs, train alone."""
+    import tensorflow_datasets as tfds
+
+    class VggkerasTiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(20):
+                yield i, {"image": photo(i), "label": i % 2}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    VggkerasTiny(data_dir=folder).download_and_prepare()
+    return folder
+
+
+def test_tfds_records_come_undecoded_and_hold_out_a_tenth(tiny_tfds, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("vggkeras_tiny", data_dir=tiny_tfds)
+    monkeypatch.setattr(tfds, "builder", lambda name: builder)
+    data = vggkeras.load_data("tfds:vggkeras_tiny")
+    assert {k: s.count for k, s in data.splits.items()} == {"train": 18, "validation": 2}
+    examples = list(data.split("train").examples())
+    assert all(e.startswith(b"\xff\xd8\xff") for _, e, _ in examples)
+    rest = data.split("train").without([3, 4])
+    assert rest.count == len(list(rest.examples())) == 16
+    check_shuffled(rest)
+
+
+needs_imagenette = pytest.mark.skipif(
+    not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "imagenette", "160px-v2")),
+    reason="TFDS_DATA_DIR has no imagenette/160px-v2: the test on real photographs",
+)
+
+
+@needs_imagenette
+def test_imagenettes_photographs():
+    data = vggkeras.load_data("tfds:imagenette/160px-v2")
+    assert (data.split("train").count, data.split("validation").count) == (9469, 3925)
+    assert len(data.class_names) == 10
+    few = data.split("validation").without(range(40, 3925))
+    crops = list(augment.center_crops(few, (64, 64), 73))
+    assert len(crops) == 40
+    assert all(crop.shape == (64, 64, 3) for _, crop, _ in crops)
+    import tensorflow as tf
+
+    for _, data_, _ in few.examples():  # real JPEGs: both decoders, the same pixels
+        pixels = tf.io.decode_jpeg(data_, channels=3, dct_method="INTEGER_ACCURATE").numpy()
+        np.testing.assert_array_equal(pixels, decoding.decode(data_))

@@ -1,0 +1,149 @@
+"""The README's "Deploy", run as a stranger would: the files and these lines, without Keras, TensorFlow or this package."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import README, STRANGER, photo
+from PIL import Image
+
+import vggkeras
+
+UNREACHABLE = (
+    "ENOTFOUND",
+    "EAI_AGAIN",
+    "ECONNREFUSED",
+    "ECONNRESET",
+    "ETIMEDOUT",
+    "ENETUNREACH",
+    "EHOSTUNREACH",
+)
+
+
+def section() -> str:
+    (text,) = re.findall(
+        r"^## Deploy$(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return text
+
+
+def shell(word: str) -> list[str]:
+    """The lines of the section's one shell block that has the word."""
+    (block,) = (
+        block
+        for block in re.findall(r"^```sh\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL)
+        if word in block
+    )
+    return block.splitlines()
+
+
+@pytest.fixture
+def stranger(exports, tmp_path) -> Path:
+    """A folder with the two files and every snippet that begins with its file's name."""
+    for name in ("model.onnx", "model.tflite"):
+        shutil.copy(exports / name, tmp_path)
+    for name, code in re.findall(
+        r"^```\w+\n(?:#|//) ([\w.]+)\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL
+    ):
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(stranger) -> list[Path]:
+    """Reduced, by much and by little, enlarged, left as it is, wide, high, and grey; pale, so that no answer is sure, and
+    grained, so that the filter matters.
+    """
+    sizes = [(333, 250), (70, 61), (20, 29), (37, 37), (50, 150), (101, 38), (90, 80)]
+    grain = np.random.default_rng(0)
+    arrays = [
+        photo(i, *size) // 3 + grain.integers(0, 60, (*size, 3), np.uint8)
+        for i, size in enumerate(sizes)
+    ]
+    images = [Image.fromarray(array) for array in arrays]
+    images[-1] = images[-1].convert("L")
+    paths = [stranger / f"{i}.png" for i in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    return paths
+
+
+def check(told: str, expected: np.ndarray, tolerance: float) -> None:
+    """Lines "0.1234 label", five, the most probable first, against a file's probabilities `[10]` of classes 0 to 9."""
+    rows = [line.split() for line in told.splitlines()]
+    told_p = np.array([float(p) for p, _ in rows])
+    assert len(rows) == len({label for _, label in rows}) == 5
+    np.testing.assert_allclose(told_p, np.sort(expected)[::-1][:5], atol=tolerance)
+    np.testing.assert_allclose(told_p, expected[[int(label) for _, label in rows]], atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("script", "file"), [("with_onnxruntime.py", "model.onnx"), ("with_litert.py", "model.tflite")]
+)
+def test_python_needs_the_runtime_alone(stranger, pictures, script, file):
+    expected = vggkeras.posteriors(vggkeras.load(stranger / file), pictures)
+    assert expected.max(axis=1).min() < 0.9  # not so sure that any crop would do
+    for picture, probabilities in zip(pictures, expected, strict=True):
+        arguments = [sys.executable, "-c", STRANGER, script, picture.name]
+        child = subprocess.run(arguments, cwd=stranger, capture_output=True, text=True)
+        assert child.returncode == 0, child.stderr
+        check(child.stdout, probabilities, 1e-4)
+
+
+def test_the_versions_are_the_tested_ones():
+    (line,) = shell("pip install")
+    pins = re.findall(r"\S+==\S+", line)
+    assert len(pins) == 4
+    assert set(pins) <= set((README.parent / "constraints.txt").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture(scope="module")
+def node_modules() -> Iterator[Path]:
+    """What the README's npm line installs, in a folder that goes with the tests: it is large."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("JavaScript: there is no node and npm here")
+    version = subprocess.run(
+        ["node", "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if int(version[1:].split(".")[0]) < 20:
+        pytest.skip(f"JavaScript: node is {version}, and the README asks for 20 or later")
+    install = next(line for line in shell("npm install") if line.startswith("npm"))
+    assert "--ignore-scripts" in install
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "package.json").write_text(
+            "{}"
+        )  # or npm would look for one in the folders above
+        quiet = {
+            "npm_config_fetch_retries": "0",
+            "npm_config_audit": "false",
+            "npm_config_update_notifier": "false",
+        }
+        child = subprocess.run(
+            install, shell=True, cwd=folder, env=os.environ | quiet, capture_output=True, text=True
+        )
+        if child.returncode and any(code in child.stderr for code in UNREACHABLE):
+            pytest.skip("JavaScript: npm cannot fetch packages here")
+        assert child.returncode == 0, child.stderr
+        yield Path(folder, "node_modules")
+
+
+def test_javascript_gives_the_same_answers(stranger, pictures, node_modules):
+    (stranger / "node_modules").symlink_to(node_modules)
+    _, labels, run = shell("npm install")
+    python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(labels, shell=True, cwd=stranger, env=os.environ | {"PATH": python}, check=True)
+    expected = vggkeras.posteriors(vggkeras.load(stranger / "model.onnx"), pictures)
+    for picture, probabilities in zip(pictures, expected, strict=True):
+        command = run.replace("photo.jpg", picture.name)
+        child = subprocess.run(command, shell=True, cwd=stranger, capture_output=True, text=True)
+        assert child.returncode == 0, child.stderr
+        check(child.stdout, probabilities, 0.005)  # now and then a value is rounded the other way

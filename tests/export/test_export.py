@@ -1,0 +1,538 @@
+"""Exported files: the graph, what travels in it, the proof, and that the proof can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import flatbuffers
+import numpy as np
+import onnx
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import encode
+from flatbuffers.table import Table
+from helpers import CARD, trained_looking
+
+import export
+import vggkeras
+from export import golden as golden_module
+from export import parity, samples, to_saved_model, verify
+from vggkeras import files, runtimes
+from vggkeras.card import Form, ModelCard
+from vggkeras.errors import InputError
+from vggkeras.runtimes import keras
+
+
+def write_and_compare(model, folder, *images, dense=False) -> dict[str, parity.Parity]:
+    form = Form.DENSE if dense else Form.CLASSIFIER
+    graph = to_saved_model.inference_model(model, form)
+    reference = keras.keras_predictor(model, CARD)
+    results = {}
+    for name, kind in export.FORMATS.items():
+        path = folder / kind.named("float32", form)
+        kind.write(
+            graph,
+            path,
+            dataclasses.replace(CARD, form=form, input_shape=reference.input_shape),
+            None,
+            None,
+        )
+        found = runtimes.load(path)
+        assert found.dense == dense
+        known = reference.dense_form() if dense else reference
+        results[name] = parity.merged(
+            [parity.compare(known, found, x, gate=parity.Gate()) for x in images]
+        )
+    return results
+
+
+@pytest.mark.parametrize(
+    ("arch", "batch_norm", "channels"),
+    [(arch, norm, 3) for arch in ("A", "A-LRN", "B", "C", "D", "E") for norm in (False, True)]
+    + [("A-LRN", True, 1), ("C", False, 1)],
+)
+def test_every_configuration_passes_parity_in_every_format(arch, batch_norm, channels, tmp_path):
+    shape = (64, 96, channels)
+    model = trained_looking(arch, shape, batch_norm, width=0.06, fc_units=12)
+    images = np.random.default_rng(1).integers(0, 256, (20, *shape), dtype=np.uint8)
+    for name, result in write_and_compare(model, tmp_path, images).items():
+        assert result.passed, (name, result.failures)
+        assert result.batch_sizes == (1, 2, 7)
+        assert result.top1_agreement == 1
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert nodes.count("Transpose") <= 1  # with one channel it is a Reshape
+    assert nodes.count("LRN") == (arch == "A-LRN")
+    assert not {"BatchNormalization", "Shape", "Mul"} & set(nodes)
+
+
+@pytest.mark.parametrize(("arch", "batch_norm"), [("A-LRN", False), ("C", True), ("E", False)])
+def test_dense_files_pass_parity_at_any_size(arch, batch_norm, tmp_path):
+    model = trained_looking(arch, (64, 96, 3), batch_norm, width=0.06, fc_units=12)
+    rng = np.random.default_rng(1)
+    images = [
+        rng.integers(0, 256, (4, *size, 3), dtype=np.uint8)
+        for size in ((64, 96), (65, 131), (200, 97))
+    ]
+    for name, result in write_and_compare(model, tmp_path, *images, dense=True).items():
+        assert result.passed, (name, result.failures)
+        assert result.sizes == ((64, 96), (65, 131), (200, 97))
+    nodes = [node.op_type for node in onnx.load(tmp_path / "model.dense.onnx").graph.node]
+    assert nodes.count("Transpose") <= 2 + 2 * (arch == "A-LRN")
+    assert not {"BatchNormalization", "Shape", "Mul", "Gemm", "MatMul"} & set(nodes)
+    # On the training size the dense network is the classifier.
+    classifier = keras.keras_predictor(model, ModelCard())
+    np.testing.assert_allclose(
+        runtimes.load(tmp_path / "model.dense.onnx")(images[0]), classifier(images[0]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("size", [32, 33, 70])
+def test_sizes_that_leave_one_pixel_or_do_not_divide(size, tmp_path):
+    model = trained_looking("A", (size, size, 3), False, width=0.06, fc_units=12)
+    images = np.random.default_rng(1).integers(0, 256, (10, size, size, 3), dtype=np.uint8)
+    for name, result in write_and_compare(model, tmp_path, images).items():
+        assert result.passed, (name, result.failures)
+
+
+def test_the_onnx_file(exports, run):
+    model = onnx.load(exports / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    nodes = [node.op_type for node in model.graph.node]
+    assert nodes.count("Transpose") <= 1
+    assert set(nodes) <= {
+        "Cast",
+        "Sub",
+        "Transpose",
+        "Conv",
+        "Relu",
+        "LRN",
+        "MaxPool",
+        "Reshape",
+        "Gemm",
+        "Softmax",
+    }
+    assert [o.version for o in model.opset_import if o.domain == ""] == [18]
+    (images,), (probabilities,) = model.graph.input, model.graph.output
+    assert (images.name, images.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == [
+        "batch",
+        32,
+        32,
+        3,
+    ]
+    assert probabilities.name == "probabilities"
+    assert [d.dim_param or d.dim_value for d in probabilities.type.tensor_type.shape.dim] == [
+        "batch",
+        10,
+    ]
+    metadata = {p.key: json.loads(p.value) for p in model.metadata_props if p.key != "golden"}
+    assert metadata["labels"] == [str(i) for i in range(10)]
+    described(metadata["vggkeras"], run)
+
+
+def described(about, run):
+    assert about["class_names"] == [str(i) for i in range(10)]
+    assert about["mean_rgb"] == run.metadata["mean_rgb"]
+    assert about["input"]["shape"] == ["batch", 32, 32, 3]
+    assert about["scale"] == 37
+    assert about["provenance"]["data"] == "digits"
+    assert about["provenance"]["epoch"] == run.metadata["best_epoch"]
+    assert about["provenance"]["model_sha256"] == files.sha256(run.path / "model.keras")
+
+
+def test_the_tflite_file(exports, run):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(exports / "model.tflite"))
+    assert interpreter.get_signature_list() == {
+        "serving_default": {"inputs": ["images"], "outputs": ["probabilities"]}
+    }
+    assert interpreter.get_input_details()[0]["name"] == "images"
+    assert interpreter.get_input_details()[0]["shape_signature"].tolist() == [-1, 32, 32, 3]
+    assert interpreter.get_input_details()[0]["dtype"] == np.uint8
+    assert interpreter.get_output_details()[0]["name"] == "probabilities"
+    operators = {op["op_name"] for op in interpreter._get_ops_details()} - {"DELEGATE"}
+    assert operators == {
+        "CAST", "SUB", "CONV_2D", "LOCAL_RESPONSE_NORMALIZATION", "MAX_POOL_2D", "RESHAPE", "FULLY_CONNECTED", "SOFTMAX",
+    }  # fmt: skip
+    with zipfile.ZipFile(exports / "model.tflite") as archive:
+        assert archive.read("labels.txt").decode().split() == [str(i) for i in range(10)]
+        described(json.loads(archive.read("vggkeras.json")), run)
+
+
+def flat_field(table: Table, number: int) -> int:
+    """Where a table's field is; 0 where it has none."""
+    offset = table.Offset(4 + 2 * number)
+    return offset and table.Pos + offset
+
+
+def child(table: Table, number: int) -> Table:
+    return Table(table.Bytes, table.Indirect(flat_field(table, number)))
+
+
+def only(table: Table, number: int) -> Table:
+    """The one table of a vector."""
+    offset = table.Offset(4 + 2 * number)
+    assert table.VectorLen(offset) == 1
+    return Table(table.Bytes, table.Indirect(table.Vector(offset)))
+
+
+def text(table: Table, number: int) -> str:
+    return table.String(flat_field(table, number)).decode()
+
+
+def test_a_phones_reader_finds_the_labels(exports):
+    path = exports / "model.tflite"
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    (entry,) = (entry for entry in model.metadata if entry.name == b"TFLITE_METADATA")
+    data = bytes(model.buffers[entry.buffer].data)
+    assert data[4:8] == b"M001"
+    root = Table(data, encode.Get(flatbuffers.packer.uoffset, data, 0))
+    assert text(root, 0) == "VGG A-LRN"
+    assert text(root, 7) == "1.0.0"
+    image, output = only(only(root, 3), 2), only(only(root, 3), 3)
+    assert (text(image, 0), text(output, 0)) == ("images", "probabilities")
+    properties = child(child(image, 3), 1)
+    assert properties.Bytes[flat_field(properties, 0)] == 1  # RGB
+    labels = only(output, 6)
+    assert data[flat_field(labels, 2)] == 2  # TENSOR_AXIS_LABELS
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read(text(labels, 0)).decode().splitlines() == [str(i) for i in range(10)]
+
+
+def test_tflite_weights_lie_on_sixteen_bytes(exports):
+    data = (exports / "model.tflite").read_bytes()
+    model = schema.Model.GetRootAs(data, 0)
+    for i in range(model.BuffersLength()):
+        array = model.Buffers(i).DataAsNumpy()
+        if isinstance(array, np.ndarray) and len(array):
+            whole = np.frombuffer(data, np.uint8)
+            assert (
+                array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+            ) % 16 == 0
+
+
+def test_the_saved_model(exports, run):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(exports / "saved_model"))
+    assert set(loaded.signatures) == {"serving_default"}
+    weights = sum(weight.nbytes for weight in run.model.get_weights())
+    assert files.size(exports / "saved_model") < weights + 300_000  # every weight once
+    (spec,) = loaded.signatures["serving_default"].structured_input_signature[1].values()
+    assert (spec.name, spec.dtype, spec.shape.as_list()) == ("images", tf.uint8, [None, 32, 32, 3])
+    assert list(loaded.signatures["serving_default"].structured_outputs) == ["probabilities"]
+    described(
+        json.loads((exports / "saved_model" / "assets.extra" / "vggkeras.json").read_text()), run
+    )
+
+
+def test_certificate_and_golden_answers(exports, run):
+    certificate = json.loads((exports / "certificate.json").read_text())
+    assert set(certificate) == {"saved_model", "model.onnx", "model.tflite"}
+    for name, entry in certificate.items():
+        assert entry["passed"]
+        assert entry["sha256"] == files.sha256(exports / name)
+        assert entry["bytes"] == files.size(exports / name)
+        assert entry["images"] == 256
+        assert entry["batch_sizes"] == [1, 2, 7]
+        assert entry["max_abs_error"] <= entry["tolerance"] == 1e-5
+        assert entry["top1_agreement"] == 1
+        low, high = entry["top1_agreement_interval"]
+        assert 0.98 < low < high <= 1
+        assert entry["accuracy_artifact"] == entry["accuracy_reference"] > 0.6
+        assert entry["mcnemar_p"] == 1
+    with np.load(exports / "golden.npz") as golden:
+        assert golden["images"].dtype == np.uint8
+        assert golden["probabilities"].dtype == np.float32
+        p = vggkeras.load(run.path)(golden["images"])
+        np.testing.assert_allclose(p, golden["probabilities"], atol=1e-6)
+        assert (p.argmax(axis=1) == golden["labels"]).mean() > 0.6
+    assert not [
+        p.name for p in exports.iterdir() if p.name.startswith(".") or p.name.endswith(".rejected")
+    ]
+
+
+def test_dense_files_are_certified_and_verified_at_every_size(dense_exports, tmp_path, run):
+    folder = shutil.copytree(dense_exports, tmp_path / "export")
+    certificate = json.loads((folder / "certificate.json").read_text())
+    names = ("model.dense.onnx", "model.dense.tflite", "saved_model.dense")
+    for name in names:
+        entry = certificate[name]
+        assert entry["passed"]
+        assert entry["input"]["shape"] == ["batch", "height", "width", 3]
+        assert entry["sizes"] == [
+            [32, 32],
+            *([32 + down, 32 + right] for down, right in samples.MARGINS),
+        ]
+        assert entry["accuracy_artifact"] == certificate["model.onnx"]["accuracy_artifact"]
+        assert entry["images"] == certificate["model.onnx"]["images"] + 8 * len(samples.MARGINS)
+        assert verify.verify(folder / name) == []
+    # Exporting the others again leaves the dense ones their golden answers.
+    export.export_model(run.path, "onnx", out=folder, images=20)
+    assert len(golden_module.golden_sizes(folder)) == len(samples.MARGINS)
+    golden = dict(np.load(folder / "golden.npz"))
+    golden["probabilities_69x109"] = np.roll(golden["probabilities_69x109"], 1, axis=1)
+    np.savez(folder / "golden.npz", **golden)
+    assert verify.verify(folder / "model.onnx") == []
+    (problem,) = verify.verify(folder / "model.dense.onnx")
+    assert "at 69 x 109 px: values: largest error" in problem
+
+
+@pytest.mark.parametrize("opset", [14, 17])
+def test_other_opsets(tmp_path, run, opset):
+    entries = export.export_model(run.path, "onnx", data="random", out=tmp_path / "e", opset=opset)
+    assert [
+        o.version for o in onnx.load(tmp_path / "e" / "model.onnx").opset_import if o.domain == ""
+    ] == [opset]
+    assert entries["model.onnx"]["passed"]
+    assert "weak evidence" in entries["model.onnx"]["evidence"]
+    assert entries["model.onnx"]["accuracy_artifact"] is None
+
+
+def altered(predictor, change):
+    return dataclasses.replace(predictor, run=lambda images: change(predictor.run(images)))
+
+
+def test_parity_finds_every_planted_fault(exports, run):
+    images = golden_module.load_golden(exports)[0]
+    reference, good = vggkeras.load(run.path), vggkeras.load(exports / "model.onnx")
+    assert parity.compare(reference, good, images).passed
+
+    def poisoned(p):
+        p = p.copy()
+        p[0, 0] = np.nan
+        return p
+
+    faults = {
+        "class names": dataclasses.replace(good, card=ModelCard(tuple(good.class_names[::-1]))),
+        "input name": dataclasses.replace(good, input_name="keras_tensor"),
+        "output name": dataclasses.replace(good, output_name="Softmax:0"),
+        "input shape": dataclasses.replace(good, input_shape=(33, 32, 3)),
+        "output": altered(good, lambda p: p[:, :-1]),
+        "received float64": altered(good, lambda p: p.astype(np.float64)),
+        "NaN": altered(good, poisoned),
+        "largest error": altered(good, lambda p: p + np.float32(2e-5)),
+        "largest error ": altered(good, lambda p: np.roll(p, 1, axis=1)),
+        "largest error  ": altered(
+            good, lambda p: p if len(p) != 7 else p[::-1]
+        ),  # wrong at one batch size
+        "running": altered(good, lambda p: 1 / 0),
+    }
+    for name, faulty in faults.items():
+        result = parity.compare(reference, faulty, images)
+        assert not result.passed
+        assert any(name.strip() in failure for failure in result.failures), (name, result.failures)
+    two = dataclasses.replace(
+        altered(good, lambda p: p * np.float32(0.5)), card=ModelCard(("x",) * 10)
+    )
+    assert len(parity.compare(reference, two, images).failures) == 2  # all are gathered
+    few = parity.compare(
+        reference, good, images[:3]
+    )  # shown again, so that every batch size is tried
+    assert few.passed
+    assert (few.images, few.batch_sizes) == (3, (1, 2, 7))
+    assert not parity.compare(reference, faults["largest error  "], images[:3]).passed
+    with pytest.raises(ValueError, match="received none"):
+        parity.compare(reference, good, images[:0])
+
+
+def test_parity_counts(exports):
+    """Agreement, accuracy and McNemar's p by hand: 32 images, 3 flipped away from the label, none towards it."""
+    images, _, p, _ = golden_module.load_golden(exports)
+    reference = dataclasses.replace(vggkeras.load(exports / "model.onnx"), run=lambda _: p)
+    flipped = p.copy()
+    flipped[:3] = np.roll(p[:3], 1, axis=1)
+    result = parity.compare(
+        (reference, p),
+        dataclasses.replace(reference, run=lambda _: flipped),
+        images,
+        p.argmax(axis=1),
+        batch_sizes=(32,),
+    )
+    assert result.top1_agreement == 29 / 32
+    assert (result.accuracy_reference, result.accuracy_artifact) == (1, 29 / 32)
+    assert result.mcnemar_p == pytest.approx(2 * 0.5**3)
+    assert not result.passed
+
+
+def test_a_file_that_fails_is_rejected_with_exit_code_1(tmp_path, run, monkeypatch, command):
+    from export.__main__ import cli
+
+    good = export.FORMATS["onnx"]
+
+    def faulty(graph, path, card, opset, plan):
+        layer = graph.get_layer("block3_conv1")
+        kernel, bias = layer.get_weights()
+        layer.set_weights([kernel, bias + 0.5])
+        good.write(graph, path, card, opset, plan)
+
+    monkeypatch.setitem(export.FORMATS, "onnx", dataclasses.replace(good, write=faulty))
+    code, out, _ = command(cli, "--format", "onnx", "--model", run.path, "--out", tmp_path / "e")
+    assert code == 1
+    assert "NOT proven" in out
+    assert "largest error" in out
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == [
+        "certificate.json",
+        "golden.npz",
+        "model.onnx.rejected",
+    ]
+    entry = json.loads((tmp_path / "e" / "certificate.json").read_text())["model.onnx"]
+    assert not entry["passed"]
+    assert entry["failures"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert export.export_model(run.path, "onnx", out=tmp_path / "e")["model.onnx"]["passed"]
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == [
+        "certificate.json",
+        "golden.npz",
+        "model.onnx",
+    ]
+
+
+def test_a_file_that_does_not_load_is_rejected_too(tmp_path, run, monkeypatch):
+    broken = dataclasses.replace(
+        export.FORMATS["onnx"], write=lambda graph, path, *_: path.write_bytes(b"junk")
+    )
+    monkeypatch.setitem(export.FORMATS, "onnx", broken)
+    entry = export.export_model(run.path, "onnx", data="random", out=tmp_path / "e")["model.onnx"]
+    assert not entry["passed"]
+    assert "cannot be loaded by ONNX Runtime" in entry["failures"][0]
+    assert (tmp_path / "e" / "model.onnx.rejected").exists()
+    assert not (tmp_path / "e" / "model.onnx").exists()
+
+
+def test_what_a_killed_export_left_is_swept_and_other_models_files_are_named(
+    tmp_path, run, copied, capsys
+):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (copied / f".partial-{dead.pid}-saved_model").mkdir()
+    (copied / f".partial-{dead.pid}-model.onnx").write_bytes(b"half")
+    vggkeras.build("A", (32, 32, 3), 10, width=0.05, fc_units=8).save(tmp_path / "other.keras")
+    export.export_model(tmp_path / "other.keras", "onnx", data="random", out=copied)
+    assert not [p.name for p in copied.iterdir() if p.name.startswith(".")]
+    assert "not of this model: model.tflite, saved_model" in capsys.readouterr().out
+    assert set(files.read_certificate(copied)) == {"model.onnx"}
+
+
+def test_a_run_that_skipped_unreadable_images_is_proven_without_them(tmp_path, photos):
+    truncated, text = photos / "val" / "dog" / "002.jpg", photos / "val" / "cat" / "000.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-200])
+    text.write_text("text")
+    recipe = vggkeras.Recipe(
+        "A", str(photos), tmp_path / "r", 32, 0.05, 8, epochs=1, batch_size=8, skip_unreadable=True
+    )
+    vggkeras.train(recipe)
+    assert export.export_model(tmp_path / "r", "onnx")["model.onnx"]["images"] == 6
+
+
+def test_a_model_that_is_not_square_is_proven_on_real_images(tmp_path, photos):
+    vggkeras.build("A", (48, 64, 3), 2, width=0.05, fc_units=8).save(tmp_path / "wide.keras")
+    assert export.export_model(tmp_path / "wide.keras", "onnx", data=str(photos))["model.onnx"][
+        "passed"
+    ]
+
+
+def test_nothing_is_written_into_a_package_called_export(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "__init__.py").touch()
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8).save(tmp_path / "d.keras")
+    export.export_model(tmp_path / "d.keras", "onnx")
+    assert (tmp_path / "d-export" / "certificate.json").exists()
+    assert [p.name for p in (tmp_path / "export").iterdir()] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}}", '{"model.onnx": {}}', '{"model.onnx": 1}'])
+def test_a_damaged_certificate_is_bad_input(copied, command, damage):
+    (copied / "certificate.json").write_text(damage)
+    code, _, err = command(verify.cli, copied / "model.onnx")
+    assert code == 2
+    assert "certificate.json is damaged" in err
+
+
+def test_damaged_golden_answers_are_bad_input(copied, command):
+    images, labels, p, _ = golden_module.load_golden(copied)
+    for broken in (
+        lambda: golden_module.save_golden(copied, images[:0], None, p[:0]),
+        lambda: golden_module.save_golden(copied, images, labels, p[:5]),
+        lambda: (copied / "golden.npz").write_bytes(b"junk"),
+    ):
+        broken()
+        with pytest.raises(InputError, match="export again"):
+            golden_module.load_golden(copied)
+    code, _, err = command(verify.cli, copied / "golden.npz")
+    assert code == 2
+    assert "is not an exported artifact" in err
+
+
+def test_a_damaged_certificate_is_said_before_anything_is_written(copied, run):
+    (copied / "certificate.json").write_text("[]")
+    before = {p.name: p.stat().st_mtime_ns for p in copied.iterdir()}
+    with pytest.raises(InputError, match="remove it and export again"):
+        export.export_model(run.path, "onnx", data="random", out=copied)
+    assert {p.name: p.stat().st_mtime_ns for p in copied.iterdir()} == before
+
+
+@pytest.fixture
+def copied(exports, tmp_path):
+    shutil.copytree(exports, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_file_keras_alone_saved_is_exported_on_random_images_or_the_data_given(tmp_path, photos):
+    vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8).save(tmp_path / "mine.keras")
+    entries = export.export_model(tmp_path / "mine.keras", "onnx")
+    assert entries["model.onnx"]["evidence"] == "random images: weak evidence"
+    entries = export.export_model(tmp_path / "mine.keras", "onnx", data=str(photos))
+    assert entries["model.onnx"]["evidence"] == "8 images of photos/validation"
+    assert vggkeras.load(tmp_path / "export" / "model.onnx").class_names == ["cat", "dog"]
+
+
+def test_a_network_that_ends_in_scores_gets_a_softmax(tmp_path, capsys):
+    scores = trained_looking(
+        "A", (32, 32, 3), False, width=0.05, fc_units=8, classifier_activation=None
+    )
+    scores.save(tmp_path / "s.keras")
+    entries = export.export_model(tmp_path / "s.keras", images=16)
+    assert all(entry["passed"] for entry in entries.values())
+    assert "ends in class scores: a soft-max is added" in capsys.readouterr().out
+    x = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    powers = np.exp(np.asarray(scores(x)))
+    answers = vggkeras.load(tmp_path / "export" / "model.onnx")(x)
+    np.testing.assert_allclose(answers, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+LIMITS = {
+    "onnx": 5,
+    "tflite": 6,
+}  # GB at most, of the whole process and its child; seconds are a benchmark's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["A-LRN", "C", "D"])
+def test_full_width_at_224(arch, tmp_path):
+    """Full-size networks pass parity in every format, within memory; the stock export is killed for it."""
+    vggkeras.build(arch, seed=0).save(tmp_path / "full.keras")
+    child = subprocess.run(
+        [sys.executable, "-m", "export", "--model", tmp_path / "full.keras", "--images", "10"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    certificate = json.loads((tmp_path / "export" / "certificate.json").read_text())
+    assert len(certificate) == 3
+    for entry in certificate.values():
+        assert entry["passed"]
+        assert entry["max_rel_error"] <= 1e-5
+    for name, gigabytes in LIMITS.items():
+        row = next(line for line in child.stdout.splitlines() if export.FORMATS[name].file in line)
+        assert float(re.search(r"([\d.]+) GB", row)[1]) <= gigabytes, child.stdout
+    shutil.rmtree(tmp_path / "export")  # half a gigabyte a file

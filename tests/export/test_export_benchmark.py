@@ -1,0 +1,249 @@
+"""Deployed models side by side: what the JSON says adds up, and what cannot be measured is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from export import benchmark, golden
+from vggkeras import files
+from vggkeras.errors import InputError
+
+pytest.importorskip(
+    "mlperf_loadgen", reason="mlcommons-loadgen is not installed: pip install 'vggkeras[benchmark]'"
+)
+SHORT = ("--rounds", 2, "--seconds", 0.05, "--batch", 4, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def found(exports, tmp_path_factory) -> dict:
+    """The JSON of three small files, the first of them twice: the second is a copy without golden images beside it."""
+    alone = tmp_path_factory.mktemp("alone") / "model.onnx"
+    shutil.copy(exports / "model.onnx", alone)
+    said = benchmark.benchmark(
+        [exports / "model.onnx", alone, exports / "model.tflite"],
+        threads=1,
+        batch=4,
+        rounds=2,
+        seconds=0.05,
+    )
+    return json.loads(json.dumps(said))
+
+
+def test_every_file_has_a_row_of_what_it_is(found, exports):
+    onnx, alone, tflite = found["rows"]
+    for row, name, runtime in (
+        (onnx, "model.onnx", "onnxruntime"),
+        (tflite, "model.tflite", "litert"),
+    ):
+        assert row["file"] == str(exports / name)
+        assert (row["runtime"], row["provider"], row["threads"]) == (runtime, "cpu", 1)
+        assert (row["precision"], row["input_shape"]) == ("float32", [32, 32, 3])
+        assert row["bytes"] == files.size(exports / name)
+        assert row["images"] == f"{len(golden.load_golden(exports)[0])} golden images"
+    assert alone["images"] == f"{benchmark.IMAGES} random images"
+    for row in found["rows"]:
+        assert row["tf32"] is False  # of a GPU's products
+        assert row["cold_start_s"] > 0
+        # More than a bare Python and NumPy; this process, with TensorFlow in it, is no part of it.
+        assert 20 < row["peak_memory_mib"] < psutil.Process().memory_info().rss / 2**20
+    settings = found["settings"]
+    assert settings["interleaved"] is True
+    assert settings["official"] is False
+    assert (settings["rounds"], settings["seconds"], settings["batch"]) == (2, 0.05, 4)
+    assert settings["loadgen"][0].isdigit()
+
+
+def test_counts_percentiles_and_ratios_add_up(found):
+    first = found["rows"][0]
+    for row in found["rows"]:
+        single, offline = row["single_stream"], row["offline"]
+        assert len(single["rounds"]) == len(offline["rounds"]) == 2
+        assert (
+            single["queries"]
+            == sum(turn["queries"] for turn in single["rounds"])
+            >= benchmark.QUERIES
+        )
+        assert 0 < single["p50_ms"] <= single["p90_ms"] <= single["p99_ms"]
+        medians = [turn["p50_ms"] for turn in single["rounds"]]
+        assert min(medians) <= single["p50_ms"] <= max(medians)
+        assert all(
+            turn["images"] == turn["min_queries"] and turn["images"] % 4 == 0
+            for turn in offline["rounds"]
+        )
+        assert offline["images"] == sum(turn["images"] for turn in offline["rounds"])
+        assert offline["images_per_second"] == pytest.approx(offline["images"] / offline["seconds"])
+        for part, name in (("single_stream", "p50_ms"), ("offline", "images_per_second")):
+            pairs = zip(row[part]["rounds"], first[part]["rounds"], strict=True)
+            ratios = [ours[name] / theirs[name] for ours, theirs in pairs]
+            assert row[part]["ratio"] == pytest.approx(np.median(ratios))
+            assert row[part]["ratio_range"] == pytest.approx([min(ratios), max(ratios)])
+    for part in ("single_stream", "offline"):
+        assert first[part]["ratio"] == 1
+        assert first[part]["ratio_range"] == [1, 1]
+
+
+def test_pooled_latencies_are_those_loadgen_counted(exports, tmp_path):
+    """One test as its process makes it: every query's latency is in the trace, and they give LoadGen's own figures."""
+    from vggkeras import runtimes
+
+    predictor = runtimes.load(exports / "model.tflite", threads=1)
+    images = golden.load_golden(exports)[0]
+    asked = {"batch": 4, "rounds": 2, "seconds": 0.05, "official": False}
+    warm = benchmark._warmed(predictor, images, asked)
+    said = benchmark._tested(
+        predictor, images, {**asked, **warm, "scenario": benchmark.SINGLE}, tmp_path
+    )
+    latencies = np.sort(said["latencies_ns"]) / 1e6
+    assert len(latencies) == said["queries"]
+    for percentile in benchmark.PERCENTILES:
+        place = np.searchsorted(latencies, said[f"p{percentile}_ms"]) / len(latencies)
+        assert place == pytest.approx(percentile / 100, abs=1.01 / len(latencies))
+
+
+def test_the_official_lengths_are_loadgens_own(exports, tmp_path, monkeypatch):
+    """What is asked of LoadGen, without the ten minutes."""
+    import mlperf_loadgen
+
+    from vggkeras import runtimes
+
+    class Asked(Exception):
+        pass
+
+    def start(system, library, settings, *_):
+        raise Asked(
+            settings.min_duration_ms, settings.min_query_count, settings.offline_expected_qps
+        )
+
+    monkeypatch.setattr(mlperf_loadgen, "StartTestWithLogSettings", start)
+    predictor = runtimes.load(exports / "model.tflite")
+    images = golden.load_golden(exports)[0]
+    asked = {
+        "batch": 4,
+        "rounds": 1,
+        "seconds": 1,
+        "official": True,
+        "warm_latency_s": 1,
+        "warm_images_per_second": 100,
+    }
+    for scenario, least in ((benchmark.SINGLE, 64), (benchmark.OFFLINE, 24_576)):
+        with pytest.raises(Asked) as raised:
+            benchmark._tested(predictor, images, {**asked, "scenario": scenario}, tmp_path)
+        milliseconds, count, expected = raised.value.args
+        assert milliseconds == 600_000
+        assert count >= least
+        assert expected > 100  # else LoadGen would draw up a test that may be over too soon
+
+
+def test_the_command_prints_and_writes_the_same(exports, command):
+    arguments = ["--rounds", 1, "--seconds", 0.05, "--json", "a/speed.json"]
+    code, out, err = command(benchmark.cli, exports / "model.tflite", *arguments)
+    assert code == 0, err
+    found = json.loads(Path("a/speed.json").read_text())
+    (row,) = found["rows"]
+    (turn,) = row["single_stream"]["rounds"]
+    assert {
+        name: row["single_stream"][name] for name in ("p50_ms", "p90_ms", "p99_ms")
+    }.items() <= turn.items()
+    assert found["settings"]["interleaved"] is False
+    assert f"{row['single_stream']['p50_ms']:.2f}" in out
+    assert f"{row['offline']['images_per_second']:.1f}" in out
+    assert f"{row['bytes']:,}" in out
+    assert "rounds in turn: 1" in out
+
+
+def test_every_mistake_is_one_line_and_exit_code_2(exports, command, tmp_path, monkeypatch):
+    tflite = exports / "model.tflite"
+    (tmp_path / "a.onnx").write_bytes(b"junk" * 100)
+    (tmp_path / "a.h5").touch()
+    (tmp_path / "bad").mkdir()
+    shutil.copy(tflite, tmp_path / "bad")
+    (tmp_path / "bad" / "golden.npz").write_bytes(b"junk")
+    cases = [
+        ([], "one file or more"),
+        (["none.onnx"], "No model at none.onnx"),
+        (["a.h5"], "expected a suffix of .keras, .onnx, .tflite"),
+        (["a.onnx"], "a.onnx cannot be loaded by ONNX Runtime"),
+        ([tflite, "bad/model.tflite", *SHORT], "golden.npz cannot be read"),
+        ([tflite, "--provider", "cuda"], "provider cuda: "),
+        ([tflite, "--provider", "tpu"], "provider must be one of cpu"),
+        ([tflite, "--rounds", 0], "rounds must be 1 or more; received 0"),
+        ([tflite, "--threads", 0], "threads must be 1 or more; received 0"),
+        ([tflite, "--batch", 65], "batch must be 1 to 64; received 65"),
+        ([tflite, "--seconds", 0], "seconds must be more than 0"),
+        ([tflite, "--seconds", "nan"], "seconds must be more than 0"),
+        ([tflite, "--official", "--rounds", 3], "--official has lengths of its own"),
+        ([tflite, "--json", "bad"], "bad is a folder"),
+        ([tflite, "--json", tflite], "no model is overwritten"),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, message in cases:
+        code, _, err = command(benchmark.cli, *arguments)
+        assert code == 2, (arguments, err)
+        assert err.startswith("error: "), err
+        assert err.count("\n") == 1, err
+        assert message in err, (arguments, err)
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    code, _, err = command(benchmark.cli, tflite)
+    assert code == 2
+    assert "pip install 'vggkeras[benchmark]'" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_process_that_dies_is_told(exports, tmp_path):
+    asked = {"provider": "cpu", "threads": 1}
+    with benchmark._process(exports / "model.tflite", asked, tmp_path) as ask:
+        assert ask(None)["runtime"] == "litert"
+        (child,) = psutil.Process().children()
+        child.kill()
+        with pytest.raises(InputError, match="its process ended with code -9"):
+            ask({"memory": True})
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_the_processes_end_with_the_command(exports, tmp_path, end):
+    """Even in the middle of a long test of LoadGen, in which they answer nothing."""
+    paths = [str(exports / name) for name in ("model.onnx", "model.tflite")]
+    command = [
+        sys.executable,
+        "-m",
+        "export.benchmark",
+        *paths,
+        "--rounds",
+        "2",
+        "--seconds",
+        "600",
+    ]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def listen() -> None:
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background jobs are born deaf to Ctrl-C
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    parent = subprocess.Popen(command, env=environment, preexec_fn=listen, **quiet)
+    try:
+        # It is under way, or has ended: however slow the machine is.
+        while not list(tmp_path.glob("vggkeras-benchmark-*/0/mlperf_log_detail.txt")):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        children = psutil.Process(parent.pid).children()
+        assert len(children) == 2
+        parent.send_signal(end)
+        assert parent.wait() == (-end if end == signal.SIGKILL else 130)
+        _, left = psutil.wait_procs(children)
+        assert left == []
+        assert end == signal.SIGKILL or list(tmp_path.glob("vggkeras-benchmark-*")) == []
+    finally:
+        parent.kill()

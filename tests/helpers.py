@@ -1,0 +1,339 @@
+"""What several test modules share: small pictures, tiny networks, and how a run is cut off."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from onnx import numpy_helper
+from PIL import Image
+
+import export
+import vggkeras
+from export import artifact, containers
+from export import golden as golden_module
+from vggkeras import configs, models
+from vggkeras.card import ModelCard
+from vggkeras.recipe import Recipe
+from vggkeras.training import callbacks, checkpoints
+from vggkeras.training.train import train
+
+
+def photo(seed: int, height: int = 48, width: int = 40) -> np.ndarray:
+    """A smooth picture, uint8 [height, width, 3], which JPEG keeps well; another for every seed."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_photos(folder: Path, count: int, seed: int = 0, suffix: str = ".jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(photo(seed + i)).save(folder / f"{i:03d}{suffix}")
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+RGB = Image.fromarray(photo(1))
+GREY = RGB.convert("L")
+KINDS = {
+    "jpeg": (encoded(RGB, "JPEG", quality=95, subsampling=0), RGB, 12),
+    "progressive jpeg": (
+        encoded(RGB, "JPEG", quality=95, subsampling=0, progressive=True),
+        RGB,
+        12,
+    ),
+    "grey jpeg": (encoded(GREY, "JPEG", quality=95), GREY.convert("RGB"), 6),
+    "cmyk jpeg": (encoded(RGB.convert("CMYK"), "JPEG", quality=95), RGB, 12),
+    "png": (encoded(RGB, "PNG"), RGB, 0),
+    "grey png": (encoded(GREY, "PNG"), GREY.convert("RGB"), 0),
+    "palette png": (encoded(RGB.quantize(16), "PNG"), RGB.quantize(16).convert("RGB"), 0),
+    "one-bit png": (encoded(GREY.convert("1"), "PNG"), GREY.convert("1").convert("RGB"), 0),
+    "16-bit png": (
+        encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "PNG"),
+        GREY.convert("RGB"),
+        0,
+    ),
+    "bmp": (encoded(RGB, "BMP"), RGB, 0),
+    "gif": (
+        encoded(
+            RGB.quantize(64), "GIF", save_all=True, append_images=[RGB.rotate(180).quantize(64)]
+        ),
+        RGB.quantize(64).convert("RGB"),
+        0,
+    ),
+}
+
+CARD = ModelCard(
+    tuple("abcde"),
+    (0.0,) * 3,
+    scale=64,
+    arch="any",
+    input_shape=(64, 64, 3),
+    outputs=5,
+    model_sha256="0",
+    written_with="test",
+)
+
+
+def trained_looking(arch: str, shape, batch_norm: bool, **options):
+    """A network whose biases and batch norm are not what they start as, and whose answers follow the image.
+
+    Moving averages are near those of images, for with any others the maps end up constant. Batch norm shifts by one
+    deviation on average: without, rectified sums of large terms that cancel are mostly rounding, as no trained network's are.
+    """
+    model = vggkeras.build(arch, shape, 5, batch_norm=batch_norm, seed=0, **options)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
+    for layer in model.layers[1:]:
+        if "_bn" in layer.name:
+            n, maps = layer.moving_mean.shape[0], np.asarray(x)
+            mean, variance = maps.mean(axis=(0, 1, 2)), maps.var(axis=(0, 1, 2))
+            near = [
+                mean + rng.normal(0, 0.1, n) * np.sqrt(variance),
+                variance * rng.uniform(0.8, 1.25, n),
+            ]
+            layer.set_weights([rng.uniform(0.8, 1.25, n), rng.normal(0, 1, n), *near])
+        elif layer.weights:
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, rng.normal(0, 0.1, bias.shape)])
+        x = layer(x, training=False)
+    assert np.asarray(x).std(axis=0).max() > 1e-3, "one answer for all images proves little"
+    return model
+
+
+README = Path(__file__).parents[1] / "README.md"
+STRANGER = """
+import runpy, sys
+REFUSED = ("keras", "tensorflow", "jax", "onnx", "tf2onnx", "rich", "tyro", "vggkeras", "export")
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in REFUSED:
+            raise ImportError(name + " is not installed")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+REPOSITORY = Path(export.__file__).parents[1]
+
+
+def textured(seed: int) -> np.ndarray:
+    """A colourful photograph that is not square and has details, so that every filter shows: uint8 [96, 132, 3]."""
+    rough = Image.fromarray(photo(1000 + seed, 48, 66)[np.random.default_rng(seed).permutation(48)])
+    fine = np.asarray(rough.resize((132, 96), Image.Resampling.BILINEAR)).astype(np.float32)
+    return (0.7 * photo(seed, 96, 132) + 0.3 * fine).astype(np.uint8)
+
+
+# What a fresh environment with numpy, pillow and a runtime has.
+NOTHING_ELSE = """
+import runpy, sys
+
+ALLOWED = {"numpy", "PIL", "vggkeras", "export", *sys.argv.pop(1).split(",")} | sys.stdlib_module_names
+
+
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in ALLOWED and not name.startswith("__editable__"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Refuses())
+runpy.run_module("export.verify", run_name="__main__", alter_sys=True)
+"""
+
+
+def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert len(old) == len(new)
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+def edit_member(path: Path, name: str, change: Callable[[bytes], bytes | None]) -> None:
+    """Change what travels inside a file, by the name that artifact.py gives it; None removes it."""
+    if path.is_dir():
+        file = path / "assets.extra" / name
+        content = change(file.read_bytes())
+        file.unlink() if content is None else file.write_bytes(content)
+    elif path.suffix == ".onnx":
+        model = onnx.load(path)
+        (entry,) = (p for p in model.metadata_props if p.key == name.split(".")[0])
+        content = change(entry.value.encode())
+        if content is None:
+            model.metadata_props.remove(entry)
+        else:
+            entry.value = content.decode()
+        onnx.save(model, path)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {item.filename: archive.read(item) for item in archive.infolist()} | {
+                containers.SEAL: archive.comment
+            }
+            end = min(item.header_offset for item in archive.infolist())
+        members = {key: change(value) if key == name else value for key, value in members.items()}
+        os.truncate(path, end)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = members.pop(containers.SEAL) or b""
+            for key, value in members.items():
+                if value is not None:
+                    archive.writestr(zipfile.ZipInfo(key), value)
+
+
+def edit_onnx(path: Path, change: Callable[[onnx.GraphProto, dict[str, np.ndarray]], None]) -> None:
+    """Change an .onnx file's graph, and its weights by name."""
+    model = onnx.load(path)
+    weights = {
+        tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer
+    }
+    change(model.graph, weights)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(array), name)
+        for name, array in weights.items()
+    )
+    onnx.save(model, path)
+
+
+def tflite_values(data: bytearray, name: str, kind: type = np.float32) -> np.ndarray:
+    """The values of a tensor of a .tflite file, to be changed in place."""
+    graph = schema.Model.GetRootAs(data, 0)
+    (tensor,) = (t for i in range(graph.Subgraphs(0).TensorsLength()) if (t := graph.Subgraphs(0).Tensors(i)).Name() == name.encode())  # fmt: skip
+    stored = graph.Buffers(tensor.Buffer()).DataAsNumpy()
+    start = stored.ctypes.data - np.frombuffer(data, np.uint8).ctypes.data
+    return np.frombuffer(data, kind, stored.nbytes // np.dtype(kind).itemsize, start)
+
+
+def edit_tflite(
+    path: Path, name: str, change: Callable[[np.ndarray], None], kind: type = np.float32
+) -> None:
+    data = bytearray(path.read_bytes())
+    values = tflite_values(data, name, kind)
+    change(values)
+    del values
+    path.write_bytes(data)
+
+
+def the_mean_of_the_graph(path: Path) -> None:
+    mean = np.array(configs.IMAGENET_MEAN_RGB, np.float32)
+    if path.is_dir():
+        replace_bytes(path / "saved_model.pb", (-mean).tobytes(), (-mean - 1).tobytes())
+    elif path.suffix == ".onnx":
+        edit_onnx(path, lambda graph, weights: weights["mean_rgb.mean"].__iadd__(1))
+    else:
+        edit_tflite(path, "mean_rgb.mean", lambda values: values.__iadd__(1))
+
+
+def resealed(path: Path, change: Callable[[Path], None]) -> None:
+    """What somebody does who wants to deceive: the weights altered, and all checksums made to fit."""
+    golden = artifact.read(path).golden
+    change(path)
+    edit_member(path, golden_module.GOLDEN, lambda _: None)
+    if not path.is_dir():
+        edit_member(path, containers.SEAL, lambda _: None)
+    artifact.seal(path, golden)
+    assert artifact.read(path).changed == []
+
+
+class Cut(Exception):
+    """What stands for an end without warning."""
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, recipe, steps: int) -> None:
+    """Train, and be cut off after that many steps."""
+    left = [steps]
+    end_of_step = callbacks.Keeper.on_train_batch_end
+
+    def step(self, batch, logs=None):
+        end_of_step(self, batch, logs)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Keeper, "on_train_batch_end", step)
+        with pytest.raises(Cut):
+            train(recipe)
+
+
+def assert_same_end(run, other) -> None:
+    assert history(run.path) == history(other.path)
+    assert all(
+        run.metadata[key] == other.metadata[key]
+        for key in ("metrics", "best_epoch", "epochs_trained")
+    )
+    for a, b in zip(run.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (a, _, _), (b, _, _) = (checkpoints.load(path / "resume") for path in (run.path, other.path))
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def on_devices(photos: str, out: Path):
+    """Twenty steps without what is drawn a device: dropout; and without batch norm, whose batch is a device's."""
+    changes = {
+        "epochs": 5,
+        "dropout": 0.0,
+        "batch_norm": False,
+        "learning_rate": 0.5,
+        "patience": 9,
+    }
+    return train(tiny(out, data=photos, **changes))
+
+
+def tiny(out: Path, **changes) -> Recipe:
+    fields = {
+        "width": 0.05,
+        "fc_units": 8,
+        "epochs": 2,
+        "batch_size": 4,
+        "image_size": 32,
+        "batch_norm": True,
+    }
+    return Recipe("A", out=out, **{**fields, **changes})
+
+
+def history(path: Path) -> list[dict[str, str]]:
+    with open(path / "history.csv") as file:
+        return list(csv.DictReader(file))
+
+
+CLASSES = ["cat", "dog"]
+
+
+def saved(path: Path, model, class_names=CLASSES) -> Path:
+    models.save_model(model, path, ModelCard(tuple(class_names or ())))
+    return path
+
+
+def equal_layers(model, other) -> set[str]:
+    """Names of the layers whose weights are the same in both."""
+    theirs = {layer.name: layer.get_weights() for layer in other.layers if layer.weights}
+    return {
+        layer.name
+        for layer in model.layers
+        if layer.weights
+        and layer.name in theirs
+        and all(
+            np.array_equal(a, b)
+            for a, b in zip(layer.get_weights(), theirs[layer.name], strict=True)
+        )
+    }
+
+
+def shaken(model):
+    """Every weight another number, biases and moving averages too, so that equal means copied."""
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        layer.set_weights([rng.uniform(0.1, 1, w.shape) for w in layer.get_weights()])
+    return model

@@ -1,0 +1,202 @@
+"""Fine-tuning: what is frozen stays, what was copied learns at its own rate, and an image of another size keeps what it can."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from helpers import assert_same_end, cut_at, equal_layers, saved, shaken, tiny
+
+import vggkeras
+from vggkeras import layers, models
+from vggkeras.errors import InputError
+from vggkeras.training.optimizer import compile_model
+from vggkeras.training.train import train
+
+FC = {"fc1", "fc2", "predictions"}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A .keras file of the network that `tiny` trains, of other classes, with its own mean."""
+    model = vggkeras.build(
+        "A",
+        (32, 32, 3),
+        3,
+        batch_norm=True,
+        width=0.05,
+        fc_units=8,
+        seed=5,
+        mean_rgb=(100, 110, 120),
+    )
+    rng = np.random.default_rng(2)
+    for layer in model.layers:  # statistics of its own
+        if "_bn" in layer.name:
+            layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    return saved(tmp_path / "source.keras", model, ["hen", "owl", "emu"])
+
+
+def weights_of(model) -> dict[str, list[np.ndarray]]:
+    return {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+
+
+@pytest.mark.parametrize(("freeze", "trained"), [("conv", FC), ("features", {"predictions"})])
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(
+    tmp_path, photos, source, capsys, freeze, trained
+):
+    run = train(tiny(tmp_path / "run", data=str(photos), epochs=1, init_from=source, freeze=freeze))
+    given, _ = models.load_model(source)
+    same = equal_layers(run.model, given)
+    assert (
+        same == {layer.name for layer in given.layers if layer.weights} - trained
+    )  # moving averages too
+    told = capsys.readouterr().out
+    assert (
+        f"trained: {', '.join(name for name in ('fc1', 'fc2', 'predictions') if name in trained)}"
+        in told
+    )
+    assert run.metadata["recipe"]["freeze"] == freeze
+    assert run.metadata["initialised"]["predictions"] is None
+    assert layers.mean_rgb(run.model) == (100, 110, 120)  # the source's, not the data's
+    assert run.metadata["mean_rgb"] == [100, 110, 120]
+    assert "centred by the mean RGB of" in told
+
+
+def test_without_freezing_every_layer_learns(tmp_path, photos, source):
+    run = train(tiny(tmp_path / "run", data=str(photos), epochs=1, init_from=source))
+    assert equal_layers(run.model, models.load_model(source)[0]) == set()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_copied_layers_take_steps_of_their_share(accumulate):
+    """One update: of the copied layers a tenth of the way, of the others the whole."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.float32)
+    labels = np.array([0, 1, 2, 1])
+    moved = {}
+    for rate in (1.0, 0.1):
+        model = vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8, dropout=0.0, seed=1)
+        recipe = tiny(
+            "unused",
+            batch_size=4 * accumulate,
+            accumulate=accumulate,
+            copied_rate=rate,
+            init_from="x",
+            learning_rate=1.0,
+        )
+        compile_model(model, recipe, [layer.name for layer in model.layers if layer.name not in FC])
+        before = weights_of(model)
+        for _ in range(accumulate):
+            model.train_on_batch(images, labels)
+        moved[rate] = {
+            name: [b - a for a, b in zip(w, before[name], strict=True)]
+            for name, w in weights_of(model).items()
+        }
+    for name, whole in moved[1.0].items():
+        for a, b in zip(whole, moved[0.1][name], strict=True):
+            assert np.abs(a).max() > 0
+            share = 1.0 if name in FC else 0.1
+            np.testing.assert_allclose(b, share * a, rtol=1e-2, atol=1e-3 * share * np.abs(a).max())
+
+
+def test_a_frozen_run_with_a_lower_rate_is_resumed_exactly(tmp_path, photos, source, monkeypatch):
+    recipe = tiny(
+        tmp_path / "whole",
+        data=str(photos),
+        init_from=source,
+        freeze="conv",
+        copied_rate=0.5,
+        precision="mixed_bfloat16",
+    )
+    whole = train(recipe)
+    cut = dataclasses.replace(recipe, out=tmp_path / "cut")
+    cut_at(monkeypatch, cut, 6)
+    resumed = train(cut, resume=True)
+    assert_same_end(whole, resumed)
+    given, _ = models.load_model(source)
+    assert (
+        equal_layers(resumed.model, given)
+        == {layer.name for layer in given.layers if layer.weights} - FC
+    )
+    assert (
+        json.loads((cut.out / "run.json").read_text())["initialised"]
+        == whole.metadata["initialised"]
+    )
+    with pytest.raises(InputError, match="freeze was 'conv' and is 'none'"):
+        train(dataclasses.replace(cut, freeze="none"), resume=True)
+
+
+def test_a_run_of_before_there_was_freezing_is_resumed(tmp_path, photos, source, monkeypatch):
+    recipe = tiny(tmp_path / "run", data=str(photos), init_from=source)
+    cut_at(monkeypatch, recipe, 5)
+    path = recipe.out / "run.json"
+    begun = json.loads(path.read_text())
+    del begun["recipe"]["freeze"], begun["recipe"]["copied_rate"]
+    path.write_text(json.dumps(begun))
+    assert train(recipe, resume=True).metadata["status"] == "done"
+
+
+def test_another_image_size_keeps_the_convolutions_and_says_what_becomes_of_fc1(
+    tmp_path, photos, source, capsys
+):
+    recipe = tiny(
+        tmp_path / "run", data=str(photos), image_size=64, epochs=1, init_from=source, freeze="conv"
+    )
+    run = train(recipe)
+    given, _ = models.load_model(source)
+    assert (
+        equal_layers(run.model, given)
+        == {layer.name for layer in given.layers if layer.weights} - FC
+    )
+    told = " ".join(capsys.readouterr().out.split())
+    assert "fc1 starts anew" in told
+    assert "1 x 1" in told
+    assert "2 x 2" in told
+    with pytest.raises(
+        InputError,
+        match=r"--freeze features would keep fc1, fc2 as they were drawn.* --freeze conv",
+    ):
+        train(dataclasses.replace(recipe, out=tmp_path / "other", freeze="features"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_layers_that_a_shallower_network_does_not_give_are_not_frozen(tmp_path, photos, source):
+    with pytest.raises(
+        InputError,
+        match=r"--freeze conv would keep block1_conv2, .* as they were drawn.* --freeze none",
+    ):
+        train(
+            dataclasses.replace(
+                tiny(tmp_path / "run", data=str(photos), init_from=source, freeze="conv"), arch="D"
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"freeze": "conv"}, "give init_from too"),
+        ({"copied_rate": 0.1}, "give init_from too"),
+        (
+            {"freeze": "all", "init_from": "x"},
+            "freeze must be none, conv, features; received 'all'",
+        ),
+        ({"copied_rate": 0.0, "init_from": "x"}, r"copied_rate must be in \(0, 1\]; received 0.0"),
+        ({"copied_rate": 2.0, "init_from": "x"}, r"copied_rate must be in \(0, 1\]; received 2.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        vggkeras.Recipe(**fields)
+
+
+def test_shaken_is_what_equal_means():
+    """The tests above compare with `equal_layers`: a network is equal to itself, and to no shaken one."""
+    model = vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8)
+    names = {layer.name for layer in model.layers if layer.weights}
+    assert equal_layers(model, model) == names
+    assert (
+        equal_layers(vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8), shaken(model))
+        == set()
+    )

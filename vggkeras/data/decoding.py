@@ -1,0 +1,76 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vggkeras.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")
+NAMED = 10  # unreadable images named in an error
+
+T = TypeVar("T")
+
+
+def unreadable(names: list[str], where: str) -> InputError:
+    """The error that counts images that cannot be read, and names the first of them."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return InputError(
+        f"{', '.join(names[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images ({len(names)} of {where}): "
+        "replace or remove them, or pass --skip-unreadable."
+    )
+
+
+def in_threads(function: Callable[..., T], items: Iterable[tuple]) -> Iterator[T]:
+    """`function(*item)` of every item, in order, worked ahead by a few items a core: memory stays bounded."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, *item))
+                if len(waiting) > 8 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def decode(encoded: bytes, name: str = "image") -> np.ndarray:
+    """An encoded JPEG, PNG, BMP or GIF (first frame) as RGB, uint8 `[H, W, 3]`.
+
+    Greyscale and CMYK are converted; transparent pixels are laid on white. EXIF orientation is not applied, as in
+    training. Raises InputError naming the image when it cannot be read whole.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "BMP", "GIF")) as image:
+            image.load()
+            return np.asarray(_to_rgb(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "it is none of them" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(
+            f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({reason}): replace or remove it, "
+            "or pass --skip-unreadable where the command has it."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip rather than scale
+        return Image.fromarray(
+            (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
+        ).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

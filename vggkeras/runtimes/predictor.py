@@ -1,0 +1,155 @@
+"""One interface to every runtime: load(path) -> Predictor, for .keras, SavedModel, .onnx and .tflite.
+
+A runtime imports its own library when it is asked for: a .onnx or .tflite file needs numpy, its runtime, and nothing
+else.
+
+    clf = vggkeras.load("runs/digits/export/model.onnx")
+    probabilities = clf(images)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vggkeras.card import Form, ModelCard
+from vggkeras.configs import rescaled_side
+from vggkeras.errors import InputError
+
+MAX_BATCH = 64  # images a call of the runtime; more are passed in parts
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model in some runtime: uint8 RGB images `[N, H, W, C]` in, float32 class probabilities `[N, classes]` out.
+
+    A dense one takes images of any size from `input_shape` up and answers as `models.dense_classifier` does. One of
+    features takes images of any size too, and answers `models.dense_features`', float32 `[N, units]`, instead.
+    """
+
+    path: Path
+    runtime: str  # keras, tensorflow, onnxruntime or litert
+    version: str
+    provider: str  # what really computes: cpu, cuda or tensorrt
+    input_shape: tuple[int, int, int]  # (H, W, C)
+    outputs: int  # number of classes, or of features
+    input_name: str
+    output_name: str
+    card: ModelCard = field(repr=False)
+    run: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    form: Form = Form.CLASSIFIER
+    make_form: Callable[[Form], Predictor] | None = field(default=None, repr=False)
+    threads: int | None = None  # CPU threads of one operation; None: not known
+    tf32: bool = False  # whether a GPU may round factors to TensorFloat-32 (10 bits)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, or their numbers where the file has no names; [] of features."""
+        if self.features:
+            return []
+        return list(self.card.class_names or map(str, range(self.outputs)))
+
+    @property
+    def dense(self) -> bool:
+        """Whether it takes images of any size."""
+        return self.form.takes_any_size
+
+    @property
+    def features(self) -> int:
+        """How many features it gives; 0 where it gives probabilities."""
+        return self.outputs if self.form is Form.FEATURES else 0
+
+    def dense_form(self) -> Predictor:
+        """Return the same network as a dense predictor; of a file, the one beside it that `--dense` wrote.
+
+        Raises:
+            InputError (a ValueError): there is none, it is of another model, or this one gives features.
+        """
+        check_probabilities(self)
+        if self.dense:
+            return self
+        if self.make_form is None:
+            raise InputError(f"{self.path} has no dense form.")
+        return self.make_form(Form.DENSE)
+
+    def features_form(self) -> Predictor:
+        """Return the same network's features (Appendix B); of a file, the one beside it that `--features` wrote.
+
+        Raises:
+            InputError (a ValueError): there is none, or it is of another model.
+        """
+        if self.features:
+            return self
+        if self.make_form is None or self.dense:
+            raise InputError(
+                f"{self.path} has no form that gives features: give the classifier that it is a form of."
+            )
+        return self.make_form(Form.FEATURES)
+
+    @property
+    def scale(self) -> int:
+        """Smallest side, px, that images are rescaled to before the central crop is taken."""
+        return int(self.card.scale or rescaled_side(max(self.input_shape[:2])))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities float32 `[N, classes]` of images uint8 `[N, H, W, C]`.
+
+        Raises InputError (a ValueError) for an array of another shape or type: nothing is resized or rescaled here.
+        """
+        expected = (
+            f"uint8 images, 0-255, RGB, of shape [N, {', '.join(map(str, self.input_shape))}]"
+        )
+        if self.dense:
+            expected += " or larger"
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            if (
+                isinstance(images, np.ndarray)
+                and images.size
+                and np.issubdtype(images.dtype, np.floating)
+            ):
+                received = f"{images.dtype} in [{images.min():.4g}, {images.max():.4g}]"
+                advice = "give the image's bytes, before any scaling or mean subtraction (the model does that)"
+            else:
+                received = str(getattr(images, "dtype", type(images).__name__))
+                advice = (
+                    "convert with numpy.asarray(images, dtype='uint8') if they are 0-255 already"
+                )
+            raise InputError(f"Expected {expected}; received {received}: {advice}.")
+        fits = images.ndim == 4 and (
+            all(
+                side >= smallest
+                for side, smallest in zip(images.shape[1:3], self.input_shape, strict=False)
+            )
+            and images.shape[3] == self.input_shape[2]
+            if self.dense
+            else images.shape[1:] == self.input_shape
+        )
+        if not fits:
+            raise InputError(
+                f"Expected {expected}; received shape {list(images.shape)}: "
+                "rescale and crop first (vggkeras.posteriors does), and add the batch axis to a single image."
+            )
+        parts = [self.run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
+        return np.concatenate(parts) if parts else np.empty((0, self.outputs), np.float32)
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Probabilities float32 `[N, classes]` of each batch uint8 `[N, H, W, C]`, in order; N may change.
+
+        A batch is taken when its answer is asked for, and none is kept. On a GPU the batches of .onnx files go through
+        the same memory of the card for as long as their shape stays the same. Raises InputError as a call does.
+        """
+        return map(self, batches)
+
+
+def check_probabilities(predictor: Predictor) -> None:
+    """Raises InputError when a predictor gives features, of which no class can be told."""
+    if predictor.features:
+        named = predictor.path.with_name(predictor.path.name.replace(".features", ""))
+        classifier = "the one it was made of" if named == predictor.path else named
+        raise InputError(
+            f"{predictor.path} gives {predictor.features} features, not probabilities: expected a classifier; give "
+            f"{classifier}, or the run's folder."
+        )

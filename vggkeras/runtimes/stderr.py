@@ -1,0 +1,26 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[list[str]]:
+    """Keep back what native libraries write to stderr while a block runs; it is in the yielded list afterwards."""
+    said: list[str] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))

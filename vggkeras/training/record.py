@@ -1,0 +1,63 @@
+"""A run's run.json: the model's card, and how far training has come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vggkeras import files
+from vggkeras.card import ModelCard
+from vggkeras.errors import InputError
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run's run.json says: the model's card, and how far training has come."""
+
+    card: ModelCard
+    status: str  # training, stopped or done
+    best_epoch: int | None  # whose model is kept; None before the first epoch's end
+    epochs_trained: int
+    metrics: dict[str, float]  # of the best epoch
+    seconds: float  # of training
+    host: str  # where it trains
+    process: int  # its process identifier there
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what run.json holds."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "card"}
+        return {**self.card.to_json(), **own}
+
+    def write(self, folder: Path) -> None:
+        """Write run.json in one step."""
+        files.write_json(folder / RUN, self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """Return what a folder's run.json says.
+
+        Raises:
+            InputError (a ValueError): run.json is damaged.
+        """
+        path = folder / RUN
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            own = [f.name for f in dataclasses.fields(cls) if f.name != "card"]
+            defaults: dict[str, Any] = {"host": "", "process": 0, "seconds": 0.0}
+            fields = {name: value.get(name, defaults.get(name)) for name in own}
+            if not isinstance(value["status"], str) or not isinstance(value["metrics"], dict):
+                raise TypeError("status and metrics are missing")
+            card = ModelCard.from_json(value, path)
+            if card.recipe is None or not card.images or card.image_size is None:
+                raise TypeError("recipe, images or image_size is missing")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged ({str(error)[:200]}): expected what training writes; restore it, give another --out, "
+                "or remove the run."
+            ) from error
+        return cls(card, **fields)
