@@ -43,7 +43,9 @@ def test_vggkeras_does_not_import_export():
         if name.startswith("vggkeras"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             modules = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-            modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+            modules |= {
+                a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names
+            }
             assert not [m for m in modules if m.split(".")[0] == "export"], name
 
 
