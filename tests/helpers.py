@@ -114,7 +114,6 @@ def trained_looking(arch: str, shape, batch_norm: bool, **options):
     return model
 
 
-README = Path(__file__).parents[1] / "README.md"
 STRANGER = """
 import runpy, sys
 REFUSED = ("keras", "tensorflow", "jax", "onnx", "tf2onnx", "rich", "tyro", "vggkeras", "export")
@@ -127,6 +126,7 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 REPOSITORY = Path(export.__file__).parents[1]
+DOCS = REPOSITORY / "docs"
 
 
 def textured(seed: int) -> np.ndarray:

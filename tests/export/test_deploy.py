@@ -1,4 +1,4 @@
-"""The README's "Deploy", run as a stranger would: the files and these lines, without Keras, TensorFlow or this package."""
+"""docs/deploy.md, run as a stranger would: the files and these lines, without Keras, TensorFlow or this package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import README, STRANGER, photo
+from helpers import DOCS, REPOSITORY, STRANGER, photo
 from PIL import Image
 
 import vggkeras
@@ -29,18 +29,15 @@ UNREACHABLE = (
 )
 
 
-def section() -> str:
-    (text,) = re.findall(
-        r"^## Deploy$(.*?)(?=^## |\Z)", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    return text
+def page() -> str:
+    return (DOCS / "deploy.md").read_text(encoding="utf-8")
 
 
 def shell(word: str) -> list[str]:
-    """The lines of the section's one shell block that has the word."""
+    """The lines of the page's one shell block that has the word."""
     (block,) = (
         block
-        for block in re.findall(r"^```sh\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL)
+        for block in re.findall(r"^```sh\n(.*?)^```$", page(), re.MULTILINE | re.DOTALL)
         if word in block
     )
     return block.splitlines()
@@ -52,7 +49,7 @@ def stranger(exports, tmp_path) -> Path:
     for name in ("model.onnx", "model.tflite"):
         shutil.copy(exports / name, tmp_path)
     for name, code in re.findall(
-        r"^```\w+\n(?:#|//) ([\w.]+)\n(.*?)^```$", section(), re.MULTILINE | re.DOTALL
+        r"^```\w+\n(?:#|//) ([\w.]+)\n(.*?)^```$", page(), re.MULTILINE | re.DOTALL
     ):
         (tmp_path / name).write_text(code, encoding="utf-8")
     return tmp_path
@@ -103,19 +100,19 @@ def test_the_versions_are_the_tested_ones():
     (line,) = shell("pip install")
     pins = re.findall(r"\S+==\S+", line)
     assert len(pins) == 4
-    assert set(pins) <= set((README.parent / "constraints.txt").read_text(encoding="utf-8").split())
+    assert set(pins) <= set((REPOSITORY / "constraints.txt").read_text(encoding="utf-8").split())
 
 
 @pytest.fixture(scope="module")
 def node_modules() -> Iterator[Path]:
-    """What the README's npm line installs, in a folder that goes with the tests: it is large."""
+    """What the page's npm line installs, in a folder that goes with the tests: it is large."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("JavaScript: there is no node and npm here")
     version = subprocess.run(
         ["node", "--version"], capture_output=True, text=True, check=True
     ).stdout.strip()
     if int(version[1:].split(".")[0]) < 20:
-        pytest.skip(f"JavaScript: node is {version}, and the README asks for 20 or later")
+        pytest.skip(f"JavaScript: node is {version}, and docs/deploy.md asks for 20 or later")
     install = next(line for line in shell("npm install") if line.startswith("npm"))
     assert "--ignore-scripts" in install
     with tempfile.TemporaryDirectory() as folder:

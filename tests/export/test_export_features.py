@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 from helpers import (
+    DOCS,
     NOTHING_ELSE,
-    README,
     REPOSITORY,
     STRANGER,
     edit_onnx,
@@ -734,11 +734,11 @@ def test_full_width_at_224(tmp_path):
     shutil.rmtree(tmp_path / "export")  # half a gigabyte a file
 
 
-def test_the_readmes_lines_give_the_features_without_vggkeras(made, tmp_path):
+def test_the_documented_lines_give_the_features_without_vggkeras(made, tmp_path):
     """A stranger's script, over two scales with mirrors, beside `vggkeras.features`."""
     found = re.findall(
         r"^```python\n# (features_\w+\.py)\n(.*?)^```$",
-        README.read_text("utf-8"),
+        (DOCS / "features.md").read_text("utf-8"),
         re.MULTILINE | re.DOTALL,
     )
     ((name, code),) = found
