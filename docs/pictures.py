@@ -1,6 +1,6 @@
 """Draw docs/images/report.png: the top of the demo's report, as Chromium shows it.
 
-    python docs/pictures.py                    # runs `python -m vggkeras demo` in a temporary folder first
+    python docs/pictures.py                    # runs the demo in a temporary folder first
     python docs/pictures.py --run runs/demo    # takes the report of a run that is there
 
 Playwright comes with `make setup`; the browser is the system's Chromium or Chrome.

@@ -1,4 +1,4 @@
-"""The documentation against the code: snippets, command lines, names, links, and the README's length."""
+"""The documentation against the code: snippets, commands, names, links, the README's length."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def blocks(*info: str) -> list[Block]:
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^( *)```(\w[\w ]*)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
+        for match in re.finditer(
+            r"^( *)```(\w[\w ]*)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL
+        ):
             if match[2] in info:
                 line = text.count("\n", 0, match.start()) + 1
                 unindented = re.sub(f"^{match[1]}", "", match[3], flags=re.MULTILINE)
@@ -74,7 +76,7 @@ def code_spans(page: Path) -> list[str]:
 
 
 def resolve(dotted: str) -> object:
-    """Return what a dotted name stands for; AttributeError or ImportError where there is nothing."""
+    """Return what a dotted name stands for, or raise ImportError."""
     first, *names = dotted.split(".")
     value: object = importlib.import_module(first)
     for number, name in enumerate(names):
@@ -102,7 +104,7 @@ class Parsed(BaseException):
 
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, list[str]], None]]:
-    """Return a function that gives arguments to `python -m MODULE`, which raises Parsed once they are parsed."""
+    """Return a function that starts `python -m MODULE`, and raises Parsed after its parser."""
 
     def then_stop(function: Callable) -> Callable:
         @functools.wraps(function)
