@@ -114,6 +114,7 @@ def trained_looking(arch: str, shape, batch_norm: bool, **options):
     return model
 
 
+README = Path(__file__).parents[1] / "README.md"
 STRANGER = """
 import runpy, sys
 REFUSED = ("keras", "tensorflow", "jax", "onnx", "tf2onnx", "rich", "tyro", "vggkeras", "export")

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
-from helpers import DOCS, REPOSITORY, photo
+from helpers import DOCS, README, REPOSITORY, photo
 from PIL import Image
 
 import vggkeras
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 MODULES = ("vggkeras", "export", "export.verify", "export.compare", "export.benchmark")
 # Bash runs a block with no program to be found but this one, which writes down its arguments.
 RECORD = """
@@ -148,11 +148,11 @@ def flags_of(parse) -> Callable[[str, str], set[str]]:
 
 def subcommands() -> list[str]:
     """Return the commands of `python -m vggkeras` that the README's table has."""
-    return re.findall(r"^\| `python -m vggkeras (\w+)", PAGES[0].read_text("utf-8"), re.MULTILINE)
+    return re.findall(r"^\| `python -m vggkeras (\w+)", README.read_text("utf-8"), re.MULTILINE)
 
 
 def test_the_readme_is_short():
-    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 180
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 180
 
 
 @pytest.mark.parametrize("block", blocks("python", "python run"), ids=str)
@@ -243,7 +243,7 @@ def test_the_readmes_python_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(vggkeras, "train", one_epoch)
     for name, seed in (("a.jpg", 0), ("b.png", 1)):
         Image.fromarray(photo(seed)).save(tmp_path / name)
-    (block,) = [block for block in blocks("python run") if block.page == PAGES[0]]
+    (block,) = [block for block in blocks("python run") if block.page == README]
     names = {"images": np.stack([photo(0, 32, 32), photo(1, 32, 32)])}
     exec(compile(block.text, str(block), "exec"), names)
     assert names["probabilities"].shape == (2, 10)
