@@ -1,4 +1,4 @@
-"""TODO"""
+"""Decode JPEG, PNG, BMP and GIF files to RGB, in threads, and name those that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -21,37 +21,11 @@ NAMED = 10  # unreadable images named in an error
 T = TypeVar("T")
 
 
-def unreadable(names: list[str], where: str) -> InputError:
-    """The error that counts images that cannot be read, and names the first of them."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return InputError(
-        f"{', '.join(names[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images ({len(names)} of {where}): "
-        "replace or remove them, or pass --skip-unreadable."
-    )
-
-
-def in_threads(function: Callable[..., T], items: Iterable[tuple]) -> Iterator[T]:
-    """`function(*item)` of every item, in order, worked ahead by a few items a core: memory stays bounded."""
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, *item))
-                if len(waiting) > 8 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def decode(encoded: bytes, name: str = "image") -> np.ndarray:
-    """An encoded JPEG, PNG, BMP or GIF (first frame) as RGB, uint8 `[H, W, 3]`.
+    """Decode a JPEG, PNG, BMP or GIF (first frame) to RGB, uint8 `[H, W, 3]`.
 
-    Greyscale and CMYK are converted; transparent pixels are laid on white. EXIF orientation is not applied, as in
-    training. Raises InputError naming the image when it cannot be read whole.
+    Grayscale and CMYK are converted; transparent pixels are laid on white. EXIF orientation is not
+    applied, as in training. Raises InputError naming the image when it cannot be read whole.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "BMP", "GIF")) as image:
@@ -60,17 +34,42 @@ def decode(encoded: bytes, name: str = "image") -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "it is none of them" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(
-            f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({reason}): replace or remove it, "
-            "or pass --skip-unreadable where the command has it."
+            f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({reason}): replace or remove "
+            "it, or pass --skip-unreadable where the command has it."
         ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip rather than scale
-        return Image.fromarray(
-            (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
-        ).convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip, not scale
+        levels = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
+        return Image.fromarray(levels).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def unreadable(names: list[str], where: str) -> InputError:
+    """Return the error that counts the images that cannot be read, and names the first of them."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return InputError(
+        f"{', '.join(names[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images "
+        f"({len(names)} of {where}): replace or remove them, or pass --skip-unreadable."
+    )
+
+
+def in_threads(function: Callable[..., T], items: Iterable[tuple]) -> Iterator[T]:
+    """Yield `function(*item)` for every item, in order; a few items a core are worked on ahead."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, *item))
+                if len(waiting) > 8 * workers:  # so that memory stays bounded
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,7 +1,8 @@
-"""ImageNet's 1000 classes in ILSVRC-2012's order, the order of every published VGG network's answers.
+"""ImageNet's 1000 classes in the order of ILSVRC-2012, that of every published VGG network.
 
-From the challenge's synsets (ILSVRC-2012) and their first lemmas in WordNet 3.0; the two cranes and the two maillots, which
-share a lemma, are told apart in brackets. imagenet.csv has a line a class: its WordNet id and its name.
+imagenet.csv has a line a class: its WordNet id and its name. The ids are the challenge's synsets;
+the names are their first lemmas in WordNet 3.0. Two cranes and two maillots share a lemma and are
+told apart in brackets.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ CLASSES = 1000
 
 
 def wnids() -> list[str]:
-    """The WordNet ids (n01440764 …), sorted: class i is the i-th. ImageNet's folders are called by them."""
+    """Return the WordNet ids (n01440764 …), which name ImageNet's folders; class i is the i-th."""
     return [wnid for wnid, _ in _lines()]
 
 
 def class_names() -> list[str]:
-    """The classes' names (tench …), all different, in the same order."""
+    """Return the names of the classes (tench …), all different, in the same order."""
     return [name for _, name in _lines()]
 
 

@@ -1,9 +1,10 @@
-"""A data string -> splits of encoded images with labels, class names, and the training split's mean RGB.
+"""Find the splits and the class names of the data that a data string names.
 
-digits                     scikit-learn's 1,797 handwritten digits, embedded, no download
-tfds:NAME[/CONFIG]         TensorFlow Datasets; TFDS_DATA_DIR says where
-a folder                   train/ and val/ (or valid/, validation/), perhaps test/, each with a folder a class;
-                           or class folders alone, a fifth of which is held out by a stable hash of the file's name
+digits                scikit-learn's 1,797 handwritten digits, embedded, no download
+tfds:NAME[/CONFIG]    TensorFlow Datasets; TFDS_DATA_DIR says where
+a folder              train/ and val/ (or valid/, validation/), perhaps test/, each with a folder a
+                      class; or class folders alone, of which a stable hash of the file names holds
+                      out a fifth
 """
 
 from __future__ import annotations
@@ -13,28 +14,33 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vggkeras.data import imagenet
 from vggkeras.data.decoding import SIGNATURES, SUFFIXES
-from vggkeras.data.splits import VALIDATION_NAMES, Data, Split
+from vggkeras.data.splits import VALIDATION_NAMES, Data, Records, Split
 from vggkeras.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 HELD_OUT = 5  # one image in five, where a folder has no validation split of its own
 EXPECTED = "expected digits, tfds:NAME or tfds:NAME/CONFIG, or the path of a folder of images"
 
 
 def load_data(spec: str, *, skip_unreadable: bool = False) -> Data:
-    """Find a data set's splits and class names, and take a quick look at every file's first bytes.
+    """Find a data set's splits and class names, and check the first bytes of every file.
 
     Args:
         spec: digits, tfds:NAME, tfds:NAME/CONFIG, or a folder (see the module's docstring).
-        skip_unreadable: leave out files that are no image, instead of refusing them.
+        skip_unreadable: leave out files that are not images, instead of refusing them.
 
     Raises:
-        InputError (a ValueError): unknown string; missing, empty or one-class folder; a file that is no image.
+        InputError (a ValueError): unknown string; missing, empty or one-class folder; a file that
+            is not an image.
     """
     if spec == "digits":
         return _digits()
@@ -48,28 +54,50 @@ def _digits() -> Data:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()  # images [1797, 8, 8], 0-16
-    sources = []
-    for image in digits.images:
-        grey = Image.fromarray(np.uint8(np.round(image * (255 / 16))))
-        buffer = io.BytesIO()
-        grey.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB").save(
-            buffer, "PNG", compress_level=1
-        )
-        sources.append(buffer.getvalue())
     labels = digits.target.astype(np.int64)
-    # Fixed, so that two people's figures are of the same images.
+    # A fixed split, so that two people's results are of the same images.
     train, validation = train_test_split(
         np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
     )
 
     def split(name: str, indices: np.ndarray) -> Split:
-        return Split(f"digits/{name}", len(indices), labels[indices], [sources[i] for i in indices])
+        sources = [_digit_png(digits.images[i]) for i in indices]
+        return Split(f"digits/{name}", len(indices), labels[indices], sources)
 
     splits = {"train": split("train", train), "validation": split("validation", validation)}
     return Data("digits", [str(i) for i in range(10)], splits, native_size=32, mirrors=False)
 
 
+def _digit_png(digit: np.ndarray) -> bytes:
+    """Return a digit, `[8, 8]`, 0-16, as a PNG of 32 x 32 px."""
+    gray = Image.fromarray(np.uint8(np.round(digit * (255 / 16))))
+    buffer = io.BytesIO()
+    rgb = gray.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB")
+    rgb.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 def _tfds(spec: str) -> Data:
+    builder = _tfds_builder(spec)
+    name, available = spec.removeprefix("tfds:"), builder.info.splits
+    # A data set without a validation split holds out the last tenth of its training split.
+    tfds_names = {"train": "train", "validation": "validation", "test": "test"}
+    if "validation" not in available:
+        tfds_names |= {"train": "train[:90%]", "validation": "train[90%:]"}
+    splits = {
+        split: Split(
+            f"{name}/{split}", available[tfds_name].num_examples, None, Records(builder, tfds_name)
+        )
+        for split, tfds_name in tfds_names.items()
+        if tfds_name.split("[")[0] in available
+    }
+    if "train" not in splits:
+        raise InputError(f"{spec} has no split train; it has {', '.join(available)}.")
+    return Data(spec, _readable(list(builder.info.features["label"].names)), splits)
+
+
+def _tfds_builder(spec: str) -> tfds.core.DatasetBuilder:
+    """Return the builder of a classification data set that is on disk, downloaded if need be."""
     import tensorflow_datasets as tfds
 
     name = spec.removeprefix("tfds:")
@@ -85,30 +113,23 @@ def _tfds(spec: str) -> Data:
         features
     ):
         raise InputError(
-            f"{spec} is not for classification: expected features image and label; received {features}."
+            f"{spec} is not for classification: expected features image and label; received "
+            f"{features}."
         )
     if not Path(builder.data_dir).exists():
         try:
             builder.download_and_prepare()
         except Exception as error:
             raise InputError(
-                f"{spec} is not in {builder.data_dir} and could not be downloaded ({error}): set TFDS_DATA_DIR to the "
-                "folder that holds it, or prepare it with `tfds build`."
+                f"{spec} is not in {builder.data_dir} and could not be downloaded ({error}): set "
+                "TFDS_DATA_DIR to the folder that holds it, or prepare it with `tfds build`."
             ) from error
-    found = builder.info.splits
-    # A set with no validation split holds out the last tenth of its training split.
-    names = {"train": "train", "validation": "validation", "test": "test"}
-    if "validation" not in found:
-        names |= {"train": "train[:90%]", "validation": "train[90%:]"}
-    splits = {}
-    for ours, theirs in names.items():
-        if theirs.split("[")[0] in found:
-            splits[ours] = Split(
-                f"{name}/{ours}", found[theirs].num_examples, builder=builder, records=theirs
-            )
-    if "train" not in splits:
-        raise InputError(f"{spec} has no split train; it has {', '.join(found)}.")
-    return Data(spec, _readable(list(features["label"].names)), splits)
+    return builder
+
+
+class _File(NamedTuple):
+    path: str
+    class_name: str
 
 
 def _folder(spec: str, skip_unreadable: bool) -> Data:
@@ -116,66 +137,57 @@ def _folder(spec: str, skip_unreadable: bool) -> Data:
     if not spec or not root.is_dir():
         raise InputError(f"Unknown data {spec!r}: {EXPECTED}; there is no such folder here.")
     root = root.resolve()
-    named = {folder.name: folder for folder in _folders(root)}
-    found: dict[str, list[tuple[str, str]]] = {}  # split -> (path, class name)
-    if "train" in named:
-        found["train"] = _class_files(named["train"])
-        for name in VALIDATION_NAMES:
-            if name in named:
-                found["validation"] = _class_files(named[name])
-                break
-        if "test" in named:
-            found["test"] = _class_files(named["test"])
-    else:
-        found["train"] = _class_files(root)
-    if not found["train"]:
+    files = _files_of_splits(root)
+    classes = sorted({file.class_name for file in files["train"]})
+    if not classes:
         raise InputError(
-            f"{spec} has no images: expected {root.name}/train/CLASS/*.jpg or {root.name}/CLASS/*.jpg "
-            f"({', '.join(SUFFIXES)})."
+            f"{spec} has no images: expected {root.name}/train/CLASS/*.jpg or "
+            f"{root.name}/CLASS/*.jpg ({', '.join(SUFFIXES)})."
         )
-    classes = sorted({label for _, label in found["train"]})
     if len(classes) < 2:
         raise InputError(
-            f"{spec} has one class, {classes[0]!r}: a classifier needs images in two class folders or more."
+            f"{spec} has one class, {classes[0]!r}: a classifier needs images in two class folders "
+            "or more."
         )
-    if "validation" not in found:
-        held = [_hash(path) % HELD_OUT == 0 for path, _ in found["train"]]
-        found["validation"] = [item for item, out in zip(found["train"], held, strict=True) if out]
-        found["train"] = [item for item, out in zip(found["train"], held, strict=True) if not out]
-        lost = sorted(set(classes) - {label for _, label in found["train"]})
-        if lost or not found["validation"]:
-            raise InputError(
-                f"{spec} has too few images to hold out one in {HELD_OUT} for validation: give more images "
-                f"({'class ' + repr(lost[0]) if lost else 'validation'} would get none), or folders train/ and val/."
-            )
+    if "validation" not in files:
+        files |= _hold_out(spec, files["train"], classes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    splits: dict[str, Split] = {}
     skipped: list[str] = []
-    splits = {}
-    number = {name: i for i, name in enumerate(classes)}
-    for name, items in found.items():
-        strange = sorted({label for _, label in items} - set(classes))
-        if strange:
-            raise InputError(f"{spec}: split {name} has a class {strange[0]!r} that train has not.")
-        if not items:
-            raise InputError(f"{spec}: split {name} has no images.")
-        bad = _without_signature([path for path, _ in items])
-        if bad and not skip_unreadable:
-            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    for name, members in files.items():
+        _check_members(spec, name, members, classes)
+        unreadable = _without_signature([file.path for file in members])
+        if unreadable and not skip_unreadable:
+            more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             raise InputError(
-                f"{bad[0]}{more} is not a JPEG, PNG, BMP or GIF image: replace or remove it, or pass --skip-unreadable."
+                f"{unreadable[0]}{more} is not a JPEG, PNG, BMP or GIF image: replace or remove "
+                "it, or pass --skip-unreadable."
             )
-        skipped += bad
-        lost_paths = set(bad)
-        items = [item for item in items if item[0] not in lost_paths]
-        if not items:
+        skipped += unreadable
+        left_out = set(unreadable)
+        kept = [file for file in members if file.path not in left_out]
+        if not kept:
             raise InputError(f"{spec}: split {name} has no readable image.")
-        labels = np.array([number[label] for _, label in items], np.int64)
-        splits[name] = Split(f"{root.name}/{name}", len(items), labels, [path for path, _ in items])
+        labels = np.array([numbers[file.class_name] for file in kept], np.int64)
+        splits[name] = Split(f"{root.name}/{name}", len(kept), labels, [file.path for file in kept])
     return Data(str(root), _readable(classes), splits, skipped=tuple(skipped))
 
 
 def _readable(names: list[str]) -> list[str]:
-    """Class names; ImageNet's own, as models of its classes call them, where these are its 1000 WordNet ids."""
+    """Return the names, or ImageNet's class names where these are its 1000 WordNet ids."""
     return imagenet.class_names() if names == imagenet.wnids() else names
+
+
+def _files_of_splits(root: Path) -> dict[str, list[_File]]:
+    """Return the image files of each split; without a folder train/, all are of split train."""
+    folders = {folder.name: folder for folder in _folders(root)}
+    if "train" not in folders:
+        return {"train": _class_files(root)}
+    names = {"train": "train", "test": "test"}
+    for name in reversed(VALIDATION_NAMES):  # the first of them that is there wins
+        if name in folders:
+            names = {"train": "train", "validation": name, "test": "test"}
+    return {split: _class_files(folders[name]) for split, name in names.items() if name in folders}
 
 
 def _folders(root: Path) -> list[Path]:
@@ -184,35 +196,64 @@ def _folders(root: Path) -> list[Path]:
     )
 
 
-def _class_files(root: Path) -> list[tuple[str, str]]:
+def _class_files(root: Path) -> list[_File]:
+    """Return the image files of all class folders, sorted."""
     files = []
     for folder in _folders(root):
         names = sorted(
-            e.name for e in os.scandir(folder) if not e.name.startswith(".") and not e.is_dir()
+            entry.name
+            for entry in os.scandir(folder)
+            if not entry.name.startswith(".") and not entry.is_dir()
         )
         files += [
-            (str(folder / name), folder.name) for name in names if name.lower().endswith(SUFFIXES)
+            _File(str(folder / name), folder.name)
+            for name in names
+            if name.lower().endswith(SUFFIXES)
         ]
     return files
 
 
-def _hash(path: str) -> int:
-    """Of class/file, so that neither the folder's place nor other files move an image between the splits."""
-    return int.from_bytes(
-        hashlib.sha256("/".join(Path(path).parts[-2:]).encode()).digest()[:8], "big"
-    )
+def _hold_out(spec: str, files: list[_File], classes: list[str]) -> dict[str, list[_File]]:
+    """Split files into train and validation by a hash of class/file.
+
+    So neither the folder's path nor the other files move an image from one split to the other.
+    """
+    splits: dict[str, list[_File]] = {"train": [], "validation": []}
+    for file in files:
+        key = "/".join(Path(file.path).parts[-2:])
+        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+        splits["train" if number % HELD_OUT else "validation"].append(file)
+    empty = sorted(set(classes) - {file.class_name for file in splits["train"]})
+    if empty or not splits["validation"]:
+        raise InputError(
+            f"{spec} has too few images to hold out one in {HELD_OUT} for validation: give more "
+            f"images ({f'class {empty[0]!r}' if empty else 'validation'} would get none), or "
+            "folders train/ and val/."
+        )
+    return splits
+
+
+def _check_members(spec: str, split: str, files: list[_File], classes: list[str]) -> None:
+    """Raise InputError when a split has no images, or a class that train does not have."""
+    unknown = sorted({file.class_name for file in files} - set(classes))
+    if unknown:
+        raise InputError(
+            f"{spec}: split {split} has a class {unknown[0]!r} that train has not: expected the "
+            "class folders of train."
+        )
+    if not files:
+        raise InputError(f"{spec}: split {split} has no images.")
 
 
 def _without_signature(paths: list[str]) -> list[str]:
-    def bad(path: str) -> bool:
+    """Return the paths whose first bytes are not those of an image."""
+
+    def is_image(path: str) -> bool:
         if not os.path.exists(path):  # a link to nothing
-            return True
+            return False
         with open(path, "rb") as file:
-            return not file.read(8).startswith(SIGNATURES)
+            return file.read(8).startswith(SIGNATURES)
 
     with ThreadPoolExecutor() as pool:
-        return [
-            path
-            for path, is_bad in zip(paths, pool.map(bad, paths, chunksize=64), strict=True)
-            if is_bad
-        ]
+        images = pool.map(is_image, paths, chunksize=64)
+        return [path for path, image in zip(paths, images, strict=True) if not image]

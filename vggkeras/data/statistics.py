@@ -1,4 +1,4 @@
-"""TODO"""
+"""Mean and covariance of RGB over the training images (section 3.1), each image counted once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggkeras.data.decoding import decode, in_threads
+from vggkeras.data.reading import read_each
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 
 
 class Pixels(NamedTuple):
-    """What a pass over the training images notes of each."""
+    """What the first pass over the training images keeps of each."""
 
     mean: np.ndarray  # of RGB, 0-255, float64 [3]
     products: np.ndarray  # mean of the products of two channels, float64 [3, 3]
@@ -21,23 +21,18 @@ class Pixels(NamedTuple):
 
 
 def read_all(split: Split) -> Iterator[tuple[int, Pixels | InputError]]:
-    """Every image's (index, `Pixels`), or the error where it cannot be read; in order."""
+    """Yield every image's (index, `Pixels`), or the error where it cannot be read, in order."""
+    return ((index, pixels) for index, _, pixels in read_each(split, _pixels))
 
-    def read(index: int, encoded: bytes, label: int):
-        try:
-            image = decode(encoded, split.image_name(index))
-        except InputError as error:
-            return index, error
-        rgb = image.reshape(-1, 3).astype(
-            np.float64
-        )  # sums of whole numbers: exact, whatever their order
-        return index, Pixels(rgb.mean(axis=0), rgb.T @ rgb / len(rgb), min(image.shape[:2]))
 
-    return in_threads(read, split.examples())
+def _pixels(image: np.ndarray) -> Pixels:
+    # Sums of whole numbers: exact in float64, whatever their order.
+    rgb = image.reshape(-1, 3).astype(np.float64)
+    return Pixels(rgb.mean(axis=0), rgb.T @ rgb / len(rgb), min(image.shape[:2]))
 
 
 def rgb_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, float, float], np.ndarray]:
-    """The training set's mean RGB, 0-255, and covariance of RGB, float64 `[3, 3]`; each image counts once."""
+    """Return the mean RGB, 0-255, and the covariance of RGB, float64 `[3, 3]`."""
     mean, products, count = np.zeros(3), np.zeros((3, 3)), 0
     for image in images:
         mean += image.mean

@@ -1,75 +1,102 @@
-"""TODO"""
+"""The paper's results on ILSVRC-2012 val, and which of them belongs beside a row of an evaluation.
+
+Tables 3 to 6: top-1 and top-5 error, %, by configuration and training scale S.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from vggkeras.data import imagenet
 from vggkeras.evaluation.statistics import Evaluation
 from vggkeras.runtimes.predictor import Predictor
 
-# Top-1 and top-5 error, %, on ILSVRC-2012's validation images: (configuration, S of training) -> (one test scale, several).
-PAPER_DENSE: dict[
-    tuple[str, str], tuple[tuple[float, float] | None, tuple[float, float] | None]
-] = {  # Tables 3 and 4
-    ("A", "256"): ((29.6, 10.4), None),
-    ("A-LRN", "256"): ((29.7, 10.5), None),
-    ("B", "256"): ((28.7, 9.9), (28.2, 9.6)),
-    ("C", "256"): ((28.1, 9.4), (27.7, 9.2)),
-    ("C", "384"): ((28.1, 9.3), (27.8, 9.2)),
-    ("C", "256:512"): ((27.3, 8.8), (26.3, 8.2)),
-    ("D", "256"): ((27.0, 8.8), (26.6, 8.6)),
-    ("D", "384"): ((26.8, 8.7), (26.5, 8.6)),
-    ("D", "256:512"): ((25.6, 8.1), (24.8, 7.5)),
-    ("E", "256"): ((27.3, 9.0), (26.9, 8.7)),
-    ("E", "384"): ((26.9, 8.7), (26.7, 8.6)),
-    ("E", "256:512"): ((25.5, 8.0), (24.8, 7.5)),
+
+class Errors(NamedTuple):
+    """Top-1 and top-5 error, %."""
+
+    top1: float
+    top5: float
+
+
+JITTERED = "256:512"  # S drawn from [256, 512] for every image
+
+# Dense, one test scale Q: S, or 384 where S is jittered.
+TABLE_3 = {
+    ("A", "256"): Errors(29.6, 10.4),
+    ("A-LRN", "256"): Errors(29.7, 10.5),
+    ("B", "256"): Errors(28.7, 9.9),
+    ("C", "256"): Errors(28.1, 9.4),
+    ("C", "384"): Errors(28.1, 9.3),
+    ("C", JITTERED): Errors(27.3, 8.8),
+    ("D", "256"): Errors(27.0, 8.8),
+    ("D", "384"): Errors(26.8, 8.7),
+    ("D", JITTERED): Errors(25.6, 8.1),
+    ("E", "256"): Errors(27.3, 9.0),
+    ("E", "384"): Errors(26.9, 8.7),
+    ("E", JITTERED): Errors(25.5, 8.0),
 }
-PAPER_JITTERED: dict[
-    tuple[tuple[str, ...], str], tuple[float, float]
-] = {  # Tables 5 and 6: S in [256, 512], three Q
-    (("D",), "multicrop"): (24.6, 7.5),
-    (("D",), "both"): (24.4, 7.2),
-    (("E",), "multicrop"): (24.6, 7.4),
-    (("E",), "both"): (24.4, 7.1),
-    (("D", "E"), "dense"): (24.0, 7.1),
-    (("D", "E"), "multicrop"): (23.9, 7.2),
-    (("D", "E"), "both"): (23.7, 6.8),
+# Dense, three test scales Q: S - 32, S, S + 32, or 256, 384, 512 where S is jittered.
+TABLE_4 = {
+    ("B", "256"): Errors(28.2, 9.6),
+    ("C", "256"): Errors(27.7, 9.2),
+    ("C", "384"): Errors(27.8, 9.2),
+    ("C", JITTERED): Errors(26.3, 8.2),
+    ("D", "256"): Errors(26.6, 8.6),
+    ("D", "384"): Errors(26.5, 8.6),
+    ("D", JITTERED): Errors(24.8, 7.5),
+    ("E", "256"): Errors(26.9, 8.7),
+    ("E", "384"): Errors(26.7, 8.6),
+    ("E", JITTERED): Errors(24.8, 7.5),
 }
-PAPER_CLASSES = 1000
+# S jittered, Q = 256, 384, 512, by protocol; D and E fused in Table 6. Dense D and E: Table 4.
+TABLES_5_AND_6 = {
+    (("D",), "multicrop"): Errors(24.6, 7.5),
+    (("D",), "both"): Errors(24.4, 7.2),
+    (("E",), "multicrop"): Errors(24.6, 7.4),
+    (("E",), "both"): Errors(24.4, 7.1),
+    (("D", "E"), "dense"): Errors(24.0, 7.1),
+    (("D", "E"), "multicrop"): Errors(23.9, 7.2),
+    (("D", "E"), "both"): Errors(23.7, 6.8),
+}
 
 
-def paper_errors(predictors: Sequence[Predictor], row: Evaluation) -> tuple[float, float] | None:
-    """The paper's top-1 and top-5 error, %, for a row's networks, protocol and scales; None where it has none.
+def paper_errors(predictors: Sequence[Predictor], row: Evaluation) -> Errors | None:
+    """Return the paper's errors for a row's networks, protocol and scales; None where it has none.
 
-    Only for ImageNet's 1000 classes. A model that does not say how it was trained is taken for one of S in [256, 512],
-    which the published weights are.
+    Only for ImageNet's 1000 classes. A model that does not say how it was trained counts as one
+    trained with S in [256, 512], as the published weights were.
     """
-    if len(row.class_names) != PAPER_CLASSES:
+    if len(row.class_names) != imagenet.CLASSES:
         return None
-    trained = {
-        (_arch(model), (model.card.recipe and model.card.recipe.scale) or "256:512")
-        for model in predictors
-        if str(model.path) in row.models
-    }
-    archs, sides = tuple(sorted({arch for arch, _ in trained})), {side for _, side in trained}
-    if len(sides) != 1:
+    models = [model for model in predictors if str(model.path) in row.models]
+    archs = tuple(sorted({_arch(model) for model in models}))
+    training_scales = {_training_scale(model) for model in models}
+    if len(training_scales) != 1:
         return None
-    (side,) = sides
-    three = (
-        (256, 384, 512)
-        if side == "256:512"
-        else tuple(int(side) + d for d in (-32, 0, 32))
-        if side.isdigit()
-        else ()
-    )
+    (trained,) = training_scales
+    three = _three_scales(trained)
     if row.protocol == "dense" and len(archs) == 1:
-        one, several = PAPER_DENSE.get((archs[0], side), (None, None))
-        return one if row.scales == (three[1],) else several if row.scales == three else None
-    if side == "256:512" and row.scales == three:
-        return PAPER_JITTERED.get((archs, row.protocol))
+        table = {three: TABLE_4, three[1:2]: TABLE_3}.get(row.scales, {})
+        return table.get((archs[0], trained))
+    if trained == JITTERED and row.scales == three:
+        return TABLES_5_AND_6.get((archs, row.protocol))
     return None
 
 
 def _arch(model: Predictor) -> str:
-    """The paper's letter of a model, from what travels with it: a recipe's D, or a network's name, vgg_d."""
+    """Return the paper's letter of a model: its recipe's D, or that of the name vgg_d."""
     return model.card.arch.lower().removeprefix("vgg_").upper().replace("_", "-")
+
+
+def _training_scale(model: Predictor) -> str:
+    """Return S as a recipe writes it."""
+    return (model.card.recipe and model.card.recipe.scale) or JITTERED
+
+
+def _three_scales(trained: str) -> tuple[int, ...]:
+    """Return the three test scales of a training scale S; () where the paper has none."""
+    if trained == JITTERED:
+        return 256, 384, 512
+    return tuple(int(trained) + d for d in (-32, 0, 32)) if trained.isdigit() else ()

@@ -1,15 +1,16 @@
-"""TODO"""
+"""Score models on the labeled images of a split, in one pass (sections 3.2 and 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from vggkeras.data import decoding
+from vggkeras.data.reading import Example, Track, readable_images, untracked
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
-from vggkeras.evaluation.protocols import GRID, WINDOW, Plan, check_classes, windows
+from vggkeras.evaluation.protocols import GRID, WINDOW, Plan, Row, as_list, check_classes, windows
 from vggkeras.evaluation.statistics import Evaluation
 from vggkeras.runtimes.predictor import Predictor
 
@@ -25,34 +26,35 @@ def evaluate(
     grid: int = GRID,
     fuse: bool = False,
     skipped: list[str] | None = None,
-    track: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+    track: Track = untracked,
 ) -> list[Evaluation]:
-    """Score models on every labelled image of a split, in one pass: each image is read, and rescaled, once for all rows.
+    """Score models on every image of a split; each is read, and rescaled, once for all rows.
 
-    Memory holds a window of images, and a few bytes an image of what was answered.
+    Memory holds a window of images, and a few bytes of answers an image.
 
     Args:
         predictors: one or more.
-        class_names: of the data; they must be the predictors', or as many where they carry none of their own.
+        split: labeled images.
+        class_names: of the data; the predictors must have the same, or as many and no names.
         protocols: one or more of `PROTOCOLS`.
         scales: test scales Q, px; by default the one each model was trained for.
         mirrors: whether dense and multicrop see the mirror too (center never does).
         grid: crops a side of multicrop's grid.
-        fuse: also the average of all models' posteriors.
-        skipped: a list to put the names of images into that cannot be read; without it they are an error.
+        fuse: also score the average of all models' posteriors.
+        skipped: a list to append the names of unreadable images to; without it they are an error.
         track: wraps the iteration over images, with their number, for a progress bar.
 
     Returns:
-        A row for each model (and for the fusion), protocol, and scale alone where there are several, then for all scales.
+        A row for each model (and the fusion), protocol and scale, then for all scales together.
 
     Raises:
-        InputError (a ValueError): classes that differ, unreadable images (counted and named), labels that are no class,
-            no images, a scale below the input, a model without a dense form where one is needed.
+        InputError (a ValueError): classes that differ, unreadable images, labels that are not a
+            class, no images, a scale below the input, a model without a needed dense form.
     """
-    models = [predictors] if isinstance(predictors, Predictor) else list(predictors)
-    names = [protocols] if isinstance(protocols, str) else list(protocols)
+    models = as_list(predictors)
     for model in models:
         check_classes(model, class_names)
+    names = [protocols] if isinstance(protocols, str) else list(protocols)
     plan = Plan(models, names, scales, mirrors, grid)
     if fuse and len(models) < 2:
         raise InputError("To fuse, give two models or more.")
@@ -60,69 +62,63 @@ def evaluate(
         raise InputError(f"{split.name} has no images to evaluate: choose another split.")
     rows = plan.rows(fuse)
     plan.warm_up()
-    answers: list[list[tuple]] = [[] for _ in rows]
-    seen: list[tuple[int, int]] = []
-    unreadable: list[str] = []
-
-    def prepare(index: int, encoded: bytes, label: int):
-        try:
-            image = decoding.decode(encoded, split.image_name(index))
-        except InputError as error:
-            return index, label, error
-        return index, label, plan.rescaled(image)
-
-    def readable() -> Iterator[tuple[int, int, dict[int, np.ndarray]]]:
-        for index, label, images in track(
-            decoding.in_threads(prepare, split.examples()), split.count
-        ):
-            if isinstance(images, InputError):
-                unreadable.append(split.image_name(index))
-            elif not 0 <= label < len(class_names):
-                raise InputError(
-                    f"{split.image_name(index)} is labelled {label}, and the model's {len(class_names)} classes are 0 to "
-                    f"{len(class_names) - 1}: choose a split with labels that are the model's."
-                )
-            elif (
-                skipped is not None or not unreadable
-            ):  # what is lost already is only read on, and counted
-                yield index, label, images
-
-    for window in windows(readable(), WINDOW):
-        indices, labels, images = zip(*window, strict=True)
-        seen += zip(indices, labels, strict=True)
-        parts = plan.posteriors(list(images))
-        for row, answer in zip(rows, answers, strict=True):
-            p = np.mean([parts[key] for key in row.keys], axis=0)
-            best = np.argsort(-p, axis=1, kind="stable")[:, :5]
-            hit = (best == np.array(labels)[:, None]).any(axis=1)
-            answer.append((best[:, 0].astype(np.int32), p[np.arange(len(p)), best[:, 0]], hit))
-    if unreadable and skipped is None:
-        raise decoding.unreadable(unreadable, f"the {split.count} of {split.name}")
-    if skipped is not None:
-        skipped += unreadable
-    if not seen:
+    images = readable_images({split.name: split}, plan.rescaled, split.name, skipped, track)
+    answers: list[list[_Answers]] = [[] for _ in rows]
+    for window in windows(_labeled(images, split, len(class_names)), WINDOW):
+        posteriors = plan.posteriors([example.image for example in window])
+        indices = np.array([example.index for example in window], np.int64)
+        labels = np.array([example.label for example in window], np.int32)
+        for row, parts in zip(rows, answers, strict=True):
+            parts.append(_answers(row.average(posteriors), indices, labels))
+    if not answers[0]:
         raise InputError(f"{split.name} has no image that can be read.")
-    found, labelled = (np.array(column) for column in zip(*seen, strict=True))
-    evaluations = []
-    for row, answer in zip(rows, answers, strict=True):
-        predictions, confidences, in5 = (
-            np.concatenate(column) for column in zip(*answer, strict=True)
-        )
-        chosen = [models[i] for i in row.models]
-        evaluations.append(
-            Evaluation(
-                tuple(str(model.path) for model in chosen),
-                " + ".join(dict.fromkeys(f"{model.runtime} {model.version}" for model in chosen)),
-                " + ".join(dict.fromkeys(model.provider for model in chosen)),
-                row.protocol,
-                row.scales,
-                list(class_names),
-                found.astype(np.int64),
-                labelled.astype(np.int32),
-                predictions,
-                confidences,
-                in5,
-                sum(plan.seconds[key] for key in row.keys),
+    return [
+        _evaluation(plan, row, class_names, parts) for row, parts in zip(rows, answers, strict=True)
+    ]
+
+
+def _labeled(images: Iterator[Example], split: Split, classes: int) -> Iterator[Example]:
+    """Yield the images; raise InputError at a label that is not a class."""
+    for example in images:
+        if not 0 <= example.label < classes:
+            raise InputError(
+                f"{split.image_name(example.index)} is labeled {example.label}, and the model's "
+                f"{classes} classes are 0 to {classes - 1}: choose a split with labels that are "
+                "the model's."
             )
-        )
-    return evaluations
+        yield example
+
+
+class _Answers(NamedTuple):
+    """A row's answers on some images; the arrays are `Evaluation`'s."""
+
+    indices: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    confidences: np.ndarray
+    in5: np.ndarray
+
+
+def _answers(posteriors: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> _Answers:
+    best = np.argsort(-posteriors, axis=1, kind="stable")[:, :5]  # [n, 5]
+    first = best[:, 0]
+    confidences = posteriors[np.arange(len(posteriors)), first]
+    in5 = (best == labels[:, None]).any(axis=1)
+    return _Answers(indices, labels, first.astype(np.int32), confidences, in5)
+
+
+def _evaluation(
+    plan: Plan, row: Row, class_names: Sequence[str], parts: list[_Answers]
+) -> Evaluation:
+    models = [plan.models[m] for m in row.models]
+    answers = _Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return Evaluation(
+        models=tuple(str(model.path) for model in models),
+        runtime=" + ".join(dict.fromkeys(f"{model.runtime} {model.version}" for model in models)),
+        provider=" + ".join(dict.fromkeys(model.provider for model in models)),
+        protocol=row.protocol,
+        scales=row.scales,
+        class_names=list(class_names),
+        seconds=sum(plan.seconds[view] for view in row.views),
+        **answers._asdict(),
+    )

@@ -1,4 +1,8 @@
-"""TODO"""
+"""Errors, recalls, calibration, and which of two models is better, from answers counted per image.
+
+Proportions come with 95% Wilson intervals; two rows on the same images are compared by the exact
+McNemar test.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of a table: what a model (or several, fused) answered about every image of a split under one protocol."""
+    """The answers of a model, or of several fused, on the images of a split: a row of a table."""
 
     models: tuple[str, ...]  # paths; several where fused
     runtime: str  # with its version
@@ -25,10 +29,8 @@ class Evaluation:
     labels: np.ndarray = field(repr=False)  # int32 [N]
     predictions: np.ndarray = field(repr=False)  # int32 [N], the most probable class
     confidences: np.ndarray = field(repr=False)  # float32 [N], its probability
-    in5: np.ndarray = field(
-        repr=False
-    )  # bool [N]: the label is among the five most probable (all, where fewer)
-    seconds: float  # of cutting the crops and running the models, for this row alone; decoding runs beside it
+    in5: np.ndarray = field(repr=False)  # bool [N]: label among the five most probable classes
+    seconds: float  # of this row's crops and model calls; decoding runs beside them
 
     @property
     def images(self) -> int:
@@ -37,31 +39,31 @@ class Evaluation:
 
     @property
     def right(self) -> np.ndarray:
-        """bool `[N]`: the most probable class is the label."""
+        """Whether the most probable class is the label: bool `[N]`."""
         return self.predictions == self.labels
 
     @property
     def correct(self) -> int:
-        """Images whose most probable class is the label."""
+        """How many images have their label as the most probable class."""
         return int(self.right.sum())
 
     @property
     def correct5(self) -> int:
-        """Images whose label is among the five most probable classes."""
+        """How many images have their label among the five most probable classes."""
         return int(self.in5.sum())
 
     @property
     def accuracy(self) -> float:
-        """Top-1, in [0, 1]."""
+        """Top-1 accuracy, in [0, 1]."""
         return self.correct / self.images
 
     @property
     def accuracy5(self) -> float:
-        """Top-5, in [0, 1]."""
+        """Top-5 accuracy, in [0, 1]."""
         return self.correct5 / self.images
 
     def confusion_matrix(self) -> np.ndarray:
-        """Counts int64 `[classes, classes]`: rows are labels, columns predictions."""
+        """Return counts int64 `[classes, classes]`: rows are labels, columns are predictions."""
         from sklearn.metrics import confusion_matrix
 
         return confusion_matrix(
@@ -69,13 +71,13 @@ class Evaluation:
         )
 
     def recalls(self) -> np.ndarray:
-        """Share of each class's images that were recognised, float64 `[classes]`; NaN for a class without images."""
+        """Return each class's recall, float64 `[classes]`; NaN for a class without images."""
         matrix = self.confusion_matrix()
         with np.errstate(invalid="ignore"):
             return matrix.diagonal() / matrix.sum(axis=1)
 
     def calibration_error(self) -> float:
-        """Expected calibration error (Guo et al. 2017): 15 bins of equal width, weighted by their images."""
+        """Return the expected calibration error (Guo et al. 2017) over 15 bins of equal width."""
         bins = np.minimum((self.confidences * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
         gaps = np.bincount(bins, self.confidences.astype(np.float64) - self.right, CALIBRATION_BINS)
         return float(np.abs(gaps).sum() / self.images)
@@ -83,20 +85,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows on the same images."""
+    """Where two rows on the same images differ."""
 
-    gained: list[int]  # indices of images that only the second has right
-    lost: list[int]  # indices of images that only the first has right
+    gained: list[int]  # indices of images that only the second row has right
+    lost: list[int]  # indices of images that only the first row has right
     p: float  # exact McNemar test, two-sided
 
     @staticmethod
     def of(first: Evaluation, second: Evaluation) -> Comparison:
-        """Raises InputError when the rows are not of the same images."""
+        """Compare two rows; raise InputError when they are not of the same images."""
         if not np.array_equal(first.indices, second.indices) or not np.array_equal(
             first.labels, second.labels
         ):
             raise InputError(
-                "Two rows can only be compared on the same images with the same labels."
+                "Two rows can only be compared on the same images with the same labels: evaluate "
+                "both on the same split."
             )
         gained = first.indices[second.right & ~first.right].tolist()
         lost = first.indices[first.right & ~second.right].tolist()
@@ -104,7 +107,7 @@ class Comparison:
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share."""
+    """Return the 95% Wilson confidence interval of a proportion."""
     from scipy.stats import binomtest
 
     interval = binomtest(successes, trials).proportion_ci(method="wilson")
@@ -112,7 +115,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """p of the exact two-sided McNemar test: would as many be gained as lost, if neither were the better?"""
+    """Return p of the exact two-sided McNemar test of equally many images gained and lost."""
     from scipy.stats import binomtest
 
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

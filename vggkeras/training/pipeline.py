@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from vggkeras.data import augment, decoding, order
-from vggkeras.data.splits import Split
+from vggkeras.data import augment, decoding
+from vggkeras.data.splits import Split, shuffled_indices
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
 
@@ -63,7 +63,7 @@ def training_batches(
                 rescaled.labels[index],
             )
 
-        data = order.shuffled_indices(split.count, recipe.seed, start).map(
+        data = shuffled_indices(split.count, recipe.seed, start).map(
             of_rescaled, tf.data.AUTOTUNE
         )
     else:

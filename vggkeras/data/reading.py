@@ -1,0 +1,90 @@
+"""Read the images of splits in order, decoded in threads ahead of use, and count every one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from vggkeras.data.decoding import decode, in_threads, unreadable
+from vggkeras.data.splits import Split
+from vggkeras.errors import InputError
+
+T = TypeVar("T")
+Prepare = Callable[[np.ndarray], T]  # RGB, uint8 [H, W, 3] -> what is kept of an image; in a thread
+Track = Callable[[Iterable, int], Iterable]  # (items, their number) -> the same items
+
+
+def untracked(items: Iterable, total: int) -> Iterable:
+    """Show no progress: the default `Track`."""
+    return items
+
+
+@dataclass(frozen=True)
+class Example(Generic[T]):
+    """An image that could be read."""
+
+    split: str  # its name among the splits that are read
+    index: int  # what `Split.image_name` takes
+    label: int
+    image: T
+
+
+def read_each(split: Split, prepare: Prepare[T]) -> Iterator[tuple[int, int, T | InputError]]:
+    """Yield (index, label, prepared image, or the error that names it) for every image."""
+
+    def read(index: int, encoded: bytes, label: int) -> tuple[int, int, T | InputError]:
+        try:
+            image = decode(encoded, split.image_name(index))
+        except InputError as error:
+            return index, label, error
+        return index, label, prepare(image)
+
+    return in_threads(read, split.examples())
+
+
+def read_images(split: Split, prepare: Prepare[T]) -> Iterator[tuple[int, int, T]]:
+    """Yield (index, label, prepared image) for every image; raise InputError at a bad one."""
+    for index, label, image in read_each(split, prepare):
+        if isinstance(image, InputError):
+            raise image
+        yield index, label, image
+
+
+def readable_images(
+    splits: Mapping[str, Split],
+    prepare: Prepare[T],
+    where: str,
+    skipped: list[str] | None = None,
+    track: Track = untracked,
+) -> Iterator[Example[T]]:
+    """Yield every image of some splits that can be read, in order, and account for the others.
+
+    Args:
+        splits: by name.
+        prepare: makes of an image what is kept of it.
+        where: what the splits are of, for the error.
+        skipped: a list to append the names of unreadable images to, at the end. Without it they are
+            an error: after the first one the rest is only read, so that the error can count them.
+        track: wraps the iteration over images, with their number, for a progress bar.
+
+    Raises:
+        InputError (a ValueError): at the end, when images could not be read and `skipped` is None.
+    """
+    names: list[str] = []
+    total = sum(split.count for split in splits.values())
+    images = itertools.chain.from_iterable(
+        zip(itertools.repeat(name), read_each(split, prepare)) for name, split in splits.items()
+    )
+    for name, (index, label, image) in track(images, total):
+        if isinstance(image, InputError):
+            names.append(splits[name].image_name(index))
+        elif skipped is not None or not names:
+            yield Example(name, index, label, image)
+    if skipped is not None:
+        skipped += names
+    elif names:
+        raise unreadable(names, f"the {total} of {where}")
