@@ -1,4 +1,4 @@
-"""Data strings, every kind of image file, and what is said of bad ones."""
+"""Data strings, every kind of image file, and the errors for bad ones."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_digits_are_embedded_and_always_split_the_same_way():
     assert a.splits["train"].count + a.splits["validation"].count == 1797
     np.testing.assert_array_equal(a.splits["validation"].labels, b.splits["validation"].labels)
     for split in a.splits.values():
-        share = np.bincount(split.labels) / split.count
-        assert np.abs(share - 0.1).max() < 0.01
+        fraction = np.bincount(split.labels) / split.count
+        assert np.abs(fraction - 0.1).max() < 0.01
     _, first, label = next(a.splits["train"].examples())
     assert decoding.decode(first).shape == (32, 32, 3)
     assert a.class_names[label] == str(label)
@@ -94,14 +94,14 @@ def test_images_of_any_size_weigh_the_same(tmp_path):
             Image.fromarray(photo(i, *size)).save(tmp_path / "train" / name / f"{i}.png")
     shutil.copytree(tmp_path / "train", tmp_path / "val")
     split = vggkeras.load_data(str(tmp_path)).split("train")
-    found = [pixels for _, pixels in statistics.read_all(split)]
-    assert [pixels.smallest_side for pixels in found] == [40, 20, 33]
-    mean, covariance = statistics.rgb_statistics(found)
+    images = [pixels for _, pixels in statistics.read_all(split)]
+    assert [pixels.smallest_side for pixels in images] == [40, 20, 33]
+    mean, covariance = statistics.rgb_statistics(images)
     pixels = [np.asarray(Image.open(path)).reshape(-1, 3).astype(float) for path in split.sources]
     np.testing.assert_allclose(mean, np.mean([p.mean(axis=0) for p in pixels], axis=0))
-    share = np.concatenate([np.full(len(p), 1 / len(p) / 3) for p in pixels])
+    weights = np.concatenate([np.full(len(p), 1 / len(p) / 3) for p in pixels])
     np.testing.assert_allclose(
-        covariance, np.cov(np.concatenate(pixels).T, bias=True, aweights=share)
+        covariance, np.cov(np.concatenate(pixels).T, bias=True, aweights=weights)
     )
 
 
@@ -126,7 +126,7 @@ def test_bad_folders_are_named(tmp_path, photos):
 
 
 @pytest.mark.parametrize("content", [b"hello, I am text", b""])
-def test_what_is_no_image_is_found_by_a_quick_look_and_named(photos, content):
+def test_a_file_that_is_not_an_image_is_named_before_any_is_decoded(photos, content):
     bad = photos / "train" / "cat" / "003.jpg"
     bad.write_bytes(content)
     with pytest.raises(InputError, match=r"train/cat/003\.jpg is not a JPEG"):
@@ -144,7 +144,7 @@ def test_a_truncated_image_is_named(photos):
 
 
 def check_shuffled(split):
-    """An endless row: every epoch has every image once, in another order; it can be entered anywhere, always the same."""
+    """Every epoch has every image once, in another order, and can be entered anywhere."""
     examples = {i: (e, label) for i, e, label in split.examples()}
 
     def row(seed, start, count):
