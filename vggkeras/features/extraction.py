@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import vggkeras
 from vggkeras import files
 from vggkeras.data import augment, decoding, sources
+from vggkeras.data.reading import Track, readable_images, untracked
 from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
 from vggkeras.evaluation import protocols
@@ -176,7 +177,7 @@ def describe(
     *,
     mirrors: bool = True,
     skipped: list[str] | None = None,
-    track: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+    track: Track = untracked,
 ) -> Described:
     """`features` of every image of a data set's splits, in order; images that are other than their mirrors have none.
 
@@ -197,34 +198,11 @@ def describe(
     count = sum(split.count for split in chosen.values())
     rows = np.empty((count, extractor.dimensions), np.float32)
     seen: list[tuple[str, int, int]] = []
-    unreadable: list[str] = []
-
-    def prepare(name: str, index: int, encoded: bytes, label: int):
-        try:
-            image = decoding.decode(encoded, chosen[name].image_name(index))
-        except InputError as error:
-            return (name, index, label), error
-        return (name, index, label), extractor.rescaled(image)
-
-    def readable() -> Iterator[tuple[tuple[str, int, int], list[np.ndarray]]]:
-        examples = (
-            (name, *example) for name, split in chosen.items() for example in split.examples()
-        )
-        for which, images in track(decoding.in_threads(prepare, examples), count):
-            if isinstance(images, InputError):
-                unreadable.append(chosen[which[0]].image_name(which[1]))
-            elif (
-                skipped is not None or not unreadable
-            ):  # what is lost already is only read on, and counted
-                yield which, images
-
-    for window in protocols.windows(readable(), protocols.WINDOW):
-        rows[len(seen) : len(seen) + len(window)] = extractor.rows([images for _, images in window])
-        seen += [which for which, _ in window]
-    if unreadable and skipped is None:
-        raise decoding.unreadable(unreadable, f"the {count} of {data.spec}")
-    if skipped is not None:
-        skipped += unreadable
+    images = readable_images(chosen, extractor.rescaled, data.spec, skipped, track)
+    for window in protocols.windows(images, protocols.WINDOW):
+        part = extractor.rows([example.image for example in window])
+        rows[len(seen) : len(seen) + len(window)] = part
+        seen += [(example.split, example.index, example.label) for example in window]
     if not seen:
         raise InputError(f"{data.spec} has no image that can be read in {', '.join(chosen)}.")
     seconds = time.monotonic() - start
