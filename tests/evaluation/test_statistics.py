@@ -135,13 +135,16 @@ def test_results_are_shown_and_written():
     rows = [row_of([0, 1, 2, 0], [0, 1, 0, 0]), row_of([0, 1, 2, 0], [0, 0, 2, 1])]
     card = ModelCard(arch="D")
     model = Predictor(Path("m"), "r", "1", "cpu", (32, 32, 3), 3, "", "", card, lambda x: x)
-    results = tables.Results(rows, [model], "set", "test", "image {}".format, ["bad.png"])
+    results = tables.Results(rows, [model], "set", "test", "image {}".format, 2.0, ["bad.png"])
     table = results.table()
     assert table.title.startswith("set, test: 4 images, 3 classes")
     assert list(table.columns[-3].cells) == ["", "+1"]
     assert list(table.columns[-2].cells) == ["", "-2"]
-    assert results.models() == ["m: m in r 1, cpu"]
-    assert results.notes() == ["row 2 gained image 2; lost image 1, image 3"]
+    assert results.notes() == [
+        "m: m in r 1, cpu",
+        "4 images in 2.0 s; images/s are of each row's own crops and runs",
+        "row 2 gained image 2; lost image 1, image 3",
+    ]
     first, second = results.to_json()
     assert (first["data"], first["split"], first["skipped"]) == ("set", "test", ["bad.png"])
     assert (first["runtime"], first["version"], first["paper_top1_error"]) == ("r", "1", None)

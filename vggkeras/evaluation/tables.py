@@ -31,6 +31,7 @@ class Results:
     data: str  # as the user named it
     split: str
     image_name: Callable[[int], str]  # of an index of the rows
+    seconds: float  # of the whole evaluation
     skipped: Sequence[str] = ()  # names of unreadable images
 
     @property
@@ -48,11 +49,17 @@ class Results:
         return table(self.rows, self.paper, title)
 
     def notes(self) -> list[str]:
-        """Return the lines below the table: costs, and the images that flip where they are few."""
-        return [*cost_ratios(self.rows), *flips(self.rows, self.image_name)]
+        """Return the lines below the table: the models, costs, and images that flip where few."""
+        return [
+            *self._models(),
+            f"{self.rows[0].images:,} images in {self.seconds:.1f} s; images/s are of each row's "
+            "own crops and runs",
+            *cost_ratios(self.rows),
+            *flips(self.rows, self.image_name),
+        ]
 
-    def models(self) -> list[str]:
-        """Return a line a model: its short name in the table, its path, and where it ran."""
+    def _models(self) -> list[str]:
+        """Return a line a model: its short name, its path, and where it ran."""
         short = short_names([str(predictor.path) for predictor in self.predictors])
         return [
             f"{short[str(p.path)]}: {p.path} in {p.runtime} {p.version}, {p.provider}"
