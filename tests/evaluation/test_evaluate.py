@@ -138,11 +138,11 @@ def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_
     assert all(Path(name).parent.parent == data / "val" for name in flipped)
 
 
-def test_digits_are_never_mirrored_and_photographs_are(run, command, tmp_path, photos):
+def test_digits_are_never_mirrored_and_photographs_are(dense_exports, command, tmp_path, photos):
     model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4, seed=1)
     save_model(model, tmp_path / "m.keras", ModelCard(("cat", "dog")))
     differ = []
-    for path, data in ((run.path, "digits"), (tmp_path / "m.keras", photos)):
+    for path, data in ((dense_exports / "model.onnx", "digits"), (tmp_path / "m.keras", photos)):
         errors = []
         for mirrors in ("--mirrors", "--no-mirrors"):
             arguments = [
