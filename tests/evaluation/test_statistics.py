@@ -112,6 +112,7 @@ def test_the_papers_errors_are_those_of_its_tables():
     assert paper.paper_errors([model("A-LRN", "256")], row("dense", (256,))) == (29.7, 10.5)
     assert paper.paper_errors([model("B", "256")], row("dense", (224, 256, 288))) == (28.2, 9.6)
     assert paper.paper_errors([model("B", "256")], row("center", (256,))) is None
+    assert paper.paper_errors([model("B", "300:400")], row("dense", (350,))) is None
     assert paper.paper_errors([d], replace(row("dense", (384,)), class_names=["x"] * 10)) is None
 
 
