@@ -14,7 +14,7 @@ from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 
 T = TypeVar("T")
-Prepare = Callable[[np.ndarray], T]  # RGB, uint8 [H, W, 3] -> what is kept of an image; in a thread
+Prepare = Callable[[np.ndarray], T]  # RGB, uint8 [H, W, 3] -> what is kept of the image
 Track = Callable[[Iterable, int], Iterable]  # (items, their number) -> the same items
 
 
@@ -65,8 +65,8 @@ def readable_images(
 
     Args:
         splits: by name.
-        prepare: makes of an image what is kept of it.
-        where: what the splits are of, for the error.
+        prepare: called with each image, in a thread; its result is yielded.
+        where: name of the data, for the error.
         skipped: a list to append the names of unreadable images to, at the end. Without it they are
             an error: after the first one the rest is only read, so that the error can count them.
         track: wraps the iteration over images, with their number, for a progress bar.

@@ -46,12 +46,12 @@ class Split:
     left_out: frozenset[int] = frozenset()  # indices of records to pass over
 
     def image_name(self, index: int) -> str:
-        """Return what messages call an image: its path, or its index in the split."""
+        """Return an image's name for messages: its path, or its index in the split."""
         source = None if isinstance(self.sources, Records) else self.sources[index]
         return source if isinstance(source, str) else f"{self.name}[{index}]"
 
     def indices(self) -> list[int]:
-        """Return what `examples` counts by: indices in the split, or in all of the TFDS records."""
+        """Return the indices of `examples`: in the split, or in all of the TFDS records."""
         return [i for i in range(self.count + len(self.left_out)) if i not in self.left_out]
 
     def without(self, indices: Iterable[int]) -> Split:
@@ -152,7 +152,7 @@ def shuffled_indices(count: int, seed: int, start: int = 0):
 
 @dataclass(frozen=True)
 class Data:
-    """What a data string names."""
+    """The classes and splits of the data set that a data string names."""
 
     spec: str  # folders resolved to absolute paths
     class_names: list[str]

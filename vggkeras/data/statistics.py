@@ -13,7 +13,7 @@ from vggkeras.errors import InputError
 
 
 class Pixels(NamedTuple):
-    """What the first pass over the training images keeps of each."""
+    """The statistics of one training image."""
 
     mean: np.ndarray  # of RGB, 0-255, float64 [3]
     products: np.ndarray  # mean of the products of two channels, float64 [3, 3]

@@ -108,7 +108,7 @@ def pixels(image: str | os.PathLike | np.ndarray) -> np.ndarray:
 
 
 def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the center protocol shows a predictor of a split.
+    """Return the central crops of a split at a predictor's scale, and their labels.
 
     Returns:
         Crops uint8 `[N, H, W, C]` and labels int64 `[N]`.
@@ -124,7 +124,7 @@ def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.nd
 
 
 class View(NamedTuple):
-    """What is asked of one model: a part of a protocol, at one scale."""
+    """A part of a protocol at one scale, shown to one model."""
 
     model: int  # index in Plan.models
     part: str  # center, dense or multicrop

@@ -24,7 +24,7 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one evaluation, and what they are of."""
+    """The rows of one evaluation, with the models, data and images that they come from."""
 
     rows: Sequence[Evaluation]
     predictors: Sequence[Predictor]
@@ -96,7 +96,7 @@ def table(rows: Sequence[Evaluation], paper: Sequence[PaperErrors], title: str) 
 
 
 def _cells(row: Evaluation) -> list[str]:
-    """Return what a row says of itself, from protocol to images/s."""
+    """Return the cells of a row that need no other row, from protocol to images/s."""
     top5 = with_interval(row.images - row.correct5, row.images) if len(row.class_names) > 5 else "-"
     speed = row.images / row.seconds
     return [
