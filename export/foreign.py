@@ -255,7 +255,7 @@ def _saved_model(path: Path) -> ImageModel:
 
 def _onnx(path: Path) -> ImageModel:
     try:
-        session, _ = onnx_module.onnx_session(str(path), "cpu", os.cpu_count() or 1)
+        session = onnx_module.onnx_session(str(path))
     except Exception as error:  # onnxruntime's errors have no common base
         raise InputError(
             f"{path} is no model that ONNX Runtime can load ({_reason(error)})."

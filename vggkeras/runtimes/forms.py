@@ -1,4 +1,4 @@
-"""TODO"""
+"""The forms of a network, and the files that hold them: model.onnx, model.dense.onnx and so on."""
 
 from __future__ import annotations
 
@@ -16,37 +16,6 @@ def form_path(path: Path, form: Form) -> Path:
     return path.with_name(f"{path.stem}.{form}{path.suffix}")
 
 
-def forms_beside(
-    path: Path, card: ModelCard, loader: Callable[[Path], Predictor]
-) -> Callable[[Form], Predictor]:
-    """Return a function that loads another form of a file, which lies beside it.
-
-    Raises (the function): InputError where there is none, or it is of another model.
-    """
-
-    def load_form(form: Form) -> Predictor:
-        file = form_path(path, form)
-        if not file.exists():
-            kind = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
-            wanted = "" if card.precision == "float32" else f" --precision {card.precision}"
-            does, otherwise = "gives probabilities", ""
-            if form is Form.DENSE:
-                does = "takes images of one size"
-                otherwise = ", or use --protocol center or multicrop"
-            raise InputError(
-                f"{path} {does}, and there is no {form} form of it at {file}: write it with "
-                f"`python -m export --{form} --format {kind}{wanted} --model RUN`{otherwise}."
-            )
-        loaded = loader(file)
-        if loaded.form is not form or loaded.card.model_sha256 != card.model_sha256:
-            raise InputError(
-                f"{file} is not the {form} form of {path}, but of another model: export both again."
-            )
-        return loaded
-
-    return load_form
-
-
 def form_of(any_size: bool, output_name: str) -> Form:
     """Return the form of a file whose input takes any size or not, by the name of its output."""
     if not any_size:
@@ -55,7 +24,9 @@ def form_of(any_size: bool, output_name: str) -> Form:
 
 
 def smallest_shape(path: Path, card: ModelCard) -> tuple[int, int, int]:
-    """Return the smallest (height, width, channels) that a form of any size takes: the training crop.
+    """Return the smallest (height, width, channels) that a form of any size takes.
+
+    It is the training crop.
 
     Raises:
         InputError (a ValueError): the file does not say.
@@ -68,17 +39,56 @@ def smallest_shape(path: Path, card: ModelCard) -> tuple[int, int, int]:
     return card.input_shape
 
 
+def forms_beside(
+    path: Path, card: ModelCard, load: Callable[[Path], Predictor]
+) -> Callable[[Form], Predictor]:
+    """Return a function that loads another form of a file, which lies beside it.
+
+    The function raises InputError where there is none, or it is of another model.
+    """
+
+    def load_form(form: Form) -> Predictor:
+        file = form_path(path, form)
+        if not file.exists():
+            raise InputError(_no_form(path, card, form))
+        predictor = load(file)
+        if predictor.form is not form or predictor.card.model_sha256 != card.model_sha256:
+            raise InputError(
+                f"{file} is not the {form} form of {path}, but of another model: export both again."
+            )
+        return predictor
+
+    return load_form
+
+
 def check_takes_bytes(path: Path, is_uint8: bool, shapes: Sequence[Sequence[Any]]) -> None:
-    """Raises InputError for a model that does not take one array of images as bytes, as exported files do."""
-    if not is_uint8 or len(shapes) != 1 or len(shapes[0]) != 4:
-        what = (
-            f"{len(shapes)} inputs" if len(shapes) > 1 else f"an input of shape {list(shapes[0])}"
-        )
-        raise InputError(
-            f"{path} has {what}{'' if is_uint8 else ', not of bytes'}: expected uint8 images [batch, H, W, C], as in files "
-            "of `python -m export`; export its .keras file with that, or compare it with `python -m export.compare`."
-        )
+    """Raise InputError for a model that does not take one array of images as bytes.
+
+    Args:
+        path: the file, for the message.
+        is_uint8: whether its first input is.
+        shapes: of all its inputs.
+    """
+    if is_uint8 and len(shapes) == 1 and len(shapes[0]) == 4:
+        return
+    several = len(shapes) > 1
+    received = f"{len(shapes)} inputs" if several else f"an input of shape {list(shapes[0])}"
+    raise InputError(
+        f"{path} has {received}{'' if is_uint8 else ', not of bytes'}: expected uint8 images "
+        "[batch, H, W, C], as in files of `python -m export`; export its .keras file with that, or "
+        "compare it with `python -m export.compare`."
+    )
 
 
-def has_mean(model: Any) -> bool:
-    return any(layer.name == "mean_rgb" for layer in model.layers)
+def _no_form(path: Path, card: ModelCard, form: Form) -> str:
+    """Return the message for a form that was not exported."""
+    file_format = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
+    precision = "" if card.precision == "float32" else f" --precision {card.precision}"
+    does, otherwise = "gives probabilities", ""
+    if form is Form.DENSE:
+        does, otherwise = "takes images of one size", ", or use --protocol center or multicrop"
+    return (
+        f"{path} {does}, and there is no {form} form of it at {form_path(path, form)}: write it "
+        f"with `python -m export --{form} --format {file_format}{precision} --model RUN`"
+        f"{otherwise}."
+    )

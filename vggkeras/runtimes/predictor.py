@@ -1,17 +1,11 @@
-"""One interface to every runtime: load(path) -> Predictor, for .keras, SavedModel, .onnx and .tflite.
-
-A runtime imports its own library when it is asked for: a .onnx or .tflite file needs numpy, its runtime, and nothing
-else.
-
-    clf = vggkeras.load("runs/digits/export/model.onnx")
-    probabilities = clf(images)
-"""
+"""`Predictor`, the one interface through which evaluation, parity and benchmarks see a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +18,11 @@ MAX_BATCH = 64  # images a call of the runtime; more are passed in parts
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model in some runtime: uint8 RGB images `[N, H, W, C]` in, float32 class probabilities `[N, classes]` out.
+    """A model in some runtime: uint8 RGB images `[N, H, W, C]` in, float32 probabilities out.
 
-    A dense one takes images of any size from `input_shape` up and answers as `models.dense_classifier` does. One of
-    features takes images of any size too, and answers `models.dense_features`', float32 `[N, units]`, instead.
+    A dense one takes images of any size from `input_shape` up and answers as
+    `models.dense_classifier` does. One of features takes images of any size too, and answers
+    `models.dense_features`', float32 `[N, units]`, instead.
     """
 
     path: Path
@@ -62,11 +57,17 @@ class Predictor:
         """How many features it gives; 0 where it gives probabilities."""
         return self.outputs if self.form is Form.FEATURES else 0
 
+    @property
+    def scale(self) -> int:
+        """Smallest side, px, that images are rescaled to before the central crop is taken."""
+        return int(self.card.scale or rescaled_side(max(self.input_shape[:2])))
+
     def dense_form(self) -> Predictor:
-        """Return the same network as a dense predictor; of a file, the one beside it that `--dense` wrote.
+        """Return the same network as a dense predictor; of a file, the one that `--dense` wrote.
 
         Raises:
-            InputError (a ValueError): there is none, it is of another model, or this one gives features.
+            InputError (a ValueError): there is none, it is of another model, or this one gives
+                features.
         """
         check_probabilities(self)
         if self.dense:
@@ -76,7 +77,7 @@ class Predictor:
         return self.make_form(Form.DENSE)
 
     def features_form(self) -> Predictor:
-        """Return the same network's features (Appendix B); of a file, the one beside it that `--features` wrote.
+        """Return the same network's features; of a file, the one that `--features` wrote.
 
         Raises:
             InputError (a ValueError): there is none, or it is of another model.
@@ -85,71 +86,75 @@ class Predictor:
             return self
         if self.make_form is None or self.dense:
             raise InputError(
-                f"{self.path} has no form that gives features: give the classifier that it is a form of."
+                f"{self.path} has no form that gives features: give the classifier that it is a "
+                "form of."
             )
         return self.make_form(Form.FEATURES)
 
-    @property
-    def scale(self) -> int:
-        """Smallest side, px, that images are rescaled to before the central crop is taken."""
-        return int(self.card.scale or rescaled_side(max(self.input_shape[:2])))
-
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Probabilities float32 `[N, classes]` of images uint8 `[N, H, W, C]`.
+        """Return float32 probabilities `[N, classes]` of uint8 images `[N, H, W, C]`.
 
-        Raises InputError (a ValueError) for an array of another shape or type: nothing is resized or rescaled here.
+        Raises:
+            InputError (a ValueError): an array of another shape or type: nothing is resized or
+                rescaled here.
         """
-        expected = (
-            f"uint8 images, 0-255, RGB, of shape [N, {', '.join(map(str, self.input_shape))}]"
-        )
-        if self.dense:
-            expected += " or larger"
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-            if (
-                isinstance(images, np.ndarray)
-                and images.size
-                and np.issubdtype(images.dtype, np.floating)
-            ):
-                received = f"{images.dtype} in [{images.min():.4g}, {images.max():.4g}]"
-                advice = "give the image's bytes, before any scaling or mean subtraction (the model does that)"
-            else:
-                received = str(getattr(images, "dtype", type(images).__name__))
-                advice = (
-                    "convert with numpy.asarray(images, dtype='uint8') if they are 0-255 already"
-                )
-            raise InputError(f"Expected {expected}; received {received}: {advice}.")
-        fits = images.ndim == 4 and (
-            all(
-                side >= smallest
-                for side, smallest in zip(images.shape[1:3], self.input_shape, strict=False)
-            )
-            and images.shape[3] == self.input_shape[2]
-            if self.dense
-            else images.shape[1:] == self.input_shape
-        )
-        if not fits:
-            raise InputError(
-                f"Expected {expected}; received shape {list(images.shape)}: "
-                "rescale and crop first (vggkeras.posteriors does), and add the batch axis to a single image."
-            )
+        self._check(images)
         parts = [self.run(images[i : i + MAX_BATCH]) for i in range(0, len(images), MAX_BATCH)]
         return np.concatenate(parts) if parts else np.empty((0, self.outputs), np.float32)
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Probabilities float32 `[N, classes]` of each batch uint8 `[N, H, W, C]`, in order; N may change.
+        """Return float32 probabilities `[N, classes]` of each batch, in order; N may change.
 
-        A batch is taken when its answer is asked for, and none is kept. On a GPU the batches of .onnx files go through
-        the same memory of the card for as long as their shape stays the same. Raises InputError as a call does.
+        A batch is taken when its answer is asked for, and none is kept. On a GPU the batches of
+        .onnx files go through the same memory of the card for as long as their shape stays the
+        same.
+
+        Raises:
+            InputError (a ValueError): as a call does.
         """
         return map(self, batches)
 
+    def _check(self, images: Any) -> None:
+        """Raise InputError for what is not an array of images that this model takes."""
+        shape = ", ".join(map(str, self.input_shape))
+        expected = f"uint8 images, 0-255, RGB, of shape [N, {shape}]{' or larger' * self.dense}"
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            raise InputError(f"Expected {expected}; received {_of_other_type(images)}.")
+        if not self._fits(images.shape):
+            raise InputError(
+                f"Expected {expected}; received shape {list(images.shape)}: rescale and crop first "
+                "(vggkeras.posteriors does), and add the batch axis to a single image."
+            )
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        if not self.dense:
+            return shape[1:] == self.input_shape
+        smallest_height, smallest_width, channels = self.input_shape
+        return (
+            len(shape) == 4
+            and shape[1] >= smallest_height
+            and shape[2] >= smallest_width
+            and shape[3] == channels
+        )
+
 
 def check_probabilities(predictor: Predictor) -> None:
-    """Raises InputError when a predictor gives features, of which no class can be told."""
+    """Raise InputError when a predictor gives features, which name no class."""
     if predictor.features:
-        named = predictor.path.with_name(predictor.path.name.replace(".features", ""))
-        classifier = "the one it was made of" if named == predictor.path else named
+        classifier = predictor.path.with_name(predictor.path.name.replace(".features", ""))
+        advice = "the one it was made of" if classifier == predictor.path else classifier
         raise InputError(
-            f"{predictor.path} gives {predictor.features} features, not probabilities: expected a classifier; give "
-            f"{classifier}, or the run's folder."
+            f"{predictor.path} gives {predictor.features} features, not probabilities: expected a "
+            f"classifier; give {advice}, or the run's folder."
         )
+
+
+def _of_other_type(images: Any) -> str:
+    """Return what was received instead of uint8 images, and what to do."""
+    kind = getattr(images, "dtype", type(images).__name__)
+    if isinstance(images, np.ndarray) and images.size and np.issubdtype(kind, np.floating):
+        return (
+            f"{kind} in [{images.min():.4g}, {images.max():.4g}]: give the image's bytes, before "
+            "any scaling or mean subtraction (the model does that)"
+        )
+    return f"{kind}: convert with numpy.asarray(images, dtype='uint8') if they are 0-255 already"

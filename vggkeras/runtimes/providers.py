@@ -1,10 +1,11 @@
-"""TODO"""
+"""Choose where a model computes: the provider, its CPU threads, and TensorFloat-32."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from vggkeras.errors import InputError
 
@@ -16,12 +17,53 @@ ONNX_PROVIDERS = {
 }
 INSTALL = {
     "cuda": "pip install 'vggkeras[gpu]' on Linux with an NVIDIA driver",
-    "tensorrt": "pip install 'vggkeras[gpu]' 'tensorrt-cu13<11', its folder tensorrt_libs on LD_LIBRARY_PATH",
+    "tensorrt": (
+        "pip install 'vggkeras[gpu]' 'tensorrt-cu13<11', its folder tensorrt_libs on "
+        "LD_LIBRARY_PATH"
+    ),
 }
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # NVIDIA's libraries read it once a process; 0 forbids TF32
 
 
+@dataclass(frozen=True)
+class Options:
+    """Where and how a model computes, as `vggkeras.load` takes it."""
+
+    provider: str = "cpu"  # one of PROVIDERS
+    threads: int | None = None  # CPU threads of one operation; None: one for every core
+    tf32: bool = False  # whether a GPU may round factors to TensorFloat-32 (10 bits)
+
+    def check(self) -> None:
+        """Raise InputError for an unknown provider or too few threads."""
+        if self.provider not in PROVIDERS:
+            raise InputError(
+                f"provider must be one of {', '.join(PROVIDERS)}; received {self.provider!r}."
+            )
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be 1 or more; received {self.threads}.")
+
+    def check_tf32(self) -> None:
+        """Raise InputError where the process' environment forbids or forces TF32 against `tf32`."""
+        forbidden = os.environ.get(TF32_OVERRIDE) == "0"
+        if self.tf32 and self.provider != "cpu" and forbidden:
+            raise InputError(
+                f"tf32 was asked for, and {TF32_OVERRIDE}=0 forbids it: unset it and start again."
+            )
+        # ONNX Runtime has no option that turns TF32 off in TensorRT.
+        if self.provider == "tensorrt" and not self.tf32 and not forbidden:
+            raise InputError(
+                f"provider tensorrt computes in TF32 unless the environment says {TF32_OVERRIDE}=0 "
+                "when the process starts: set it and start again, or load with tf32=True."
+            )
+
+
+def cores() -> int:
+    """Return the number of CPU cores."""
+    return os.cpu_count() or 1
+
+
 def check_tensorflow_gpu(provider: str) -> None:
+    """Raise InputError where TensorFlow should compute on a GPU and sees none."""
     import tensorflow as tf
 
     if provider == "cuda" and not tf.config.list_physical_devices("GPU"):
@@ -32,29 +74,26 @@ def check_tensorflow_gpu(provider: str) -> None:
 
 
 def tensorflow_threads(threads: int | None) -> int:
-    """Set and return how many threads TensorFlow's operations have; they are fixed once it has started."""
+    """Set and return the threads of TensorFlow's operations; they are fixed once it has started."""
     import tensorflow as tf
 
-    has = tf.config.threading.get_intra_op_parallelism_threads()  # 0: one for every core
-    wanted = threads or has or cores()
+    current = tf.config.threading.get_intra_op_parallelism_threads() or cores()  # 0: every core
+    wanted = threads or current
     try:
         tf.config.threading.set_intra_op_parallelism_threads(wanted)
     except RuntimeError as error:
-        if wanted != (has or cores()):
+        if wanted != current:
             raise InputError(
-                f"{threads} threads: TensorFlow has started in this process with {has or cores()}, which is then fixed: "
-                "load the model before anything else uses TensorFlow, or in a process of its own."
+                f"{threads} threads: TensorFlow has started in this process with {current}, which "
+                "is then fixed: load the model before anything else uses TensorFlow, or in a "
+                "process of its own."
             ) from error
     return wanted
 
 
-def cores() -> int:
-    return os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def tensorflow_device(provider: str, tf32: bool) -> Iterator[None]:
-    """Compute on a device; on a GPU with or without TF32, which is the process' and is put back afterwards."""
+    """Compute on a device; TF32, a setting of the whole process, is put back afterwards."""
     import tensorflow as tf
 
     if provider == "cpu":

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Load SavedModel folders in TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
 from vggkeras.runtimes.predictor import Predictor
-from vggkeras.runtimes.providers import check_tensorflow_gpu, tensorflow_device, tensorflow_threads
+from vggkeras.runtimes.providers import (
+    Options,
+    check_tensorflow_gpu,
+    tensorflow_device,
+    tensorflow_threads,
+)
 
 
-def load(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
+def load(path: Path, options: Options) -> Predictor:
+    """Return a predictor over a SavedModel folder; see `vggkeras.load`."""
     import tensorflow as tf
 
-    check_tensorflow_gpu(provider)
-    has = tensorflow_threads(threads)
+    check_tensorflow_gpu(options.provider)
+    threads = tensorflow_threads(options.threads)
     try:
         loaded = tf.saved_model.load(str(path))
         function = loaded.signatures["serving_default"]
@@ -28,37 +34,38 @@ def load(path: Path, provider: str, threads: int | None, tf32: bool) -> Predicto
             f"{path} cannot be loaded as a SavedModel ({reason}): export it again."
         ) from error
     inputs = function.structured_input_signature[1]
-    input_name, spec = next(iter(inputs.items()))
+    input_name, images = next(iter(inputs.items()))
     output_name, output = next(iter(function.structured_outputs.items()))
-    check_takes_bytes(path, spec.dtype == tf.uint8, [list(i.shape) for i in inputs.values()])
-    described = path / "assets.extra" / "vggkeras.json"
-    card = ModelCard()
-    if described.exists():
-        card = ModelCard.from_json(json.loads(described.read_text(encoding="utf-8")), path)
+    check_takes_bytes(path, images.dtype == tf.uint8, [list(i.shape) for i in inputs.values()])
+    form = form_of(None in images.shape[1:], output_name)
+    card = _card(path)
+    beside = forms_beside(path, card, lambda file: load(file, options))
 
-    def run(
-        images: np.ndarray, loaded=loaded
-    ) -> np.ndarray:  # the signature holds its variables weakly
-        with tensorflow_device(provider, tf32):
-            return function(**{input_name: tf.constant(images)})[output_name].numpy()
+    def run(batch: np.ndarray, loaded=loaded) -> np.ndarray:  # a signature holds variables weakly
+        with tensorflow_device(options.provider, options.tf32):
+            return function(**{input_name: tf.constant(batch)})[output_name].numpy()
 
-    def again(file: Path) -> Predictor:
-        return load(file, provider, threads, tf32)
-
-    form = form_of(None in spec.shape[1:], output_name)
     return Predictor(
-        path,
-        "tensorflow",
-        tf.__version__,
-        provider,
-        smallest_shape(path, card) if form.takes_any_size else tuple(spec.shape[1:]),
-        output.shape[-1],
-        input_name,
-        output_name,
-        card,
-        run,
-        form,
-        None if form.takes_any_size else forms_beside(path, card, again),
-        has,
-        tf32,
+        path=path,
+        runtime="tensorflow",
+        version=tf.__version__,
+        provider=options.provider,
+        input_shape=smallest_shape(path, card) if form.takes_any_size else tuple(images.shape[1:]),
+        outputs=output.shape[-1],
+        input_name=input_name,
+        output_name=output_name,
+        card=card,
+        run=run,
+        form=form,
+        make_form=None if form.takes_any_size else beside,
+        threads=threads,
+        tf32=options.tf32,
     )
+
+
+def _card(path: Path) -> ModelCard:
+    """Return the card in an exported folder; empty without one."""
+    file = path / "assets.extra" / "vggkeras.json"
+    if not file.exists():
+        return ModelCard()
+    return ModelCard.from_json(json.loads(file.read_text(encoding="utf-8")), path)

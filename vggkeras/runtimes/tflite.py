@@ -1,11 +1,13 @@
-"""TODO"""
+"""Load .tflite files in LiteRT, on a CPU."""
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,66 +15,76 @@ from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside
 from vggkeras.runtimes.predictor import Predictor
-from vggkeras.runtimes.providers import cores
+from vggkeras.runtimes.providers import Options, cores
 from vggkeras.runtimes.stderr import quiet_stderr
 
 
-def load(path: Path, provider: str, threads: int | None, tf32: bool) -> Predictor:
+def load(path: Path, options: Options) -> Predictor:
+    """Return a predictor over a .tflite file; see `vggkeras.load`."""
     from ai_edge_litert.interpreter import Interpreter
 
-    has = threads or cores()
+    threads = options.threads or cores()
     try:
-        with quiet_stderr():  # it tells of its delegate, every time
-            interpreter = Interpreter(str(path), num_threads=has)
+        with quiet_stderr():  # it reports its delegate, every time
+            interpreter = Interpreter(str(path), num_threads=threads)
             interpreter.allocate_tensors()
-        inputs = interpreter.get_input_details()
-        details, output = inputs[0], interpreter.get_output_details()[0]
+        inputs, output = interpreter.get_input_details(), interpreter.get_output_details()[0]
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again."
         ) from error
-    check_takes_bytes(path, details["dtype"] == np.uint8, [list(i["shape"]) for i in inputs])
-    card = ModelCard()
+    images = inputs[0]
+    check_takes_bytes(path, images["dtype"] == np.uint8, [list(i["shape"]) for i in inputs])
+    ((_, signature),) = interpreter.get_signature_list().items()
+    form = form_of(-1 in images["shape_signature"][1:], signature["outputs"][0])
+    card = _card(path)
+    _, height, width, channels = map(int, images["shape"])
+    beside = forms_beside(path, card, lambda file: load(file, options))
+    return Predictor(
+        path=path,
+        runtime="litert",
+        version=_version(),
+        provider="cpu",
+        input_shape=(height, width, channels),
+        outputs=int(output["shape"][-1]),
+        input_name=signature["inputs"][0],
+        output_name=signature["outputs"][0],
+        card=card,
+        run=_runner(interpreter, images["index"], output["index"]),
+        form=form,
+        make_form=None if form.takes_any_size else beside,
+        threads=threads,
+    )
+
+
+def _card(path: Path) -> ModelCard:
+    """Return the card in the ZIP archive that an exported file ends with; empty without one."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if "vggkeras.json" in archive.namelist():
-                card = ModelCard.from_json(json.loads(archive.read("vggkeras.json")), path)
-    planned: tuple[int, ...] = ()
+                return ModelCard.from_json(json.loads(archive.read("vggkeras.json")), path)
+    return ModelCard()
+
+
+def _runner(interpreter: Any, input_index: int, output_index: int) -> Callable:
+    """Return a function from images to answers that allocates memory when their shape changes."""
+    allocated: tuple[int, ...] = ()
 
     def run(images: np.ndarray) -> np.ndarray:
-        nonlocal planned
-        if images.shape != planned:
-            interpreter.resize_tensor_input(details["index"], images.shape)
+        nonlocal allocated
+        if images.shape != allocated:
+            interpreter.resize_tensor_input(input_index, images.shape)
             interpreter.allocate_tensors()
-            planned = images.shape
-        interpreter.set_tensor(details["index"], images)
+            allocated = images.shape
+        interpreter.set_tensor(input_index, images)
         interpreter.invoke()
-        return interpreter.get_tensor(output["index"])
+        return interpreter.get_tensor(output_index)
 
-    ((_, signature),) = interpreter.get_signature_list().items()
-    _, h, w, c = map(int, details["shape"])
+    return run
+
+
+def _version() -> str:
     try:
-        number = version("ai-edge-litert")
+        return version("ai-edge-litert")
     except PackageNotFoundError:
-        number = "unknown"
-    input_name, output_name = signature["inputs"][0], signature["outputs"][0]
-
-    def again(file: Path) -> Predictor:
-        return load(file, provider, threads, tf32)
-
-    form = form_of(-1 in details["shape_signature"][1:], output_name)
-    return Predictor(
-        path,
-        "litert",
-        number,
-        "cpu",
-        (h, w, c),
-        int(output["shape"][-1]),
-        input_name,
-        output_name,
-        card,
-        run,
-        form,
-        None if form.takes_any_size else forms_beside(path, card, again),
-        has,
-    )
+        return "unknown"

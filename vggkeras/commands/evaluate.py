@@ -1,0 +1,144 @@
+"""Score models by the paper's protocols (section 3.2).
+
+python -m vggkeras evaluate --model runs/latest --data digits --protocol center dense
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from vggkeras import files
+from vggkeras.commands.common import Compute, console, print_note, print_skipped
+from vggkeras.errors import InputError
+from vggkeras.terminal import print_table, progress_bar
+
+if TYPE_CHECKING:
+    from vggkeras.data.splits import Data
+    from vggkeras.evaluation.statistics import Evaluation
+    from vggkeras.runtimes import Predictor
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score models, in any runtime, on every image of a split, by the paper's protocols.
+
+    Attributes:
+        model: Run folders, .keras, .onnx or .tflite files, SavedModel folders. Each is a row,
+            compared with the first.
+        data: digits, tfds:NAME[/CONFIG], or a folder.
+        split: val and valid mean validation.
+        protocol: One or more: center (the central crop), dense (the whole image), multicrop (a 5 x
+            5 grid of crops, with mirrors), both (the average of dense and multicrop). dense asks an
+            exported file for its dense form beside it (`python -m export --dense`).
+        scales: Smallest sides Q that images are rescaled to, px; each is shown alone, and their
+            posteriors averaged. By default the one the model was trained for.
+        fuse: Also average the posteriors of all models.
+        mirrors: Average the mirror's answer too, where the protocol is dense or multicrop (never
+            for digits).
+        json: Write the figures, per-class recall, confusions and every image that flips between two
+            rows to this file.
+        skip_unreadable: Go on without images that cannot be read, and say which.
+    """
+
+    model: tuple[Path, ...]
+    data: str
+    compute: tyro.conf.OmitArgPrefixes[Compute]
+    split: Literal["train", "validation", "val", "valid", "test"] = "validation"
+    protocol: tuple[Literal["center", "dense", "multicrop", "both"], ...] = ("center",)
+    scales: tuple[int, ...] = ()
+    fuse: bool = False
+    mirrors: bool = True
+    json: Path | None = None
+    skip_unreadable: bool = False
+
+    def run(self) -> int:
+        """Evaluate, print the table and the notes, and write the JSON file."""
+        from vggkeras.data.sources import load_data
+        from vggkeras.evaluation import tables
+        from vggkeras.evaluation.paper import paper_errors
+
+        if not self.model:
+            raise InputError("--model expects one model or more; received none.")
+        if self.json:
+            files.check_file(self.json)
+        predictors = self.compute.load(*self.model)
+        data = load_data(self.data, skip_unreadable=True)
+        skipped = list(data.skipped)
+        if skipped and not self.skip_unreadable:
+            raise self._unreadable(data)
+        start = time.monotonic()
+        rows = self._rows(predictors, data, skipped)
+        seconds = time.monotonic() - start
+        errors = [paper_errors(predictors, row) for row in rows]
+        title = (
+            f"{self.data}, {self.split}: {rows[0].images:,} images, {len(data.class_names)} "
+            "classes; errors with Wilson 95% intervals"
+        )
+        print_table(tables.table(rows, errors, title), console)
+        image_name = data.split(self.split).image_name
+        notes = [
+            *_models(predictors),
+            f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of each row's own crops "
+            "and runs",
+            *tables.cost_ratios(rows),
+            *tables.flips(rows, image_name),
+        ]
+        if not self.json:
+            notes.append(
+                "--json FILE keeps these figures, recall by class, confusions and the images that "
+                "flip between rows"
+            )
+        print_note("\n".join(dict.fromkeys(notes)))
+        print_skipped(skipped)
+        if self.json:
+            about = {"data": self.data, "split": self.split, "skipped": skipped}
+            files.write_json(self.json, tables.records(rows, errors, image_name, about))
+        return 0
+
+    def _unreadable(self, data: Data) -> InputError:
+        """Return the error that names all unreadable images, those that are cut short too."""
+        from vggkeras.data import decoding, statistics
+
+        split = data.split(self.split)
+        cut_short = [
+            split.image_name(index)
+            for index, pixels in statistics.read_all(split)
+            if isinstance(pixels, InputError)
+        ]
+        return decoding.unreadable([*data.skipped, *cut_short], data.spec)
+
+    def _rows(
+        self, predictors: Sequence[Predictor], data: Data, skipped: list[str]
+    ) -> list[Evaluation]:
+        from vggkeras.evaluation.scoring import evaluate
+
+        with progress_bar(console) as bar:
+            return evaluate(
+                predictors,
+                data.split(self.split),
+                data.class_names,
+                self.protocol,
+                self.scales,
+                mirrors=self.mirrors and data.mirrors,
+                fuse=self.fuse,
+                skipped=skipped if self.skip_unreadable else None,
+                track=lambda items, total: bar.track(items, total=total, description=self.split),
+            )
+
+
+def _models(predictors: Sequence[Predictor]) -> list[str]:
+    """Return a line a model: its short name, its file, its runtime, and where it computes."""
+    from vggkeras.evaluation.tables import short_names
+
+    names = short_names([str(predictor.path) for predictor in predictors])
+    return [
+        f"{names[str(p.path)]}: {p.path} in {p.runtime} {p.version}, {p.provider}"
+        + (f", threads: {p.threads}" if p.threads else "")
+        for p in predictors
+    ]
