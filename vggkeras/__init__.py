@@ -1,6 +1,7 @@
-"""The networks of Simonyan & Zisserman (2015) in Keras 3: built, trained, evaluated, and loaded from any export.
+"""The networks of Simonyan & Zisserman (2015) in Keras 3: built, trained, evaluated, exported.
 
-Public names are resolved when they are first used (PEP 562): `import vggkeras` loads neither Keras nor TensorFlow.
+Public names are resolved when they are first used (PEP 562): `import vggkeras` loads neither Keras
+nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def __dir__() -> list[str]:
 
 
 class _WhenKerasIsImported:
-    """Registers the layer LRN with Keras, now or as soon as Keras is imported.
+    """An import hook that registers the layer LRN with Keras as soon as Keras is imported.
 
-    `keras.saving.load_model` then loads an A-LRN network after `import vggkeras` alone, and `import vggkeras`
-    itself still does without Keras.
+    `keras.saving.load_model` then loads an A-LRN network after `import vggkeras` alone, and
+    `import vggkeras` itself still does without Keras.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:

@@ -1,4 +1,4 @@
-"""A user's mistake, and the exit code it ends a command with."""
+"""A user's mistake, and the exit code with which it ends a command."""
 
 from __future__ import annotations
 
@@ -17,42 +17,45 @@ class InputError(ValueError):
 
 
 def parsed(parse: Callable[[], T]) -> T:
-    """What a tyro command line gives; tyro's framed message of a wrong one becomes an InputError of one line."""
-    said = io.StringIO()
+    """Return what a tyro command line gives.
+
+    Raises:
+        InputError: a wrong command line; tyro's framed message becomes one line.
+    """
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             return parse()
     except SystemExit as stop:
         if not stop.code:  # help was asked for
             raise
-    rows = [
-        line.strip("│ ") for line in said.getvalue().splitlines() if not line.startswith(("╭", "╰"))
-    ]
+    frame = ("╭", "╰")
+    rows = [row.strip("│ ") for row in stderr.getvalue().splitlines() if not row.startswith(frame)]
     raise InputError(" ".join(";" if set(row) == {"─"} else row for row in rows).replace(" ;", ";"))
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command's body; a user's mistake and a disk that refuses become one line on stderr and exit code 2.
+    """Run a command, and return its exit code.
 
-    A process that is asked to end (SIGTERM) ends as by Ctrl-C: it removes what it had half written.
+    A user's mistake and an error of the file system become one line on stderr and exit code 2. A
+    process that is asked to end (SIGTERM) ends as by Ctrl-C: it removes what it had half written,
+    and returns 130.
     """
 
-    def end(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         return command()
     except InputError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        message = str(error)
     except OSError as error:
-        reason = " ".join(str(error).split())
-        print(
-            f"error: {reason}: check the path, its permissions and the free space, or give another path",
-            file=sys.stderr,
+        message = (
+            f"{error}: check the path, its permissions and the free space, or give another path"
         )
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one, and their fingerprints."""
+"""Write files atomically (the old one or the new one, never half of one), and hash them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,28 @@ from typing import Any
 from vggkeras.errors import InputError
 
 PARTIAL = ".partial-"  # then the process' number, then the name
+MODELS = (".keras", ".onnx", ".tflite")
+CERTIFICATE = "certificate.json"
+CERTIFIED = (  # what every entry of a certificate has
+    "sha256",
+    "bytes",
+    "runtime",
+    "version",
+    "input",
+    "output",
+    "tolerance",
+    "model_sha256",
+    "passed",
+    "failures",
+)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file or a folder to: renamed into place at the end, removed on any failure."""
+    """Give a path beside `path` to write a file or a folder to.
+
+    It is renamed into place at the end, and removed on any failure.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     beside = partial(path)
@@ -30,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def partial(path: Path) -> Path:
-    """Where this process writes what will be renamed to `path`."""
+    """Return where this process writes what will be renamed to `path`."""
     return path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
 
 
@@ -38,45 +55,50 @@ def sweep(folder: Path) -> None:
     """Remove what processes that were killed had half written into a folder."""
     import psutil  # here, as those who only read files can do without it
 
-    for left in folder.glob(f"{PARTIAL}*"):
-        number = left.name.removeprefix(PARTIAL).split("-")[0]
-        if number.isdigit() and not psutil.pid_exists(int(number)):
-            remove(left)
+    for leftover in folder.glob(f"{PARTIAL}*"):
+        process = leftover.name.removeprefix(PARTIAL).split("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            remove(leftover)
 
 
 def check_writable(folder: Path) -> None:
-    """Raises InputError when a folder could not be made or written to, before long work is done for it."""
+    """Check that a folder can be made and written to, before long work is done for it.
+
+    Raises:
+        InputError (a ValueError): it cannot.
+    """
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
+        obstacle = "read-only" if existing.is_dir() else "a file, not a folder"
         raise InputError(
-            f"{folder} cannot be written: {existing} is {'read-only' if existing.is_dir() else 'a file, not a folder'}; "
-            "give another path."
+            f"{folder} cannot be written: {existing} is {obstacle}; give another path."
         )
 
 
-MODELS = (".keras", ".onnx", ".tflite")
-
-
 def check_file(path: Path) -> None:
-    """Raises InputError when a path cannot be that of a file to write, before long work is done for it.
+    """Check that a path can be that of a file to write, before long work is done for it.
 
-    Nothing that we write there takes the place of a model.
+    Raises:
+        InputError (a ValueError): it cannot, or it has the name of a model, which nothing
+            overwrites.
     """
     if path.is_dir() or not path.name:
         raise InputError(f"{path} is a folder: expected the path of a file to write.")
     if path.suffix in MODELS:
         raise InputError(
-            f"{path} is a model's name: expected that of another file to write; no model is overwritten."
+            f"{path} is a model's name: expected that of another file to write; no model is "
+            "overwritten."
         )
     check_writable(path.parent)
 
 
 def move(beside: Path, path: Path) -> None:
-    """Rename a file or a folder into the place of another of its kind, or of nothing.
+    """Rename a file or a folder into the place of another one, or of nothing.
 
-    Raises IsADirectoryError where a file would take a folder's place, and everything in it.
+    Raises:
+        IsADirectoryError: a file would take a folder's place, and everything in it.
     """
     if path.is_dir() and not beside.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file to be replaced")
@@ -108,25 +130,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-CERTIFICATE = "certificate.json"
-CERTIFIED = (
-    "sha256",
-    "bytes",
-    "runtime",
-    "version",
-    "input",
-    "output",
-    "tolerance",
-    "model_sha256",
-    "passed",
-    "failures",
-)
-
-
 def read_certificate(folder: Path) -> dict[str, dict[str, Any]]:
-    """An export's certificate.json: artifact's file name -> entry; {} where there is none.
+    """Return an export's certificate.json: file name -> entry; {} where there is none.
 
-    Raises InputError for a damaged one.
+    Raises:
+        InputError (a ValueError): it is damaged.
     """
     path = folder / CERTIFICATE
     if not path.is_file():
@@ -143,7 +151,7 @@ def read_certificate(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; of a folder: of its files' relative paths and contents, in order."""
+    """Return the SHA-256 of a file, or of a folder's relative paths and contents, in order."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_dir():
@@ -157,9 +165,6 @@ def sha256(path: Path) -> str:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of a folder's files."""
-    return (
-        sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if not file.is_dir())

@@ -1,4 +1,7 @@
-"""Which processor computes here: int8 kernels differ by instruction set, so a proof says what it was made on."""
+"""The processor that computes here.
+
+int8 kernels differ by instruction set, so a proof says on what processor it was made.
+"""
 
 from __future__ import annotations
 
@@ -57,18 +60,19 @@ class Processor:
 
 @functools.cache
 def this_processor() -> Processor | None:
-    """Return the processor of this machine; None where py-cpuinfo, which asks it, is not installed.
+    """Return the processor of this machine; None where py-cpuinfo is not installed.
 
-    `export.verify` needs NumPy, Pillow and a runtime alone, and so does without. Takes about a second.
+    `export.verify` needs NumPy, Pillow and a runtime alone, and so does without it. The first call
+    takes about a second.
     """
     try:
         import cpuinfo
     except ModuleNotFoundError:
         return None
-    found = cpuinfo.get_cpu_info()
-    flags = set(found.get("flags", ()))
+    info = cpuinfo.get_cpu_info()
+    flags = set(info.get("flags", ()))
     return Processor(
-        found.get("brand_raw") or platform.processor() or "unknown processor",
+        info.get("brand_raw") or platform.processor() or "unknown processor",
         platform.machine(),
         tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags),
     )

@@ -1,4 +1,4 @@
-"""What commands show: wide tables, the progress bar of what takes long, and no noise from libraries."""
+"""Tables, progress bars, and no noise from libraries."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from rich.table import Table
 def print_table(table: Table, console: Console) -> None:
     """Print a table of numbers: one too wide for the terminal is better scrolled than folded."""
     wide = Console(file=console.file, width=200)
-    Console(
-        file=console.file,
-        width=max(console.width, 120, Measurement.get(wide, wide.options, table).maximum),
-    ).print(table)
+    needed = Measurement.get(wide, wide.options, table).maximum
+    Console(file=console.file, width=max(console.width, 120, needed)).print(table)
 
 
 def progress_bar(console: Console) -> Progress:
-    """What took how long, and how long it will take."""
+    """Return a progress bar with the time that passed and the time left, on terminals alone."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,10 +42,11 @@ def progress_bar(console: Console) -> Progress:
 
 
 def load_tensorflow(console: Console, *models: Path) -> None:
-    """Import TensorFlow and find its devices without its ten lines on stderr; only where one of `models` needs it."""
-    if models and all(
-        model.suffix in (".onnx", ".tflite") or not model.exists() for model in models
-    ):
+    """Import TensorFlow and find its devices without its ten lines on stderr.
+
+    Where models are given, only if one of them needs it.
+    """
+    if models and all(m.suffix in (".onnx", ".tflite") or not m.exists() for m in models):
         return
     from vggkeras.runtimes.stderr import quiet_stderr
 

@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import typing
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from helpers import photo
 from PIL import Image
 
+import vggkeras
+from export import to_onnx
 from export.__main__ import cli as export_cli
-from vggkeras.__main__ import cli
+from vggkeras import configs
+from vggkeras.__main__ import COMMANDS, cli
 from vggkeras.card import ModelCard
+from vggkeras.commands import benchmark, common, evaluate, features, predict
+from vggkeras.commands.convert import convert
+from vggkeras.evaluation import protocols
+from vggkeras.features import extraction
+from vggkeras.models import save_model
+from vggkeras.runtimes import providers
 
-IMPORTED = """
-import sys
-sys.argv = [sys.argv[1], *sys.argv[2:]]
-import runpy
-try:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-except SystemExit as stop:
-    assert not stop.code, stop.code
-heavy = {"tensorflow", "keras", "jax", "sklearn", "onnxruntime", "scipy", "ai_edge_litert", "onnx", "matplotlib", "jinja2"}
-heavy &= set(sys.modules)
-print("HEAVY", sorted(heavy))
+# Runs commands in one process, and prints what heavy packages they imported.
+IMPORTS = """
+import json, runpy, sys
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = arguments
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+heavy = "tensorflow keras jax sklearn onnxruntime scipy ai_edge_litert onnx matplotlib jinja2 numpy"
+print("HEAVY", sorted(set(heavy.split()) & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["vggkeras", "--help"],
-        ["vggkeras", "train", "--help"],
-        ["vggkeras", "evaluate", "--help"],
-        ["vggkeras", "report", "--help"],
-        ["vggkeras", "predict", "--help"],
-        ["vggkeras", "features", "--help"],
-        ["vggkeras", "convert", "--help"],
-        ["vggkeras", "info"],
-        ["export", "--help"],
-        ["export.verify", "--help"],
-    ],
-)
-def test_help_loads_nothing_heavy(arguments):
+def test_help_loads_nothing_heavy():
+    commands = [["vggkeras", "--help"], ["vggkeras", "info"]]
+    commands += [["vggkeras", command, "--help"] for command in COMMANDS]
     child = subprocess.run(
-        [sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True
+        [sys.executable, "-c", IMPORTS, json.dumps(commands)], capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.splitlines()[-1] == "HEAVY []"
+    for choices in ("{cpu,cuda,tensorrt}", "{center,dense,multicrop,both}", "{average,stack}"):
+        assert choices in child.stdout
+    assert "{None}" not in child.stdout
+    commands = [["export", "--help"], ["export.verify", "--help"]]
+    child = subprocess.run(
+        [sys.executable, "-c", IMPORTS, json.dumps(commands)], capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.splitlines()[-1] in ("HEAVY []", "HEAVY ['numpy']")
+
+
+def test_choices_are_the_librarys():
+    def choices(command, field):
+        return set(typing.get_args(typing.get_type_hints(command)[field]))
+
+    assert choices(common.Compute, "provider") == set(providers.PROVIDERS)
+    assert choices(benchmark.Benchmark, "precision") == set(configs.PRECISIONS)
+    assert choices(features.Features, "aggregate") == set(extraction.AGGREGATES)
+    (protocol, _) = typing.get_args(typing.get_type_hints(evaluate.Evaluate)["protocol"])
+    assert set(typing.get_args(protocol)) == set(protocols.PROTOCOLS)
 
 
 def test_info_prints_the_papers_tables(command):
@@ -198,7 +218,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
         (
             cli,
             ["evaluate", "--model", exports / "model.onnx", "--data", "digits", "--protocol", "x"],
-            "Unknown protocol",
+            "invalid choice 'x' for argument '--protocol'",
         ),
         (
             cli,
@@ -243,10 +263,6 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
 
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(command, tmp_path, run, monkeypatch):
-    import errno
-
-    from export import to_onnx
-
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -258,9 +274,6 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(command, tmp_path, r
 
 
 def test_evaluate_goes_on_without_unreadable_images_when_asked(command, tmp_path, photos):
-    import vggkeras
-    from vggkeras.models import save_model
-
     model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4)
     save_model(model, tmp_path / "m.keras", ModelCard(("cat", "dog")))
     truncated = photos / "val" / "cat" / "001.jpg"
@@ -281,3 +294,48 @@ def test_evaluate_goes_on_without_unreadable_images_when_asked(command, tmp_path
     assert code == 0
     assert "skipped 1 unreadable images" in out
     assert json.loads((tmp_path / "e.json").read_text())[0]["images"] == 7
+
+
+def test_commands_take_provider_and_threads(command, exports, monkeypatch, tmp_path):
+    monkeypatch.setenv(providers.TF32_OVERRIDE, "0")
+    monkeypatch.delenv(
+        providers.TF32_OVERRIDE
+    )  # what the commands set is taken back after the test
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    Image.fromarray(photo(1)).save(tmp_path / "a.png")
+    predict = ["predict", tmp_path / "a.png", "--model", exports / "model.onnx"]
+    evaluation = ["evaluate", "--data", "digits", "--model", exports / "model.onnx"]
+    for given in (predict, evaluation):
+        code, _, err = command(cli, *given, "--provider", "tensorrt")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "did not load TensorrtExecutionProvider" in err
+        assert os.environ.pop(providers.TF32_OVERRIDE) == "0"
+        code, _, err = command(cli, *given, "--threads", "0")
+        assert (code, err) == (2, "error: threads must be 1 or more; received 0.\n")
+    code, out, _ = command(cli, *evaluation, "--threads", "1")
+    assert code == 0
+    assert "model.onnx in onnxruntime" in out
+    assert ", cpu, threads: 1" in out
+
+
+def test_what_a_notebook_calls_gives_what_the_command_prints(exports, tmp_path, command):
+    Image.fromarray(photo(1)).save(tmp_path / "a.png")
+    model = vggkeras.load(exports / "model.onnx")
+    (prediction,) = predict.classify(model, predict.image_files([tmp_path]), top=3)
+    _, out, _ = command(cli, "predict", "a.png", "--model", model.path, "--top", "3", "--json")
+    printed = json.loads(out.splitlines()[-1])
+    assert printed["classes"] == prediction.to_json()["classes"]
+    table = predict.predictions_table([prediction], "title")
+    assert [list(column.cells) for column in table.columns][1] == list(prediction.classes)
+
+
+def test_a_conversion_says_what_it_wrote(tmp_path):
+    model = vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4, batch_norm=True)
+    save_model(model, tmp_path / "m.keras", ModelCard(("cat", "dog")))
+    conversion = convert(str(tmp_path / "m.keras"), "torchvision:t.safetensors")
+    assert conversion.parameters == model.count_params()
+    assert conversion.table().row_count == len(conversion.source.tensors) > 0
+    assert "batch normalization at 32 px" in conversion.summary()
+    assert "its reader takes RGB, 0-1, minus (" in conversion.summary()
+    with pytest.raises(vggkeras.InputError, match="is there already, and no model is overwritten"):
+        convert(str(tmp_path / "m.keras"), "torchvision:t.safetensors")
