@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
@@ -18,7 +20,7 @@ from vggkeras.commands.report import Report
 from vggkeras.commands.train import Train
 from vggkeras.errors import parsed, run_command
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "info": Info,
     "train": Train,
     "benchmark": Benchmark,
@@ -39,7 +41,7 @@ def main() -> int:
             COMMANDS,
             prog="python -m vggkeras",
             description="The networks of the VGG paper: train, evaluate, predict.",
-            config=(tyro.conf.DisallowNone,),
+            config=(tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName),
         )
     )
     return command.run()

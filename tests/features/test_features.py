@@ -567,7 +567,7 @@ def test_bad_input_is_said(run, predictor, photos, command, tmp_path):
     (tmp_path / "m.keras").write_bytes(b"model")
     (tmp_path / "empty").mkdir()
     before = sorted(os.listdir())
-    assert "aggregate must be one of average, stack; received 'max'" in error("--aggregate", "max")
+    assert "invalid choice 'max' for argument '--aggregate'" in error("--aggregate", "max")
     assert "Scale 31 is below the model's input of 32 px" in error("--scales", 31)
     assert "ends in .npz or .parquet; received '.csv'" in error("--out", "f.csv")
     assert "m.keras is a model's name" in error("--out", "m.keras")

@@ -33,9 +33,9 @@ class Evaluate:
             compared with the first.
         data: digits, tfds:NAME[/CONFIG], or a folder.
         split: val and valid mean validation.
-        protocol: One or more: center (the central crop), dense (the whole image), multicrop (a 5 x
-            5 grid of crops, with mirrors), both (the average of dense and multicrop). dense asks an
-            exported file for its dense form beside it (`python -m export --dense`).
+        protocol: One or more: center (the central crop), dense (the whole image), multicrop (50
+            crops on a grid, mirrors included), both (the average of dense and multicrop). dense
+            asks an exported file for its dense form beside it (`python -m export --dense`).
         scales: Smallest sides Q that images are rescaled to, px; each is shown alone, and their
             posteriors averaged. By default the one the model was trained for.
         fuse: Also average the posteriors of all models.

@@ -16,7 +16,7 @@ class Report:
     """Write a run or an export as one HTML page: curves, errors, classes, mistakes, files.
 
     Attributes:
-        run_folder: A run's folder, or an export's.
+        folder: A run's folder, or an export's.
         data: Whose validation images to evaluate on; by default the data the model was trained on.
         evaluation: Files that `evaluate --json` wrote, whose rows are shown too.
         benchmark: Files that `python -m export.benchmark --json` wrote, shown as bars and rows.
@@ -24,7 +24,7 @@ class Report:
         skip_unreadable: Go on without images that cannot be read, and say how many.
     """
 
-    run_folder: tyro.conf.Positional[Path] = Path("runs/latest")
+    folder: tyro.conf.Positional[Path] = Path("runs/latest")
     data: str | None = None
     evaluation: tuple[Path, ...] = ()
     benchmark: tuple[Path, ...] = ()
@@ -38,7 +38,7 @@ class Report:
         from vggkeras.report.page import report
 
         report(
-            self.run_folder,
+            self.folder,
             self.data,
             self.evaluation,
             self.benchmark,

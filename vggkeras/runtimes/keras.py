@@ -31,7 +31,8 @@ def load(path: Path, options: Options) -> Predictor:
         tensorflow_threads(options.threads)
     from vggkeras import models
 
-    return keras_predictor(*models.load_model(path), path, options)
+    model, card = models.load_model(path)
+    return keras_predictor(model, card, path, options)
 
 
 def keras_predictor(
