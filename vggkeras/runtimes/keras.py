@@ -15,6 +15,7 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import smallest_shape
 from vggkeras.runtimes.predictor import Predictor
 from vggkeras.runtimes.providers import (
+    ON_CPU,
     Options,
     check_tensorflow_gpu,
     tensorflow_device,
@@ -39,7 +40,7 @@ def keras_predictor(
     model: Any,
     card: ModelCard,
     path: Path = Path("model.keras"),
-    options: Options = Options(),  # noqa: B008 (frozen)
+    options: Options = ON_CPU,
 ) -> Predictor:
     """Return a predictor over a Keras model in memory, on any backend.
 

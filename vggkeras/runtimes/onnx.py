@@ -17,7 +17,7 @@ from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
 from vggkeras.runtimes.predictor import Predictor
-from vggkeras.runtimes.providers import INSTALL, ONNX_PROVIDERS, Options, cores
+from vggkeras.runtimes.providers import INSTALL, ON_CPU, ONNX_PROVIDERS, Options, cores
 from vggkeras.runtimes.stderr import quiet_stderr
 
 
@@ -68,12 +68,12 @@ def load_unoptimized(path: str | os.PathLike) -> Predictor:
     An int8 file then computes everything in float32 between quantized values, which is what its
     integers should give.
     """
-    return load(Path(path), Options(), optimize=False)
+    return load(Path(path), ON_CPU, optimize=False)
 
 
 def onnx_session(
     model: str | bytes,
-    options: Options = Options(),  # noqa: B008 (frozen)
+    options: Options = ON_CPU,
     *,
     any_size: bool = False,
     optimize: bool = True,

@@ -57,6 +57,9 @@ class Options:
             )
 
 
+ON_CPU = Options()
+
+
 def cores() -> int:
     """Return the number of CPU cores."""
     return os.cpu_count() or 1
