@@ -46,7 +46,7 @@ class Demo:
         # As a user would, in child processes: this package knows nothing of export, and training
         # may be on another backend than these two.
         code = _python("export", "--format", "all", "--model", str(self.out), "--images", "0")
-        code = _python("vggkeras", "report", str(self.out)) or code
+        code = code or _python("vggkeras", "report", str(self.out))
         if accuracy < SUFFICIENT_ACCURACY:
             console.print(
                 f"validation accuracy {accuracy:.2%} is below {SUFFICIENT_ACCURACY:.0%}",
