@@ -1,13 +1,49 @@
-"""HTML pages from Jinja2 templates: self-contained, with every value escaped."""
+"""Write self-contained HTML pages from Jinja2 templates: text is escaped, pictures are inside."""
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vggkeras.data import decoding
+from vggkeras.data.splits import Split
 
 
-def rendered(template: Path, **values: Any) -> str:
-    """Render a template file with the values that it names; text is escaped.
+@dataclass(frozen=True)
+class Picture:
+    """The attributes of an HTML `img`."""
+
+    src: str  # the encoded picture itself, as a data: URL
+    width: int  # px
+    height: int
+
+
+def encode_picture(pixels: np.ndarray, kind: Literal["JPEG", "PNG"] = "JPEG") -> Picture:
+    """Encode pixels uint8 `[H, W, 3]` (or 4, with opacity, as PNG) for a page."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, quality=82, optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    height, width = pixels.shape[:2]
+    return Picture(f"data:image/{kind.lower()};base64,{encoded}", width, height)
+
+
+def read_images(split: Split, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, uint8 `[H, W, 3]`) of some images of a split, in the split's order."""
+    wanted = sorted({int(i) for i in indices})
+    some = split.without(set(split.indices()) - set(wanted))
+    for index, (_, encoded, _) in zip(wanted, some.examples(), strict=True):
+        yield index, decoding.decode(encoded, split.image_name(index))
+
+
+def render(template: Path, **values: Any) -> str:
+    """Render a template file with the values that it names, as HTML.
 
     Raises:
         jinja2.UndefinedError: the template names a value that is not given.
@@ -29,5 +65,6 @@ def rendered(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(**values)
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage, such as 98.25%."""
+    return f"{100 * fraction:.2f}%"

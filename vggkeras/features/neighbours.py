@@ -1,23 +1,25 @@
-"""TODO"""
+"""Show images with their nearest neighbours by features, as one HTML page (Appendix B).
+
+python -m vggkeras features --data FOLDER --out features.npz --neighbours neighbours.html
+"""
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import datetime
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vggkeras import files
-from vggkeras.data import augment, decoding
+from vggkeras.data import augment
 from vggkeras.errors import InputError
 from vggkeras.evaluation import statistics
 from vggkeras.features.extraction import Described
 from vggkeras.features.svm import interval_text
+from vggkeras.pages import Picture, encode_picture, read_images, render
 
 TEMPLATE = Path(__file__).with_name("neighbours.html.jinja")
 QUERIES, CLOSEST = 24, 8  # of the page
@@ -25,8 +27,70 @@ THUMBNAIL = 160  # px: twice what a phone shows
 BLOCK = 1 << 24  # similarities in memory at once
 
 
+@dataclass(frozen=True)
+class NearestRecall:
+    """The fraction of labelled images whose nearest other labelled image has their class."""
+
+    images: int
+    right: int
+    chance: float  # the same fraction for a random other image
+
+    @staticmethod
+    def of(features: np.ndarray, labels: np.ndarray) -> NearestRecall | None:
+        """Measure features float32 `[N, D]`; None for fewer than two known labels.
+
+        Args:
+            features: rows of length 1.
+            labels: int64 `[N]`; -1: unknown.
+        """
+        labelled = np.flatnonzero(labels >= 0)
+        count = len(labelled)
+        if count < 2:
+            return None
+        labels = labels[labelled]
+        rows, _ = nearest(features[labelled], np.arange(count), 1)
+        sizes = np.bincount(labels)
+        chance = float((sizes * (sizes - 1)).sum() / (count * (count - 1)))
+        return NearestRecall(count, int((labels[rows[:, 0]] == labels).sum()), chance)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% Wilson confidence interval of the fraction."""
+        return statistics.wilson(self.right, self.images)
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        recall = f"{100 * self.right / self.images:.2f}% {interval_text(self.interval)}"
+        return (
+            f"{recall} of images have one of their own class for nearest neighbour, "
+            f"chance {100 * self.chance:.1f}%"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return the JSON of it."""
+        share = self.right / self.images
+        return {**dataclasses.asdict(self), "share": share, "interval": self.interval}
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An image on the page."""
+
+    name: str
+    label: str | None
+    picture: Picture
+    # Of a neighbour alone:
+    cosine: float | None = None  # of the angle to the query's features
+    alike: bool | None = None  # whether it has the query's class; None: unknown
+
+
 def check_page(path: Path) -> None:
-    """Raises InputError when a page cannot be written to a path, before what it shows is computed."""
+    """Check that a page can be written to a path, before its content is computed.
+
+    Raises:
+        InputError (a ValueError): a folder, a model's name, another suffix than .html, or a
+            read-only folder.
+    """
     files.check_file(path)
     if path.suffix != ".html":
         raise InputError(
@@ -34,150 +98,104 @@ def check_page(path: Path) -> None:
         )
 
 
+def write_page(described: Described, path: Path) -> NearestRecall | None:
+    """Write a page of queries, each with its closest images, that needs no network and no script.
+
+    Returns:
+        How many images have a nearest neighbour of their class; None where labels are unknown.
+
+    Raises:
+        InputError (a ValueError): fewer than two images.
+    """
+    count, spec = len(described.labels), described.data.spec
+    if count < 2:
+        raise InputError(
+            f"{spec} has one image that can be read: nearest neighbours need two or more."
+        )
+    queries = choose_queries(described.labels)
+    closest, cosines = nearest(described.features, queries, min(CLOSEST, count - 1))
+    recall = NearestRecall.of(described.features, described.labels)
+    pictures = _pictures(described, np.unique(np.concatenate([queries, closest.ravel()])))
+
+    def shown(row: int, **neighbour: Any) -> _Shown:
+        return _Shown(described.name(row), described.label(row), pictures[row], **neighbour)
+
+    rows = []
+    for query, others, angles in zip(queries.tolist(), closest.tolist(), cosines, strict=True):
+        label = described.label(query)
+        neighbours = []
+        for other, cosine in zip(others, angles, strict=True):
+            labels = (label, described.label(other))
+            alike = None if None in labels else labels[0] == labels[1]
+            neighbours.append(shown(other, cosine=float(cosine), alike=alike))
+        rows.append({"query": shown(query), "closest": neighbours})
+    page = render(
+        TEMPLATE,
+        title=spec.removeprefix("tfds:") if spec.startswith("tfds:") else Path(spec).name,
+        rows=rows,
+        recall=recall,
+        about=described.about,
+        flatters=described.flatters,
+        written=datetime.datetime.now(),
+    )
+    files.write_text(path, page)
+    return recall
+
+
 def nearest(features: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The closest other images by cosine, the closest first; of equal ones, the first.
+    """Return the closest other images by cosine, the closest first; of equal ones, the first.
 
     Args:
         features: float32 `[N, D]`, rows of length 1.
-        queries: places of images, int `[Q]`.
+        queries: rows of the images to look up, int `[Q]`.
         count: how many, below N.
 
     Returns:
-        Their places int64 `[Q, count]`, and cosines float32 `[Q, count]`.
+        Their rows int64 `[Q, count]`, and cosines float32 `[Q, count]`.
     """
-    places, cosines = [], []
+    rows, cosines = [], []
     size = max(1, BLOCK // len(features))
     for some in (queries[i : i + size] for i in range(0, len(queries), size)):
-        found = features[some] @ features.T  # [size, N]
-        found[np.arange(len(some)), some] = -np.inf
-        # The whole order of every row is far more work than its largest.
-        best = (
-            found.argmax(axis=1)[:, None]
-            if count == 1
-            else np.argsort(-found, axis=1, kind="stable")[:, :count]
-        )
-        places.append(best)
-        cosines.append(np.take_along_axis(found, best, axis=1))
-    return np.concatenate(places), np.concatenate(cosines)
-
-
-@dataclass(frozen=True)
-class NearestShare:
-    """How many labelled images have one of their own class for nearest neighbour among the labelled others."""
-
-    images: int
-    right: int
-    chance: float  # share of a random other image's being of the class
-
-    @staticmethod
-    def of(features: np.ndarray, labels: np.ndarray) -> NearestShare | None:
-        """Of features float32 `[N, D]` and labels int64 `[N]`, -1 where not known; None for fewer than two known."""
-        known = np.flatnonzero(labels >= 0)
-        if len(known) < 2:
-            return None
-        features, labels = features[known], labels[known]
-        places, _ = nearest(features, np.arange(len(known)), 1)
-        counts = np.bincount(labels)
-        chance = float((counts * (counts - 1)).sum() / (len(known) * (len(known) - 1)))
-        return NearestShare(len(known), int((labels[places[:, 0]] == labels).sum()), chance)
-
-    def __str__(self) -> str:
-        return (
-            f"{100 * self.right / self.images:.2f}% {interval_text(statistics.wilson(self.right, self.images))} of images have one "
-            f"of their own class for nearest neighbour, chance {100 * self.chance:.1f}%"
-        )
-
-    def record(self) -> dict[str, Any]:
-        """As JSON, with Wilson's 95% interval."""
-        interval = statistics.wilson(self.right, self.images)
-        return {**vars(self), "share": self.right / self.images, "interval": interval}
+        similarities = features[some] @ features.T  # [size, N]
+        similarities[np.arange(len(some)), some] = -np.inf
+        if count == 1:  # far less work than sorting
+            best = similarities.argmax(axis=1)[:, None]
+        else:
+            best = np.argsort(-similarities, axis=1, kind="stable")[:, :count]
+        rows.append(best)
+        cosines.append(np.take_along_axis(similarities, best, axis=1))
+    return np.concatenate(rows), np.concatenate(cosines)
 
 
 def choose_queries(labels: np.ndarray, count: int = QUERIES) -> np.ndarray:
-    """Places of images, int64, spread evenly over the classes, and in each class over its images, in order.
+    """Return rows of images, int64, spread evenly over the classes and over each class's images.
 
-    Where there are more classes than queries, classes spread evenly have one each. Unknown labels are one class.
+    Where there are more classes than queries, evenly spread classes have one query each. Unknown
+    labels are one class.
     """
     classes = np.unique(labels)
     classes = classes[_spread(len(classes), count)]
-    each = np.full(len(classes), count // len(classes))
-    each[: count % len(classes)] += 1
+    counts = np.full(len(classes), count // len(classes))
+    counts[: count % len(classes)] += 1
     chosen = []
-    for label, number in zip(classes, each, strict=True):
-        own = np.flatnonzero(labels == label)
-        chosen.append(own[_spread(len(own), number)])
+    for label, number in zip(classes, counts, strict=True):
+        rows = np.flatnonzero(labels == label)
+        chosen.append(rows[_spread(len(rows), number)])
     return np.concatenate(chosen)
 
 
-def _spread(among: int, count: int) -> np.ndarray:
-    """At most `count` places spread evenly over the numbers below `among`, each in the middle of its part."""
-    count = min(among, count)
-    return (np.arange(count) * 2 + 1) * among // (2 * count)
+def _spread(total: int, count: int) -> np.ndarray:
+    """Return at most `count` of the numbers below `total`, each in the middle of its part."""
+    count = min(total, count)
+    return (np.arange(count) * 2 + 1) * total // (2 * count)
 
 
-def write_page(found: Described, path: Path) -> NearestShare | None:
-    """Write a page of queries, each with its closest images, that needs no network and no script.
-
-    Returns the share of images whose nearest neighbour has their class; None where labels are not known.
-
-    Raises InputError where there are fewer than two images.
-    """
-    count = len(found.labels)
-    if count < 2:
-        raise InputError(
-            f"{found.data.spec} has one image that can be read: nearest neighbours need two or more."
-        )
-    queries = choose_queries(found.labels)
-    places, cosines = nearest(found.features, queries, min(CLOSEST, count - 1))
-    share = NearestShare.of(found.features, found.labels)
-    pictures = _pictures(found, np.unique(np.concatenate([queries, places.ravel()])))
-
-    def shown(place: int, **more: Any) -> dict[str, Any]:
-        return {
-            "name": found.name(place),
-            "label": found.label(place),
-            "picture": pictures[int(place)],
-            **more,
-        }
-
-    rows = []
-    for query, own, near in zip(queries, places, cosines, strict=True):
-        label = found.label(query)
-        closest = []
-        for place, cosine in zip(own, near, strict=True):
-            other = found.label(place)
-            alike = None if label is None or other is None else label == other
-            closest.append(shown(place, cosine=float(cosine), alike=alike))
-        rows.append({"query": shown(query), "closest": closest})
-    spec = found.data.spec
-    values = {
-        "title": spec.removeprefix("tfds:") if spec.startswith("tfds:") else Path(spec).name,
-        "rows": rows,
-        "share": share.record() if share else None,
-        "about": found.about,
-        "flatters": found.flatters,
-        "written": datetime.datetime.now(),
-    }
-    from vggkeras.pages import rendered
-
-    files.write_text(path, rendered(TEMPLATE, thumbnail=THUMBNAIL, **values))
-    return share
-
-
-def _pictures(found: Described, places: np.ndarray) -> dict[int, str]:
-    """Some images' central squares as people like to see them: place -> the source of an `img`."""
+def _pictures(described: Described, rows: np.ndarray) -> dict[int, Picture]:
+    """Return the central squares of some images: row -> picture."""
     pictures = {}
-    for name, split in found.data.splits.items():
-        own = {
-            int(found.indices[place]): int(place) for place in places if found.splits[place] == name
-        }
-        some = split.without(set(split.indices()) - set(own))
-        for index, (_, encoded, _) in zip(sorted(own), some.examples(), strict=True):
-            image = decoding.decode(encoded, split.image_name(index))
+    for name, split in described.data.splits.items():
+        row_of = {int(described.indices[i]): int(i) for i in rows if described.splits[i] == name}
+        for index, image in read_images(split, row_of):
             square = augment.center_crop(image, THUMBNAIL, (THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            Image.fromarray(square).save(buffer, "JPEG", quality=82, optimize=True)
-            pictures[own[index]] = (
-                f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-            )
+            pictures[row_of[index]] = encode_picture(square)
     return pictures

@@ -1,4 +1,6 @@
-"""A run's folder, or an export's, as one page: report.html, which needs no network and no script.
+"""Write a run or an export as one page, report.html, which needs no network and no script.
+
+`report` gives the template report.html.jinja its values, in the order in which the page shows them.
 
 python -m vggkeras report runs/latest
 """
@@ -8,33 +10,41 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 
 from vggkeras import files
 from vggkeras.data.splits import Data
-from vggkeras.evaluation import paper as paper_module
-from vggkeras.evaluation import scoring, tables
+from vggkeras.evaluation import paper, scoring, tables
 from vggkeras.evaluation.statistics import Evaluation, wilson
-from vggkeras.runtimes.predictor import Predictor
-from vggkeras.terminal import load_tensorflow, progress_bar
-
-if TYPE_CHECKING:
-    import keras
-
-from vggkeras.pages import rendered
+from vggkeras.pages import render
+from vggkeras.report.evaluations import ErrorGroup, error_group, read_evaluation
 from vggkeras.report.figures import curves, reliability
-from vggkeras.report.pictures import LOOKED_AT, Pictures, answer_text, kernels, looked_at
-from vggkeras.report.rows import error_rows
-from vggkeras.report.sources import ReportSource, found_data, loaded, read_evaluation, read_source
-from vggkeras.report.speeds import speed
-from vggkeras.report.tables import artifacts, command, confusions, page_title, recalls, run_facts
+from vggkeras.report.grad_cam import Looks, explain
+from vggkeras.report.header import command, page_title, run_facts
+from vggkeras.report.pictures import Answer, Answers, kernels
+from vggkeras.report.sources import (
+    ReportSource,
+    load_evaluation_data,
+    load_models,
+    read_source,
+)
+from vggkeras.report.speeds import read_benchmark
+from vggkeras.report.tables import (
+    Confusions,
+    Recalls,
+    artifacts,
+    confusions,
+    recalls,
+)
+from vggkeras.terminal import load_tensorflow, progress_bar
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MISTAKES = 24  # most confident ones shown
+EXPLAINED = 4  # right answers, and as many wrong ones, that Grad-CAM explains
 
 
 def report(
@@ -47,78 +57,84 @@ def report(
     *,
     skip_unreadable: bool = False,
 ) -> Path:
-    """Write a run or an export down as one self-contained HTML page.
+    """Write a run or an export as one self-contained HTML page, and return the page's path.
 
-    A run's model is evaluated on the validation split by the central crop and densely, at its own scale; an export's files
-    by the central crop. A run without a model yet has its curves alone, and needs no data.
+    A run's model is evaluated on the validation split by the central crop and densely, at its own
+    scale; an export's files by the central crop. A run without a model yet has its curves alone,
+    and needs no data.
 
     Args:
         folder: of a run (run.json) or of an export (certificate.json).
         data: whose validation split to evaluate on; by default the data the model was trained on.
-        evaluations: files that `python -m vggkeras evaluate --json` wrote, whose rows are shown too.
+        evaluations: files that `python -m vggkeras evaluate --json` wrote, shown as more rows.
         benchmarks: files that `python -m export.benchmark --json` wrote, shown as bars and rows.
         out: the page; by default report.html in the folder.
-        console: where to tell of it.
-        skip_unreadable: go on without images that cannot be read; so does the report of a run that did.
-
-    Returns:
-        The page's path.
+        console: where to print progress and the page's path.
+        skip_unreadable: go on without images that cannot be read, as a run's recipe may say too.
 
     Raises:
-        InputError (a ValueError): no such folder; neither run.json nor certificate.json; a damaged file; data that are
-            not there; for a Keras model, a backend other than TensorFlow, whose gradients Grad-CAM takes.
+        InputError (a ValueError): no such folder; neither run.json nor certificate.json; a damaged
+            file; data that are not there; a run on another Keras backend than TensorFlow, whose
+            gradients Grad-CAM takes.
         OSError: the page cannot be written.
     """
     console, folder = console or Console(), Path(folder)
-    source = read_source(folder)
     page = Path(out) if out else folder / "report.html"
+    source = read_source(folder)
     groups = [read_evaluation(Path(path)) for path in evaluations]
-    speeds = [speed(Path(path), number) for number, path in enumerate(benchmarks)]
+    speeds = [read_benchmark(Path(path), number) for number, path in enumerate(benchmarks)]
     files.check_file(page)
     recipe = source.card.recipe
     skip_unreadable |= recipe is not None and recipe.skip_unreadable
-
     if source.models:
         load_tensorflow(console, *source.models)
-    values: dict[str, Any] = {
-        "curves": curves(source),
-        "drops": source.drops,
-        "written": datetime.datetime.now(),
-    }
     with console.status(f"loading {folder}"):
-        source, predictors, network = loaded(source)
-        found = found_data(source, data, skip_unreadable) if predictors else None
-    if found:
-        values |= _evaluated(source, found, predictors, network, console, skip_unreadable)
-        groups = [{"title": "This report", "records": values["records"]}, *groups]
-    values |= {
-        "source": source,
-        "title": page_title(source, found),
-        "facts": run_facts(source, network),
-        "command": command(source.card.recipe) if source.card.recipe else None,
-        "groups": [error_rows(**group) for group in groups],
-        "artifacts": artifacts(source),
-        "speeds": speeds,
-        "kernels": kernels(network) if network else None,
-    }
-    files.write_text(page, rendered(TEMPLATE, wilson=wilson, **values))
+        source = load_models(source)
+        images = load_evaluation_data(source, data, skip_unreadable) if source.predictors else None
+    scored = _score(source, images, console, skip_unreadable) if images else None
+    if scored:
+        groups = [scored.errors, *groups]
+    text = render(
+        TEMPLATE,
+        source=source,
+        title=page_title(source.card, images),
+        facts=run_facts(source),
+        command=command(source.card.recipe) if source.card.recipe else None,
+        curves=curves(source),
+        groups=groups,
+        scored=scored,  # classes, confidence, mistakes, where it looks
+        kernels=kernels(source.network) if source.network else None,
+        artifacts=artifacts(source),
+        speeds=speeds,
+        wilson=wilson,
+        written=datetime.datetime.now(),
+    )
+    files.write_text(page, text)
     console.print(f"report: {page}", soft_wrap=True)
     return page
 
 
-def _evaluated(
-    source: ReportSource,
-    data: Data,
-    predictors: list[Predictor],
-    network: keras.Model | None,
-    console: Console,
-    skip_unreadable: bool,
-) -> dict[str, Any]:
-    """Everything of the page that the validation images are needed for."""
+@dataclass(frozen=True)
+class Scored:
+    """What the page shows of the validation images."""
+
+    evaluation: Evaluation  # of the first model, by the central crop
+    errors: ErrorGroup  # of all models
+    skipped: list[str]  # names of unreadable images
+    confusions: Confusions
+    recalls: Recalls
+    reliability: str  # SVG
+    mistakes: list[Answer]  # the most confident ones
+    mistakes_in_all: int
+    looks: Looks | None  # of a Keras model
+
+
+def _score(source: ReportSource, data: Data, console: Console, skip_unreadable: bool) -> Scored:
+    """Evaluate a source's models on the validation images."""
     split, skipped = data.split("validation"), list(data.skipped)
     with progress_bar(console) as bar:
         rows = scoring.evaluate(
-            predictors,
+            source.predictors,
             split,
             data.class_names,
             ("center", "dense") if source.is_run else "center",
@@ -129,46 +145,40 @@ def _evaluated(
             ),
         )
     first = rows[0]
+    counts = f"{first.correct:,} of {first.images:,} images of {split.name} are right"
+    console.print(counts, highlight=False)
 
     def name(index: int) -> str:
         return split.image_name(index).removeprefix(data.spec.removeprefix("tfds:") + "/")
 
-    about = {"data": data.spec, "split": split.name}
-    paper = [paper_module.paper_errors(predictors, row) for row in rows]
-    certain = np.argsort(
-        -first.confidences, kind="stable"
-    )  # places in the row, the surest answer first
-    wrong, right = certain[~first.right[certain]], certain[first.right[certain]]
-    shown, explained = wrong[:MISTAKES], []
-    if network is not None:
-        explained = [
-            *_of_many_classes(first, right, LOOKED_AT),
-            *_of_many_classes(first, wrong, LOOKED_AT),
-        ]
-    console.print(
-        f"{first.correct:,} of {first.images:,} images of {split.name} are right", highlight=False
+    papers = [paper.paper_errors(source.predictors, row) for row in rows]
+    records = tables.records(rows, papers, name, {"data": data.spec, "split": split.name})
+    by_confidence = np.argsort(-first.confidences, kind="stable")
+    right, wrong = (
+        by_confidence[first.right[by_confidence] == is_right] for is_right in (True, False)
     )
-    pictures = Pictures(split, first.indices[[*shown, *explained]], predictors[0])
-    return {
-        "data": data,
-        "split": split,
-        "skipped": skipped,
-        "first": first,
-        "records": tables.records(rows, paper, name, about),
-        "confusions": confusions(first),
-        "recalls": recalls(first),
-        "reliability": reliability(first),
-        "mistakes": [answer_text(first, place, name, pictures) for place in shown],
-        "mistakes_in_all": len(wrong),
-        "looks": looked_at(network, first, explained, name, pictures)
-        if network is not None
-        else None,
-    }
+    mistakes, explained = wrong[:MISTAKES].tolist(), []
+    if source.network:
+        explained = [*_of_many_classes(first, right), *_of_many_classes(first, wrong)]
+    answers = Answers.read(first, [*mistakes, *explained], split, name, source.predictors[0])
+    return Scored(
+        evaluation=first,
+        errors=error_group("This report", records),
+        skipped=skipped,
+        confusions=confusions(first),
+        recalls=recalls(first),
+        reliability=reliability(first),
+        mistakes=[answers.answer(position) for position in mistakes],
+        mistakes_in_all=len(wrong),
+        looks=explain(source.network, answers, explained) if source.network else None,
+    )
 
 
-def _of_many_classes(row: Evaluation, places: np.ndarray, count: int) -> list[int]:
-    """The first places of as many classes as can be, then the first that are left."""
-    _, firsts = np.unique(row.labels[places], return_index=True)
+def _of_many_classes(
+    evaluation: Evaluation, positions: np.ndarray, count: int = EXPLAINED
+) -> list[int]:
+    """Return the first positions of as many classes as possible, then the first that are left."""
+    _, firsts = np.unique(evaluation.labels[positions], return_index=True)
     firsts = np.sort(firsts)[:count]
-    others = np.setdiff1d(np.arange(len(places)), firsts)[: count - len(firsts)]
-    return places[np.sort(np.concatenate([firsts, others]))].tolist()
+    others = np.setdiff1d(np.arange(len(positions)), firsts)[: count - len(firsts)]
+    return positions[np.sort(np.concatenate([firsts, others]))].tolist()

@@ -1,11 +1,10 @@
-"""TODO"""
+"""Read what a report is about: a run's or an export's files, its models, and their data."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,18 @@ from vggkeras.card import ModelCard
 from vggkeras.data import sources
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
-from vggkeras.runtimes import keras as keras_module
 from vggkeras.runtimes.predictor import Predictor
+from vggkeras.training.record import RunRecord
 
 if TYPE_CHECKING:
     import keras
-
-from vggkeras.report.rows import error_rows
-from vggkeras.training.record import RunRecord
 
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
 
 
 @dataclass(frozen=True)
 class ReportSource:
-    """What a folder holds."""
+    """What the folder of a run or an export holds."""
 
     folder: Path
     card: ModelCard  # of the run, or of an exported file
@@ -39,6 +35,9 @@ class ReportSource:
     certificate: dict[str, dict[str, Any]]  # artifact's file name -> entry
     exports: Path  # the certificate's folder
     models: list[Path]  # to evaluate
+    # Filled in by `load_models`:
+    predictors: tuple[Predictor, ...] = ()
+    network: keras.Model | None = None  # of a run
 
     @property
     def is_run(self) -> bool:
@@ -47,55 +46,59 @@ class ReportSource:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The epoch whose model is kept: the first of the highest validation accuracy."""
+        """The epoch whose model is kept: the first one of the highest validation accuracy."""
         return max(self.history, key=lambda row: row["val_accuracy"], default=None)
 
     @property
     def drops(self) -> list[float]:
         """The epochs that began with a lower learning rate than the one before."""
-        pairs = itertools.pairwise(self.history)
         return [
             after["epoch"]
-            for before, after in pairs
+            for before, after in itertools.pairwise(self.history)
             if after["learning_rate"] < before["learning_rate"]
         ]
 
 
 def read_source(folder: Path) -> ReportSource:
+    """Read a folder's files, without its models.
+
+    Raises:
+        InputError (a ValueError): no such folder; neither run.json nor certificate.json; a damaged
+            file.
+    """
     if not folder.is_dir():
         raise InputError(
-            f"No folder {folder}: expected a run's or an export's; train one with `python -m vggkeras train`, or name it."
+            f"No folder {folder}: expected a run's or an export's; train one with `python -m "
+            "vggkeras train`, or name it."
         )
     is_run = (folder / "run.json").is_file()
-    exports = (
-        folder / "export" if is_run and not (folder / "certificate.json").is_file() else folder
-    )
-    if not is_run and not (exports / "certificate.json").is_file():
+    has_certificate = (folder / "certificate.json").is_file()
+    if not is_run and not has_certificate:
         raise InputError(
-            f"{folder} holds neither run.json nor certificate.json: expected the folder of a run (`python -m vggkeras "
+            f"{folder} holds neither run.json nor certificate.json: expected the folder of a run "
+            "(`python -m vggkeras "
             "train`) or of an export (`python -m export`)."
         )
+    exports = folder if has_certificate else folder / "export"
     record = RunRecord.read(folder) if is_run else None
-    if not is_run and not files.read_certificate(exports):
-        raise InputError(
-            f"{exports / 'certificate.json'} names no artifact: export again with `python -m export`."
-        )
     history = _read_history(folder / "history.csv") if is_run else []
     certificate = files.read_certificate(exports)
+    if not is_run and not certificate:
+        raise InputError(
+            f"{exports / 'certificate.json'} names no artifact: export again with `python -m "
+            "export`."
+        )
     if is_run:
-        models = [path for path in [folder / "model.keras"] if path.is_file()]
+        models = [folder / "model.keras"]
     else:
-        models = [
-            exports / name
-            for name, entry in certificate.items()
-            if entry["passed"] and (exports / name).exists()
-        ]
+        models = [exports / name for name, entry in certificate.items() if entry["passed"]]
+    models = [path for path in models if path.exists()]
     card = record.card if record else ModelCard()
     return ReportSource(folder, card, record, history, certificate, exports, models)
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
-    """A row an epoch; none where no epoch is finished."""
+    """Return a row an epoch; none where no epoch is finished."""
     if not path.is_file():
         return []
     try:
@@ -111,70 +114,53 @@ def _read_history(path: Path) -> list[dict[str, float]]:
             raise ValueError(f"no column {', '.join(sorted(missing))}")
         if not all(math.isfinite(value) for row in rows for value in row.values()):
             raise ValueError("a value is not finite")
-    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise InputError(
-            f"{path} is damaged ({error}): expected a row of numbers an epoch, under {', '.join(HISTORY)}; "
+            f"{path} is damaged ({error}): expected a row of numbers an epoch, under "
+            f"{', '.join(HISTORY)}; "
             "restore it, or remove it to have the report without curves."
         ) from error
     return rows
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """A group of rows for `error_rows`, from the JSON of `python -m vggkeras evaluate --json`."""
-    expected = "expected the JSON that `python -m vggkeras evaluate --json FILE` writes"
-    if not path.is_file():
-        raise InputError(f"No evaluation at {path}: {expected}.")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no evaluation ({error}): {expected}.") from error
-    if (
-        not isinstance(records, list)
-        or not records
-        or not all(isinstance(record, dict) for record in records)
-    ):
-        raise InputError(f"{path} is no evaluation, a list of rows: {expected}.")
-    try:
-        if any(not 0 <= row["correct"] <= row["correct5"] <= row["images"] for row in records):
-            raise ValueError("a row has more right answers than images")
-        group: dict[str, Any] = {
-            "title": f"{path.name}: {records[0]['data']}, {records[0]['split']}",
-            "records": records,
-        }
-        error_rows(
-            **group
-        )  # a figure that is missing, or no number, is said before anything is evaluated
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is no evaluation ({type(error).__name__}: {error}): {expected}."
-        ) from error
-    return group
+def load_models(source: ReportSource) -> ReportSource:
+    """Return a source with its models loaded; an export's card is that of its first file.
 
-
-def loaded(source: ReportSource) -> tuple[ReportSource, list[Predictor], keras.Model | None]:
-    """The folder's models, ready to run, and the Keras network where one of them is; what an export's file says of itself."""
+    Raises:
+        InputError (a ValueError): a run on another Keras backend than TensorFlow; a damaged model.
+    """
     if not source.models:
-        return source, [], None
-    if source.is_run:
-        from keras.backend import backend
+        return source
+    if not source.is_run:
+        # A dense form answers as the file it is of, by the central crop.
+        predictors = tuple(p for p in map(runtimes.load, source.models) if not p.dense)
+        first = predictors[0] if predictors else runtimes.load(source.models[0])
+        card = dataclasses.replace(first.card, image_size=max(first.input_shape))
+        return dataclasses.replace(source, card=card, predictors=predictors)
+    from keras.backend import backend
 
-        from vggkeras import models as models_module
+    from vggkeras import models
+    from vggkeras.runtimes.keras import keras_predictor
 
-        if backend() != "tensorflow":
-            raise InputError(
-                "A run's report needs Keras' TensorFlow backend, for Grad-CAM: set KERAS_BACKEND=tensorflow and start again."
-            )
-        network, card = models_module.load_model(source.models[0])
-        return source, [keras_module.keras_predictor(network, card, source.models[0])], network
-    # A dense form answers as the file it is of, by the central crop.
-    predictors = [p for p in map(runtimes.load, source.models) if not p.dense]
-    first = predictors[0] if predictors else runtimes.load(source.models[0])
-    card = dataclasses.replace(first.card, image_size=max(first.input_shape))
-    return dataclasses.replace(source, card=card), predictors, None
+    if backend() != "tensorflow":
+        raise InputError(
+            "A run's report needs Keras' TensorFlow backend, for Grad-CAM: set "
+            "KERAS_BACKEND=tensorflow and start again."
+        )
+    (path,) = source.models
+    network, card = models.load_model(path)
+    predictor = keras_predictor(network, card, path)
+    return dataclasses.replace(source, predictors=(predictor,), network=network)
 
 
-def found_data(source: ReportSource, data: str | None, skip_unreadable: bool) -> Data | None:
-    """None where the model names no data and none are given."""
+def load_evaluation_data(
+    source: ReportSource, data: str | None, skip_unreadable: bool
+) -> Data | None:
+    """Return the data to evaluate on: those given, or those the model was trained on, or None.
+
+    Raises:
+        InputError (a ValueError): no such data; unreadable images.
+    """
     spec = data or source.card.data
     if not spec:
         return None

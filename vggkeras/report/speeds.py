@@ -1,110 +1,164 @@
-"""TODO"""
+"""Read the report's speeds from the JSON of `python -m export.benchmark --json`: bars and rows."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vggkeras.errors import InputError
-from vggkeras.evaluation import tables
+from vggkeras.evaluation.tables import short_names
 from vggkeras.report.figures import INK, VALIDATION, new_figure, svg
 
 
-def speed(path: Path, number: int) -> dict[str, Any]:
-    """Bars as SVG and rows, from the JSON of `python -m export.benchmark --json`; `number` keeps apart what is in a page."""
+@dataclass(frozen=True)
+class SpeedRow:
+    """One file's row; a ratio is of the first file's figure."""
+
+    file: str
+    precision: str
+    runtime: str
+    queries: int
+    p50_ms: float  # latency of one image
+    p90_ms: float
+    p99_ms: float
+    latency_ratio: str
+    images_per_second: float  # offline
+    rate_ratio: str
+    cold_start_s: float
+    peak_memory_mib: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A benchmark of several files."""
+
+    settings: str
+    rows: list[SpeedRow]
+    latency: str  # SVG
+    rate: str  # SVG
+
+
+def read_benchmark(path: Path, number: int) -> Speed:
+    """Return the bars and rows of a benchmark's JSON file.
+
+    Args:
+        path: the file.
+        number: different for each benchmark of the page.
+
+    Raises:
+        InputError (a ValueError): no such file; not a benchmark's.
+    """
     expected = "expected the JSON that `python -m export.benchmark --json FILE` writes"
     if not path.is_file():
         raise InputError(f"No benchmark at {path}: {expected}.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        settings, rows = found["settings"], found["rows"]
-        short = tables.short_names([row["file"] for row in rows])
-        shown: list[dict[str, Any]] = []
-        for row in rows:
-            single, offline = row["single_stream"], row["offline"]
-            figures = {name: float(single[name]) for name in ("p50_ms", "p90_ms", "p99_ms")}
-            figures |= {"images_per_second": float(offline["images_per_second"])}
-            figures |= {
-                name: float(row[name]) for name in ("cold_start_s", "peak_memory_mib", "bytes")
-            }
-            if not all(math.isfinite(value) and value > 0 for value in figures.values()):
-                raise ValueError(f"a figure of {row['file']} is not a number above 0")
-            threads = (
-                f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
-            )
-            shown.append(
-                {
-                    "file": short[row["file"]],
-                    "precision": str(row["precision"]),
-                    "runtime": f"{row['runtime']} {row['version']}, {row['provider']}{threads}",
-                    "queries": int(single["queries"]),
-                    **{
-                        f"{name}_ratio": _ratio(part, not shown)
-                        for name, part in (("latency", single), ("rate", offline))
-                    },
-                    **figures,
-                }
-            )
-        if not shown:
+        benchmark = json.loads(path.read_text(encoding="utf-8"))
+        settings, records = _settings(benchmark["settings"]), benchmark["rows"]
+        names = short_names([record["file"] for record in records])
+        rows = [
+            _row(record, names[record["file"]], is_first=number == 0)
+            for number, record in enumerate(records)
+        ]
+        if not rows:
             raise ValueError("no row")
-        how = (
-            "the smallest lengths of MLPerf"
-            if settings["official"]
-            else f"rounds in turn: {settings['rounds']:d}"
-        )
-        gpu = f", {settings['gpu']}" if settings["gpu"] else ""
-        told = (
-            f"{path.name}: {settings['processor']}, {settings['cores']} cores{gpu}; LoadGen {settings['loadgen']}, {how}; "
-            f"offline in batches of {settings['batch']}"
-        )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no benchmark ({type(error).__name__}: {error}): {expected}."
         ) from error
-    return {
-        "told": told,
-        "rows": shown,
-        "latency": _bars(
-            shown, "p50_ms", ("p90_ms", "p99_ms"), "ms", f"latency{number}", "Latency by file"
+    return Speed(
+        f"{path.name}: {settings}",
+        rows,
+        _bars(
+            rows,
+            [row.p50_ms for row in rows],
+            [[row.p90_ms, row.p99_ms] for row in rows],
+            ("ms", f"latency{number}", "Latency by file"),
         ),
-        "rate": _bars(
-            shown, "images_per_second", (), "images/s", f"rate{number}", "Images a second by file"
+        _bars(
+            rows,
+            [row.images_per_second for row in rows],
+            [],
+            ("images/s", f"rate{number}", "Images a second by file"),
         ),
-    }
+    )
 
 
-def _ratio(part: dict[str, Any], first: bool) -> str:
-    """The median of the rounds' ratios, and the smallest and the largest where there is more than one round."""
+def _settings(settings: Mapping[str, Any]) -> str:
+    """Return how the benchmark was run, in words."""
+    gpu = f", {settings['gpu']}" if settings["gpu"] else ""
+    how = f"rounds in turn: {settings['rounds']:d}"
+    return (
+        f"{settings['processor']}, {settings['cores']} cores{gpu}; LoadGen {settings['loadgen']}, "
+        f"{'the smallest lengths of MLPerf' if settings['official'] else how}; "
+        f"offline in batches of {settings['batch']}"
+    )
+
+
+def _row(record: Mapping[str, Any], file: str, *, is_first: bool) -> SpeedRow:
+    single, offline = record["single_stream"], record["offline"]
+    figures = {name: float(single[name]) for name in ("p50_ms", "p90_ms", "p99_ms")}
+    figures["images_per_second"] = float(offline["images_per_second"])
+    figures |= {name: float(record[name]) for name in ("cold_start_s", "peak_memory_mib", "bytes")}
+    if not all(math.isfinite(value) and value > 0 for value in figures.values()):
+        raise ValueError(f"a figure of {record['file']} is not a number above 0")
+    threads = record["threads"]
+    threads = f", {threads} thread{'s' * (threads > 1)}" if threads else ""
+    return SpeedRow(
+        file=file,
+        precision=str(record["precision"]),
+        runtime=f"{record['runtime']} {record['version']}, {record['provider']}{threads}",
+        queries=int(single["queries"]),
+        latency_ratio=_ratio(single, is_first),
+        rate_ratio=_ratio(offline, is_first),
+        **figures,
+    )
+
+
+def _ratio(part: Mapping[str, Any], is_first: bool) -> str:
+    """Return the median of the rounds' ratios, with the smallest and the largest of several."""
     low, high = part["ratio_range"]
-    spread = f" [{low:.2f}, {high:.2f}]" if len(part["rounds"]) > 1 and not first else ""
+    spread = f" [{low:.2f}, {high:.2f}]" if len(part["rounds"]) > 1 and not is_first else ""
     return f"{part['ratio']:.2f}{spread}"
 
 
 def _bars(
-    rows: list[dict[str, Any]], value: str, marks: Sequence[str], unit: str, name: str, told: str
+    rows: Sequence[SpeedRow],
+    values: Sequence[float],
+    ticks: Sequence[Sequence[float]],
+    labels: tuple[str, str, str],
 ) -> str:
-    """A horizontal bar a row, its name above it and its value after it; marks are ticks on a line from the bar's end."""
+    """Return SVG of a horizontal bar a row, its name above it, ticks on a line from the bar's end.
+
+    Args:
+        rows: what the bars are of.
+        values: the bars' lengths.
+        ticks: of each bar, or of none.
+        labels: unit, name of the figure, and what it shows.
+    """
+    unit, name, description = labels
     figure, axes = new_figure(height=0.7 + 0.55 * len(rows))
-    places = np.arange(len(rows))
-    values = [row[value] for row in rows]
-    axes.barh(places, values, 0.36, color=VALIDATION, alpha=0.6)
-    for place, row in zip(places, rows, strict=True):
-        label = row["file"] + ("" if row["precision"] == "float32" else f", {row['precision']}")
-        number = f"{row[value]:.3g}" if row[value] < 1000 else f"{row[value]:.0f}"
-        axes.text(0, place - 0.26, f"{label}: {number}", va="bottom", color=INK, parse_math=False)
-        ends = [row[mark] for mark in marks]
+    heights = np.arange(len(rows))
+    axes.barh(heights, values, 0.36, color=VALIDATION, alpha=0.6)
+    for y, row, value, ends in zip_longest(heights, rows, values, ticks):
+        precision = "" if row.precision == "float32" else f", {row.precision}"
+        number = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+        text = f"{row.file}{precision}: {number}"
+        axes.text(0, y - 0.26, text, va="bottom", color=INK, parse_math=False)
         if ends:
-            axes.plot([row[value], ends[-1]], [place, place], color=INK, linewidth=0.8)
-            axes.plot(ends, [place] * len(ends), "|", color=INK, markersize=9)
+            axes.plot([value, ends[-1]], [y, y], color=INK, linewidth=0.8)
+            axes.plot(ends, [y] * len(ends), "|", color=INK, markersize=9)
     axes.set_ylim(len(rows) - 0.6, -0.85)
     axes.set_xlim(left=0)
     axes.set_yticks([])
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(unit)
-    return svg(figure, name, told)
+    return svg(figure, name, description)

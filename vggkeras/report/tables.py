@@ -1,197 +1,167 @@
-"""TODO"""
+"""Make the report's tables: which classes are confused, their recall, and the exported files."""
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from vggkeras import files
-from vggkeras.data.splits import Data
 from vggkeras.evaluation.statistics import Evaluation, wilson
-from vggkeras.recipe import Recipe
-
-if TYPE_CHECKING:
-    import keras
-
-
-from typing import TYPE_CHECKING
-
-from vggkeras.pages import percent
-from vggkeras.report.pictures import (
-    encoded_picture,
-)
+from vggkeras.pages import Picture, encode_picture, percent
 from vggkeras.report.sources import ReportSource
-
-
-def confusions(row: Evaluation) -> dict[str, Any]:
-    """The confusion matrix, with numbers where classes are few, otherwise as a picture, and its largest mistakes."""
-    matrix = row.confusion_matrix()
-    images = matrix.sum(axis=1)
-    strength = np.sqrt(
-        matrix / np.maximum(images, 1)[:, None]
-    )  # of colour: few of many are seen too
-    wrong = matrix - np.diag(matrix.diagonal())
-    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [
-        (int(i), int(j))
-        for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[i, j]
-    ]
-    most = [
-        {
-            "label": row.class_names[i],
-            "prediction": row.class_names[j],
-            "count": wrong[i, j],
-            "images": images[i],
-        }
-        for i, j in pairs
-    ]
-    if len(matrix) <= NUMBERED:
-        return {"counts": matrix.tolist(), "strength": strength.tolist(), "most": most}
-    enlarged = max(1, 720 // len(matrix))
-    sheet = np.zeros((*matrix.shape, 4), np.uint8)
-    sheet[..., :3] = np.where(
-        np.eye(len(matrix), dtype=bool)[..., None], (58, 110, 190), (216, 84, 48)
-    )
-    sheet[..., 3] = np.round(255 * strength)
-    return {
-        "picture": encoded_picture(sheet.repeat(enlarged, 0).repeat(enlarged, 1), "PNG"),
-        "most": most,
-    }
-
-
-def recalls(row: Evaluation) -> dict[str, Any]:
-    """Each class' share of images recognised, the lowest first."""
-    matrix = row.confusion_matrix()
-    bars = []
-    for label, right, images in zip(
-        row.class_names, matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True
-    ):
-        if images:
-            low, high = wilson(right, images)
-            bars.append(
-                {
-                    "label": label,
-                    "value": right / images,
-                    "low": low,
-                    "high": high,
-                    "images": images,
-                }
-            )
-    bars.sort(key=lambda bar: bar["value"])
-    return {"bars": bars if len(row.class_names) <= RECALLS else bars[:WORST], "classes": len(bars)}
-
-
-def artifacts(source: ReportSource) -> list[dict[str, Any]]:
-    """A row an entry of the certificate, and whether the file is still the one that was proven."""
-    model = source.folder / "model.keras"
-    ours = files.sha256(model) if source.is_run and source.certificate and model.is_file() else None
-    rows = []
-    for name, entry in source.certificate.items():
-        path = source.exports / (name if entry["passed"] else f"{name}.rejected")
-        if not path.exists():
-            doubt = "the file is gone"
-        elif files.sha256(path) != entry["sha256"]:
-            doubt = "the file was changed since"
-        elif ours and entry["model_sha256"] != ours:
-            doubt = "of another model.keras: export it again"
-        else:
-            doubt = None
-        shares = {}
-        for share, interval in (
-            ("top1_agreement", "top1_agreement_interval"),
-            ("accuracy_artifact", "accuracy_interval"),
-        ):
-            known, ends = entry.get(share), entry.get(interval)
-            shown = None if known is None else percent(known)
-            shares[share] = (
-                f"{shown} [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if shown and ends else shown
-            )
-        # What an older certificate has not, is not known.
-        measured = (
-            dict.fromkeys(("max_abs_error", "milliseconds", "provider", "left_in_float")) | entry
-        )
-        told = {"agreement": shares["top1_agreement"], "accuracy": shares["accuracy_artifact"]}
-        rows.append({**measured, **told, "name": name, "doubt": doubt})
-    return rows
-
-
-def page_title(source: ReportSource, data: Data | None) -> str:
-    arch, spec = source.card.arch, source.card.data or (data.spec if data else "")
-    network = arch.replace("_", " ").upper() if arch.startswith("vgg") else f"VGG {arch}".strip()
-    name = spec.removeprefix("tfds:") if spec.startswith("tfds:") else Path(spec).name
-    return f"{network} on {name}" if name else network
-
-
-def run_facts(source: ReportSource, network: keras.Model | None) -> list[tuple[str, str]]:
-    """(what, how it is) of a run or an export, briefly."""
-    card, recipe, facts = source.card, source.card.recipe, []
-    if card.arch:
-        parts = [card.arch]
-        parts += ["batch normalisation"] if recipe and recipe.batch_norm else []
-        parts += [f"{recipe.width:g} of the filters"] if recipe and recipe.width != 1 else []
-        parts += [f"{network.count_params():,} parameters"] if network else []
-        facts.append(("network", ", ".join(parts)))
-    if card.image_size:
-        scale = f", validated at a smallest side of {card.scale} px" if card.scale else ""
-        facts.append(("input", f"{card.image_size} px crops{scale}"))
-    if card.data:
-        counts = [f"{count:,} {name}" for name, count in card.images.items()]
-        facts.append(("data", card.data + (f": {', '.join(counts)} images" if counts else "")))
-    if source.history:
-        spent = f", {_duration(source.record.seconds)}" if source.record else ""
-        epochs = recipe.epochs if recipe else "?"
-        facts.append(("training", f"{len(source.history)} of {epochs} epochs{spent}"))
-    if card.epoch is not None:
-        facts.append(("epoch", str(card.epoch)))
-    if source.record and source.record.host:
-        facts.append(("host", source.record.host))
-    versions = card.versions
-    facts += (
-        [("versions", ", ".join(f"{name} {number}" for name, number in versions.items()))]
-        if versions
-        else []
-    )
-    file = "run.json" if source.is_run else "certificate.json"
-    changed = datetime.datetime.fromtimestamp((source.folder / file).stat().st_mtime)
-    facts.append((file, f"last written {changed:%Y-%m-%d %H:%M}"))
-    return facts
-
-
-def command(recipe: Recipe) -> list[str]:
-    """Return the command line that gives a recipe, a flag a part; flags with the default value are left out."""
-    parts = [["python", "-m", "vggkeras", "train"]]
-    parts += [["--arch", recipe.arch], ["--data", recipe.data]]
-    for field in dataclasses.fields(Recipe):
-        value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
-        if field.name in ("arch", "data") or value == field.default:
-            continue
-        parts += [
-            [f"--{'' if value else 'no-'}{flag}"]
-            if isinstance(value, bool)
-            else [f"--{flag}", str(value)]
-        ]
-    return [shlex.join(part) for part in parts]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )
-
 
 NUMBERED = 30  # classes up to which the confusion matrix has numbers
 CONFUSIONS = 20  # most frequent ones listed where it has none
-RECALLS = 50  # classes up to which all have a bar
-WORST = 30  # that have one where they are more
+RECALLS = 50  # classes up to which each has a bar
+WORST = 30  # classes with a bar where there are more
+RIGHT, WRONG = (58, 110, 190), (216, 84, 48)  # RGB of the heat map
+HEAT_MAP = 720  # px, side
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that were taken for another."""
+
+    label: str
+    prediction: str
+    count: int
+    images: int  # of the label
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """The confusion matrix, as numbers or as a picture, and its most frequent confusions."""
+
+    most: list[Confusion]
+    counts: list[list[int]] | None  # rows are labels; None where there are many classes
+    strength: list[list[float]]  # of each cell's color, in [0, 1]
+    picture: Picture | None  # where there are many classes
+
+
+@dataclass(frozen=True)
+class ClassRecall:
+    """A class's recall, with its 95% Wilson confidence interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """The recall of classes, the lowest first."""
+
+    bars: list[ClassRecall]
+    classes: int  # that have images, whether they have a bar or not
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An entry of the certificate, as shown."""
+
+    name: str
+    passed: bool
+    doubt: str | None  # why the file may not be the one that was proven
+    max_abs_error: float | None
+    agreement: str | None  # top-1, with its interval
+    accuracy: str | None
+    milliseconds: float | None  # an image
+    bytes: int
+    runtime: str
+    version: str
+    provider: str | None
+    evidence: str  # the images
+    left_in_float: list[str]  # layers of an int8 file that are kept in float32
+    failures: list[str]
+
+
+def confusions(evaluation: Evaluation) -> Confusions:
+    """Return the confusion matrix: as numbers, or as a picture where classes are many."""
+    matrix = evaluation.confusion_matrix()
+    images = matrix.sum(axis=1)
+    strength = np.sqrt(matrix / np.maximum(images, 1)[:, None])  # a few of many can be seen too
+    wrong = matrix - np.diag(matrix.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
+    names = evaluation.class_names
+    most = [
+        Confusion(names[i], names[j], int(wrong[i, j]), int(images[i]))
+        for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[i, j]
+    ]
+    if len(matrix) <= NUMBERED:
+        return Confusions(most, matrix.tolist(), strength.tolist(), picture=None)
+    return Confusions(most, None, strength.tolist(), _heat_map(strength))
+
+
+def _heat_map(strength: np.ndarray) -> Picture:
+    classes = len(strength)
+    sheet = np.zeros((classes, classes, 4), np.uint8)  # RGBA
+    sheet[..., :3] = np.where(np.eye(classes, dtype=bool)[..., None], RIGHT, WRONG)
+    sheet[..., 3] = np.round(255 * strength)
+    cell = max(1, HEAT_MAP // classes)  # px
+    return encode_picture(sheet.repeat(cell, 0).repeat(cell, 1), "PNG")
+
+
+def recalls(evaluation: Evaluation) -> Recalls:
+    """Return the recall of each class that has images; of the worst where classes are many."""
+    matrix = evaluation.confusion_matrix()
+    counts = zip(matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True)
+    bars = [
+        ClassRecall(label, right / images, *wilson(right, images), images)
+        for label, (right, images) in zip(evaluation.class_names, counts, strict=True)
+        if images
+    ]
+    bars.sort(key=lambda bar: bar.value)
+    return Recalls(bars if len(matrix) <= RECALLS else bars[:WORST], len(bars))
+
+
+def artifacts(source: ReportSource) -> list[Artifact]:
+    """Return a row for each entry of the certificate, with any doubt about the file."""
+    model = source.folder / "model.keras"
+    model_sha256 = None
+    if source.is_run and source.certificate and model.is_file():
+        model_sha256 = files.sha256(model)
+    return [
+        Artifact(
+            name=name,
+            passed=entry["passed"],
+            doubt=_doubt(source, name, entry, model_sha256),
+            max_abs_error=entry.get("max_abs_error"),
+            agreement=_with_interval(entry, "top1_agreement", "top1_agreement_interval"),
+            accuracy=_with_interval(entry, "accuracy_artifact", "accuracy_interval"),
+            milliseconds=entry.get("milliseconds"),
+            bytes=entry["bytes"],
+            runtime=entry["runtime"],
+            version=entry["version"],
+            provider=entry.get("provider"),
+            evidence=entry.get("evidence", "no stated images"),
+            left_in_float=entry.get("left_in_float") or [],
+            failures=entry["failures"],
+        )
+        for name, entry in source.certificate.items()
+    ]
+
+
+def _doubt(
+    source: ReportSource, name: str, entry: dict[str, Any], model_sha256: str | None
+) -> str | None:
+    path = source.exports / (name if entry["passed"] else f"{name}.rejected")
+    if not path.exists():
+        return "the file is gone"
+    if files.sha256(path) != entry["sha256"]:
+        return "the file was changed since"
+    if model_sha256 and entry["model_sha256"] != model_sha256:
+        return "of another model.keras: export it again"
+    return None
+
+
+def _with_interval(entry: dict[str, Any], fraction: str, interval: str) -> str | None:
+    """Format a fraction of an entry with its interval; older entries may have neither."""
+    value, ends = entry.get(fraction), entry.get(interval)
+    if value is None:
+        return None
+    return percent(value) + (f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else "")

@@ -1,0 +1,105 @@
+"""Show where in an image the score of a class comes from: Grad-CAM (Selvaraju et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vggkeras.pages import Picture, encode_picture
+from vggkeras.report.pictures import Answer, Answers
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A class's Grad-CAM over an image."""
+
+    label: str
+    picture: Picture
+    is_empty: bool  # nothing in the image speaks for the class
+
+
+@dataclass(frozen=True)
+class Look:
+    """An answer, explained for the class answered and, where that is wrong, for the label too."""
+
+    answer: Answer
+    is_right: bool
+    overlays: list[Overlay]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Explained answers."""
+
+    looks: list[Look]
+    cells: tuple[int, int]  # of the maps
+
+
+def explain(network: keras.Model, answers: Answers, positions: Sequence[int]) -> Looks | None:
+    """Explain some answers by Grad-CAM; None where there are none."""
+    if not positions:
+        return None
+    evaluation, crops = answers.evaluation, np.stack([answers.crops[i] for i in positions])
+    maps = {
+        "prediction": grad_cam(network, crops, evaluation.predictions[positions]),
+        "label": grad_cam(network, crops, evaluation.labels[positions]),
+    }
+    looks = []
+    for i, position in enumerate(positions):
+        answer, is_right = answers.answer(position), bool(evaluation.right[position])
+        thumbnail = answers.thumbnails[position]
+        overlays = [_overlay(answer.prediction, thumbnail, maps["prediction"][i])]
+        if not is_right:
+            overlays.append(_overlay(answer.label, thumbnail, maps["label"][i]))
+        looks.append(Look(answer, is_right, overlays))
+    return Looks(looks, maps["label"].shape[1:])
+
+
+def grad_cam(
+    network: keras.Model, images: np.ndarray, classes: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    """Return where in each image the score of a class comes from: float32 `[N, h, w]`, 0 or more.
+
+    The maps are a weighted sum of the rectified outputs of block 5's last convolution. The weights
+    are the gradients of the score before soft-max, averaged over space. Negative values, which
+    speak against the class, become 0.
+
+    Args:
+        network: from `vggkeras.build()`, on the TensorFlow backend.
+        images: uint8 `[N, H, W, C]`.
+        classes: one an image.
+    """
+    import keras
+    import tensorflow as tf
+
+    maps = network.get_layer("block5_pool").input
+    last = network.get_layer("predictions")
+    below, above = keras.Model(network.input, maps), keras.Model(maps, last.input)
+    a = below(images, training=False)  # [N, h, w, C]
+    with tf.GradientTape() as tape:
+        tape.watch(a)
+        scores = keras.ops.matmul(above(a, training=False), last.kernel) + last.bias  # [N, classes]
+        chosen = tf.gather(scores, tf.constant(classes, tf.int32), batch_dims=1)
+    weights = tf.reduce_mean(tape.gradient(chosen, a), axis=(1, 2))  # [N, C]
+    return tf.nn.relu(tf.einsum("nhwc,nc->nhw", a, weights)).numpy()
+
+
+def _overlay(label: str, thumbnail: np.ndarray, heat: np.ndarray) -> Overlay:
+    """Lay a map `[h, w]` over a thumbnail in gray; the map's largest value is brightest."""
+    from matplotlib import colormaps
+
+    h, w = thumbnail.shape[:2]
+    small = Image.fromarray((heat / (heat.max() or 1)).astype(np.float32))
+    relative = np.asarray(small.resize((w, h), Image.Resampling.BICUBIC)).clip(0, 1)
+    gray = np.asarray(Image.fromarray(thumbnail).convert("L"))[..., None] * np.ones(3)
+    color = colormaps["inferno"](0.15 + 0.85 * relative)[..., :3] * 255
+    opacity = 0.75 * relative[..., None] ** 0.7
+    blended = np.round(gray * (1 - opacity) + color * opacity).astype(np.uint8)
+    return Overlay(label, encode_picture(blended), is_empty=not heat.any())
