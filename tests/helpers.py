@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -338,3 +340,60 @@ def shaken(model):
     for layer in model.layers:
         layer.set_weights([rng.uniform(0.1, 1, w.shape) for w in layer.get_weights()])
     return model
+
+
+def bare_run(folder: Path, classes: list[str], data: str, **changes) -> Path:
+    """Write a run's folder as before its first epoch's end, with a network that has learnt nothing."""
+    recipe = vggkeras.Recipe("A", data, folder, **changes)
+    folder.mkdir(parents=True)
+    about = {
+        "arch": "A",
+        "recipe": {**dataclasses.asdict(recipe), "out": str(folder), "init_from": None},
+        "data": data,
+        "class_names": classes,
+        "image_size": 32,
+        "scale": 32,
+        "images": {"validation": 4 * len(classes)},
+    }
+    network = vggkeras.build("A", (32, 32, 3), len(classes), width=0.05, fc_units=8, seed=0)
+    models.save_model(network, folder / "model.keras", ModelCard.from_json(about, folder))
+    (folder / "run.json").write_text(json.dumps({**about, "status": "training", "metrics": {}}))
+    return folder
+
+
+def speed_of(file: str, p50: float = 2.0, rate: float = 400.0) -> dict:
+    """Return what the report reads of a benchmark's row."""
+    ratios = {"ratio": 0.5, "ratio_range": [0.25, 1.5], "rounds": [{}, {}]}
+    return {
+        "file": file,
+        "precision": "int8" if "int8" in file else "float32",
+        "runtime": "litert",
+        "version": "2.3.0",
+        "provider": "cpu",
+        "threads": 2,
+        "cold_start_s": 0.75,
+        "peak_memory_mib": 66.4,
+        "bytes": 12345,
+        "single_stream": {
+            "queries": 1234,
+            "p50_ms": p50,
+            "p90_ms": 2 * p50,
+            "p99_ms": 3 * p50,
+            **ratios,
+        },
+        "offline": {"images_per_second": rate, **ratios},
+    }
+
+
+def speeds(*rows: dict, **changed) -> dict:
+    """Return what `python -m export.benchmark --json` writes of some rows."""
+    settings = {
+        "official": False,
+        "rounds": 2,
+        "processor": "CPU",
+        "cores": 2,
+        "gpu": None,
+        "loadgen": "6",
+        "batch": 8,
+    }
+    return {"settings": {**settings, **changed}, "rows": list(rows)}

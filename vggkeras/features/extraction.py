@@ -197,8 +197,12 @@ def describe(
 
 def chosen_splits(data: Data, names: Sequence[str]) -> dict[str, Split]:
     """Return splits by name, each once; all splits where no name is given."""
-    asked = [id(data.split(name)) for name in names]
-    return {name: split for name, split in data.splits.items() if not names or id(split) in asked}
+    chosen = [data.split(name) for name in names]  # "val" is "validation"
+    return {
+        name: split
+        for name, split in data.splits.items()
+        if not names or any(split is other for other in chosen)
+    }
 
 
 def check_out(path: Path) -> None:

@@ -1,8 +1,6 @@
 """Draw the report's figures with Matplotlib, as SVG in the page's own colors and fonts.
 
-To add a figure: write a function here that returns `svg(figure, ...)`, put its result into
-`page.report`, and show it in
-report.html.jinja.
+To add one, write a function here that returns `svg(figure, ...)`; page.py says how it is shown.
 """
 
 from __future__ import annotations

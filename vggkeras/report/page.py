@@ -1,6 +1,8 @@
 """Write a run or an export as one page, report.html, which needs no network and no script.
 
 `report` gives the template report.html.jinja its values, in the order in which the page shows them.
+To add one: return it from a function (an SVG from figures.py, a dataclass from tables.py), name it
+in `report`, or in `Scored` if it is of the validation images, and show it in the template.
 
 python -m vggkeras report runs/latest
 """
@@ -86,14 +88,8 @@ def report(
     files.check_file(page)
     recipe = source.card.recipe
     skip_unreadable |= recipe is not None and recipe.skip_unreadable
-    if source.models:
-        load_tensorflow(console, *source.models)
-    with console.status(f"loading {folder}"):
-        source = load_models(source)
-        images = load_evaluation_data(source, data, skip_unreadable) if source.predictors else None
+    source, images = _load(source, data, console, skip_unreadable)
     scored = _score(source, images, console, skip_unreadable) if images else None
-    if scored:
-        groups = [scored.errors, *groups]
     text = render(
         TEMPLATE,
         source=source,
@@ -101,7 +97,7 @@ def report(
         facts=run_facts(source),
         command=command(source.card.recipe) if source.card.recipe else None,
         curves=curves(source),
-        groups=groups,
+        groups=[scored.errors, *groups] if scored else groups,
         scored=scored,  # classes, confidence, mistakes, where it looks
         kernels=kernels(source.network) if source.network else None,
         artifacts=artifacts(source),
@@ -129,6 +125,18 @@ class Scored:
     looks: Looks | None  # of a Keras model
 
 
+def _load(
+    source: ReportSource, data: str | None, console: Console, skip_unreadable: bool
+) -> tuple[ReportSource, Data | None]:
+    """Load a source's models and, where there are any, the data to evaluate them on."""
+    if source.models:
+        load_tensorflow(console, *source.models)
+    with console.status(f"loading {source.folder}"):
+        source = load_models(source)
+        images = load_evaluation_data(source, data, skip_unreadable) if source.predictors else None
+    return source, images
+
+
 def _score(source: ReportSource, data: Data, console: Console, skip_unreadable: bool) -> Scored:
     """Evaluate a source's models on the validation images."""
     split, skipped = data.split("validation"), list(data.skipped)
@@ -154,9 +162,8 @@ def _score(source: ReportSource, data: Data, console: Console, skip_unreadable: 
     papers = [paper.paper_errors(source.predictors, row) for row in rows]
     records = tables.records(rows, papers, name, {"data": data.spec, "split": split.name})
     by_confidence = np.argsort(-first.confidences, kind="stable")
-    right, wrong = (
-        by_confidence[first.right[by_confidence] == is_right] for is_right in (True, False)
-    )
+    is_right = first.right[by_confidence]
+    right, wrong = by_confidence[is_right], by_confidence[~is_right]
     mistakes, explained = wrong[:MISTAKES].tolist(), []
     if source.network:
         explained = [*_of_many_classes(first, right), *_of_many_classes(first, wrong)]
