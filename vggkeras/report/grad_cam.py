@@ -47,19 +47,17 @@ def explain(network: keras.Model, answers: Answers, positions: Sequence[int]) ->
     if not positions:
         return None
     evaluation, crops = answers.evaluation, np.stack([answers.crops[i] for i in positions])
-    maps = {
-        "prediction": grad_cam(network, crops, evaluation.predictions[positions]),
-        "label": grad_cam(network, crops, evaluation.labels[positions]),
-    }
+    of_predictions = grad_cam(network, crops, evaluation.predictions[positions])  # [n, h, w]
+    of_labels = grad_cam(network, crops, evaluation.labels[positions])
     looks = []
-    for i, position in enumerate(positions):
+    for position, of_prediction, of_label in zip(positions, of_predictions, of_labels, strict=True):
         answer, is_right = answers.answer(position), bool(evaluation.right[position])
         thumbnail = answers.thumbnails[position]
-        overlays = [_overlay(answer.prediction, thumbnail, maps["prediction"][i])]
+        overlays = [_overlay(answer.prediction, thumbnail, of_prediction)]
         if not is_right:
-            overlays.append(_overlay(answer.label, thumbnail, maps["label"][i]))
+            overlays.append(_overlay(answer.label, thumbnail, of_label))
         looks.append(Look(answer, is_right, overlays))
-    return Looks(looks, maps["label"].shape[1:])
+    return Looks(looks, of_labels.shape[1:])
 
 
 def grad_cam(

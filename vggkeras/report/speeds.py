@@ -64,8 +64,7 @@ def read_benchmark(path: Path, number: int) -> Speed:
         settings, records = _settings(benchmark["settings"]), benchmark["rows"]
         names = short_names([record["file"] for record in records])
         rows = [
-            _row(record, names[record["file"]], is_first=number == 0)
-            for number, record in enumerate(records)
+            _row(record, names[record["file"]], is_first=i == 0) for i, record in enumerate(records)
         ]
         if not rows:
             raise ValueError("no row")
@@ -73,21 +72,13 @@ def read_benchmark(path: Path, number: int) -> Speed:
         raise InputError(
             f"{path} is no benchmark ({type(error).__name__}: {error}): {expected}."
         ) from error
+    p50, tails = [row.p50_ms for row in rows], [[row.p90_ms, row.p99_ms] for row in rows]
+    rates = [row.images_per_second for row in rows]
     return Speed(
-        f"{path.name}: {settings}",
-        rows,
-        _bars(
-            rows,
-            [row.p50_ms for row in rows],
-            [[row.p90_ms, row.p99_ms] for row in rows],
-            ("ms", f"latency{number}", "Latency by file"),
-        ),
-        _bars(
-            rows,
-            [row.images_per_second for row in rows],
-            [],
-            ("images/s", f"rate{number}", "Images a second by file"),
-        ),
+        settings=f"{path.name}: {settings}",
+        rows=rows,
+        latency=_bars(rows, p50, tails, "ms", f"latency{number}", "Latency by file"),
+        rate=_bars(rows, rates, [], "images/s", f"rate{number}", "Images a second by file"),
     )
 
 
@@ -133,17 +124,11 @@ def _bars(
     rows: Sequence[SpeedRow],
     values: Sequence[float],
     ticks: Sequence[Sequence[float]],
-    labels: tuple[str, str, str],
+    unit: str,
+    name: str,
+    label: str,
 ) -> str:
-    """Return SVG of a horizontal bar a row, its name above it, ticks on a line from the bar's end.
-
-    Args:
-        rows: what the bars are of.
-        values: the bars' lengths.
-        ticks: of each bar, or of none.
-        labels: unit, name of the figure, and what it shows.
-    """
-    unit, name, description = labels
+    """Draw a horizontal bar a row, its name above it and ticks on a line from the bar's end."""
     figure, axes = new_figure(height=0.7 + 0.55 * len(rows))
     heights = np.arange(len(rows))
     axes.barh(heights, values, 0.36, color=VALIDATION, alpha=0.6)
@@ -161,4 +146,4 @@ def _bars(
     axes.set_axisbelow(True)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(unit)
-    return svg(figure, name, description)
+    return svg(figure, name, label)
