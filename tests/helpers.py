@@ -343,7 +343,7 @@ def shaken(model):
 
 
 def bare_run(folder: Path, classes: list[str], data: str, **changes) -> Path:
-    """Write a run's folder as before its first epoch's end, with a network that has learnt nothing."""
+    """Write a run's folder as before its first epoch's end, with a network that has learned nothing."""
     recipe = vggkeras.Recipe("A", data, folder, **changes)
     folder.mkdir(parents=True)
     about = {

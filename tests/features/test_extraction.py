@@ -203,10 +203,10 @@ def test_splits_are_chosen_and_digits_never_mirrored(form, described):
 
 
 def test_data_that_flatter_are_named(described, form, tmp_path):
-    learnt = "was trained on digits: it learnt these very classes"
-    assert f"{learnt}, and has seen images of its train split among these" in described.flatters
+    learned = "was trained on digits: it learned these very classes"
+    assert f"{learned}, and has seen images of its train split among these" in described.flatters
     validation = describe(form, load_images("digits"), ("validation",), (32,))
-    assert f"{learnt}, which flatters" in validation.flatters
+    assert f"{learned}, which flatters" in validation.flatters
     write_photos(tmp_path / "loose", 2)
     assert describe(form, load_images(str(tmp_path / "loose"))).flatters is None
 

@@ -130,7 +130,7 @@ def test_nearest_is_what_sorting_gives_however_it_is_cut(monkeypatch):
             )
 
 
-def test_one_image_has_no_neighbours_and_unlabelled_ones_no_frame(form, tmp_path):
+def test_one_image_has_no_neighbours_and_unlabeled_ones_no_frame(form, tmp_path):
     write_photos(tmp_path / "loose", 1)
     one = describe(form, load_images(str(tmp_path / "loose")))
     with pytest.raises(InputError, match="nearest neighbours need two or more"):

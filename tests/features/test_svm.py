@@ -138,7 +138,7 @@ def test_the_command_prints_and_keeps_what_was_measured(run, command):
     arguments += ["--out", "f.npz", "--svm", "--train-images", 10, "--neighbours", "n.html"]
     code, out, err = command(cli, "features", *arguments, "--json", "f.json")
     assert code == 0, err
-    assert "it learnt these very classes, which flatters its features" in " ".join(out.split())
+    assert "it learned these very classes, which flatters its features" in " ".join(out.split())
     assert "which flatters its features" in Path("n.html").read_text(encoding="utf-8")
     record = json.loads(Path("f.json").read_text())["svm"]
     assert len(record["c"]) == len(record["mean_class_recalls"]) == 3

@@ -41,7 +41,7 @@ def page(run, exports, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="package")
 def many(tmp_path_factory) -> Path:
-    """The report of a network that has learnt nothing, of 52 classes with four images each."""
+    """The report of a network that has learned nothing, of 52 classes with four images each."""
     folder, names = tmp_path_factory.mktemp("many"), [f"class {i:02d}" for i in range(52)]
     for i, name in enumerate(names):
         for split, count in (("train", 1), ("val", 4)):

@@ -180,7 +180,7 @@ def test_the_mistakes_are_the_most_confident_ones(page, rows, many):
             caption = " ".join(re.sub("<[^>]*>", " ", figure).split())
             assert caption == f"{answer} {first.confidences[i]:.2%} is {label} {images[i]}"
             assert 'src="data:image/jpeg;base64,' in figure
-            assert f'alt="{images[i]}: labelled {label}, answered {answer}' in figure
+            assert f'alt="{images[i]}: labeled {label}, answered {answer}' in figure
         shown.append(len(figures))
     assert shown[0] > 0
     assert shown[1] == 24

@@ -124,7 +124,7 @@ class Described:
 
 
 def load_images(spec: str, *, skip_unreadable: bool = False) -> Data:
-    """Return `load_data(spec)`, or one split "images", labelled -1, of a folder of images alone.
+    """Return `load_data(spec)`, or one split "images", labeled -1, of a folder of images alone.
 
     Raises:
         InputError (a ValueError): as `load_data`.
@@ -184,14 +184,14 @@ def describe(
     seconds = time.monotonic() - start
     names, indices, labels = (np.array(column) for column in zip(*seen, strict=True))
     return Described(
-        data,
-        rows[: len(seen)],
-        labels.astype(np.int64),
-        names,
-        indices.astype(np.int64),
-        _provenance(extractor, data, chosen, len(seen)),
-        seconds,
-        _overlap_warning(predictor, data, chosen),
+        data=data,
+        features=rows[: len(seen)],
+        labels=labels.astype(np.int64),
+        splits=names,
+        indices=indices.astype(np.int64),
+        about=_provenance(extractor, data, chosen, len(seen)),
+        seconds=seconds,
+        flatters=_overlap_warning(predictor, data, chosen),
     )
 
 
@@ -337,6 +337,6 @@ def _overlap_warning(predictor: Predictor, data: Data, splits: Iterable[str]) ->
         return None
     images = ", and has seen images of its train split among these" if "train" in splits else ""
     return (
-        f"The network was trained on {data.spec}: it learnt these very classes{images}, which "
+        f"The network was trained on {data.spec}: it learned these very classes{images}, which "
         "flatters its features."
     )

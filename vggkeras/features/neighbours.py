@@ -29,7 +29,7 @@ BLOCK = 1 << 24  # similarities in memory at once
 
 @dataclass(frozen=True)
 class NearestRecall:
-    """The fraction of labelled images whose nearest other labelled image has their class."""
+    """The fraction of labeled images whose nearest other labeled image has their class."""
 
     images: int
     right: int
@@ -43,12 +43,12 @@ class NearestRecall:
             features: rows of length 1.
             labels: int64 `[N]`; -1: unknown.
         """
-        labelled = np.flatnonzero(labels >= 0)
-        count = len(labelled)
+        labeled = np.flatnonzero(labels >= 0)
+        count = len(labeled)
         if count < 2:
             return None
-        labels = labels[labelled]
-        rows, _ = nearest(features[labelled], np.arange(count), 1)
+        labels = labels[labeled]
+        rows, _ = nearest(features[labeled], np.arange(count), 1)
         sizes = np.bincount(labels)
         chance = float((sizes * (sizes - 1)).sum() / (count * (count - 1)))
         return NearestRecall(count, int((labels[rows[:, 0]] == labels).sum()), chance)

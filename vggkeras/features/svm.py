@@ -89,7 +89,7 @@ def svm_recall(
 
     Args:
         features: float `[N, D]`, rows of length 1.
-        labels: int `[N]`; images labelled -1 are left out.
+        labels: int `[N]`; images labeled -1 are left out.
         train_images: n, 2 or more.
         test_images: m, 1 or more, of the images that are left.
         repeats: number of splits.

@@ -35,9 +35,9 @@ class Confusions:
     """The confusion matrix, as numbers or as a picture, and its most frequent confusions."""
 
     most: list[Confusion]
-    counts: list[list[int]] | None  # rows are labels; None where there are many classes
-    strength: list[list[float]]  # of each cell's color, in [0, 1]
-    picture: Picture | None  # where there are many classes
+    counts: list[list[int]] | None  # rows are labels; None where classes are many
+    strength: list[list[float]] | None  # of each cell's color, in [0, 1]
+    picture: Picture | None  # where classes are many
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,18 @@ def confusions(evaluation: Evaluation) -> Confusions:
     ]
     if len(matrix) <= NUMBERED:
         return Confusions(most, matrix.tolist(), strength.tolist(), picture=None)
-    return Confusions(most, None, strength.tolist(), _heat_map(strength))
-
-
-def _heat_map(strength: np.ndarray) -> Picture:
-    classes = len(strength)
-    sheet = np.zeros((classes, classes, 4), np.uint8)  # RGBA
-    sheet[..., :3] = np.where(np.eye(classes, dtype=bool)[..., None], RIGHT, WRONG)
-    sheet[..., 3] = np.round(255 * strength)
-    cell = max(1, HEAT_MAP // classes)  # px
-    return encode_picture(sheet.repeat(cell, 0).repeat(cell, 1), "PNG")
+    return Confusions(most, None, None, _heat_map(strength))
 
 
 def recalls(evaluation: Evaluation) -> Recalls:
     """Return the recall of each class that has images; of the worst where classes are many."""
     matrix = evaluation.confusion_matrix()
-    counts = zip(matrix.diagonal().tolist(), matrix.sum(axis=1).tolist(), strict=True)
-    bars = [
-        ClassRecall(label, right / images, *wilson(right, images), images)
-        for label, (right, images) in zip(evaluation.class_names, counts, strict=True)
-        if images
-    ]
+    counts = matrix.diagonal().tolist(), matrix.sum(axis=1).tolist()
+    bars = []
+    for label, right, images in zip(evaluation.class_names, *counts, strict=True):
+        if images:
+            low, high = wilson(right, images)
+            bars.append(ClassRecall(label, right / images, low, high, images))
     bars.sort(key=lambda bar: bar.value)
     return Recalls(bars if len(matrix) <= RECALLS else bars[:WORST], len(bars))
 
@@ -144,6 +135,15 @@ def artifacts(source: ReportSource) -> list[Artifact]:
         )
         for name, entry in source.certificate.items()
     ]
+
+
+def _heat_map(strength: np.ndarray) -> Picture:
+    classes = len(strength)
+    sheet = np.zeros((classes, classes, 4), np.uint8)  # RGBA
+    sheet[..., :3] = np.where(np.eye(classes, dtype=bool)[..., None], RIGHT, WRONG)
+    sheet[..., 3] = np.round(255 * strength)
+    cell = max(1, HEAT_MAP // classes)  # px
+    return encode_picture(sheet.repeat(cell, 0).repeat(cell, 1), "PNG")
 
 
 def _doubt(
