@@ -68,3 +68,8 @@ def render(template: Path, **values: Any) -> str:
 def percent(fraction: float) -> str:
     """Format a fraction as a percentage, such as 98.25%."""
     return f"{100 * fraction:.2f}%"
+
+
+def data_title(spec: str) -> str:
+    """Return what a page calls the data of a data string: a folder's name, or TFDS' name."""
+    return spec.removeprefix("tfds:") if spec.startswith("tfds:") else Path(spec).name

@@ -5,9 +5,8 @@ python -m vggkeras features --data FOLDER --out features.npz --neighbours neighb
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from vggkeras.errors import InputError
 from vggkeras.evaluation import statistics
 from vggkeras.features.extraction import Described
 from vggkeras.features.svm import interval_text
-from vggkeras.pages import Picture, encode_picture, read_images, render
+from vggkeras.pages import Picture, data_title, encode_picture, read_images, render
 
 TEMPLATE = Path(__file__).with_name("neighbours.html.jinja")
 QUERIES, CLOSEST = 24, 8  # of the page
@@ -69,7 +68,7 @@ class NearestRecall:
     def record(self) -> dict[str, Any]:
         """Return the JSON of it."""
         share = self.right / self.images
-        return {**dataclasses.asdict(self), "share": share, "interval": self.interval}
+        return {**asdict(self), "share": share, "interval": self.interval}
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,14 @@ class _Shown:
     # Of a neighbour alone:
     cosine: float | None = None  # of the angle to the query's features
     alike: bool | None = None  # whether it has the query's class; None: unknown
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A query with its closest images."""
+
+    query: _Shown
+    closest: list[_Shown]
 
 
 def check_page(path: Path) -> None:
@@ -115,23 +122,17 @@ def write_page(described: Described, path: Path) -> NearestRecall | None:
     queries = choose_queries(described.labels)
     closest, cosines = nearest(described.features, queries, min(CLOSEST, count - 1))
     recall = NearestRecall.of(described.features, described.labels)
-    pictures = _pictures(described, np.unique(np.concatenate([queries, closest.ravel()])))
-
-    def shown(row: int, **neighbour: Any) -> _Shown:
-        return _Shown(described.name(row), described.label(row), pictures[row], **neighbour)
-
+    shown = _shown(described, np.unique(np.concatenate([queries, closest.ravel()])))
     rows = []
     for query, others, angles in zip(queries.tolist(), closest.tolist(), cosines, strict=True):
-        label = described.label(query)
-        neighbours = []
-        for other, cosine in zip(others, angles, strict=True):
-            labels = (label, described.label(other))
-            alike = None if None in labels else labels[0] == labels[1]
-            neighbours.append(shown(other, cosine=float(cosine), alike=alike))
-        rows.append({"query": shown(query), "closest": neighbours})
+        neighbours = [
+            replace(shown[other], cosine=float(cosine), alike=_alike(described, query, other))
+            for other, cosine in zip(others, angles, strict=True)
+        ]
+        rows.append(_Row(shown[query], neighbours))
     page = render(
         TEMPLATE,
-        title=spec.removeprefix("tfds:") if spec.startswith("tfds:") else Path(spec).name,
+        title=data_title(spec),
         rows=rows,
         recall=recall,
         about=described.about,
@@ -190,12 +191,20 @@ def _spread(total: int, count: int) -> np.ndarray:
     return (np.arange(count) * 2 + 1) * total // (2 * count)
 
 
-def _pictures(described: Described, rows: np.ndarray) -> dict[int, Picture]:
-    """Return the central squares of some images: row -> picture."""
-    pictures = {}
+def _shown(described: Described, rows: np.ndarray) -> dict[int, _Shown]:
+    """Return some images with their central squares: row -> image."""
+    shown = {}
     for name, split in described.data.splits.items():
         row_of = {int(described.indices[i]): int(i) for i in rows if described.splits[i] == name}
         for index, image in read_images(split, row_of):
+            row = row_of[index]
             square = augment.center_crop(image, THUMBNAIL, (THUMBNAIL, THUMBNAIL))
-            pictures[row_of[index]] = encode_picture(square)
-    return pictures
+            picture = encode_picture(square)
+            shown[row] = _Shown(described.name(row), described.label(row), picture)
+    return shown
+
+
+def _alike(described: Described, row: int, other: int) -> bool | None:
+    """Return whether two images have the same class; None where a label is unknown."""
+    one, two = described.labels[row], described.labels[other]
+    return bool(one == two) if one >= 0 and two >= 0 else None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shlex
-from pathlib import Path
 
 from vggkeras.card import ModelCard
 from vggkeras.data.splits import Data
+from vggkeras.pages import data_title
 from vggkeras.recipe import Recipe
 from vggkeras.report.sources import ReportSource
 
 
 def page_title(card: ModelCard, data: Data | None) -> str:
     """Return the page's title, such as "VGG A on digits"."""
-    arch, spec = card.arch, card.data or (data.spec if data else "")
+    arch, name = card.arch, data_title(card.data or (data.spec if data else ""))
     network = arch.replace("_", " ").upper() if arch.startswith("vgg") else f"VGG {arch}".strip()
-    name = spec.removeprefix("tfds:") if spec.startswith("tfds:") else Path(spec).name
     return f"{network} on {name}" if name else network
 
 
