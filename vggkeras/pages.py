@@ -34,7 +34,7 @@ def encode_picture(pixels: np.ndarray, kind: Literal["JPEG", "PNG"] = "JPEG") ->
     return Picture(f"data:image/{kind.lower()};base64,{encoded}", width, height)
 
 
-def read_images(split: Split, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+def read_some(split: Split, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index, uint8 `[H, W, 3]`) of some images of a split, in the split's order."""
     wanted = sorted({int(i) for i in indices})
     some = split.without(set(split.indices()) - set(wanted))

@@ -18,7 +18,7 @@ from vggkeras.errors import InputError
 from vggkeras.evaluation import statistics
 from vggkeras.features.extraction import Described
 from vggkeras.features.svm import interval_text
-from vggkeras.pages import Picture, data_title, encode_picture, read_images, render
+from vggkeras.pages import Picture, data_title, encode_picture, read_some, render
 
 TEMPLATE = Path(__file__).with_name("neighbours.html.jinja")
 QUERIES, CLOSEST = 24, 8  # of the page
@@ -196,7 +196,7 @@ def _shown(described: Described, rows: np.ndarray) -> dict[int, _Shown]:
     shown = {}
     for name, split in described.data.splits.items():
         row_of = {int(described.indices[i]): int(i) for i in rows if described.splits[i] == name}
-        for index, image in read_images(split, row_of):
+        for index, image in read_some(split, row_of):
             row = row_of[index]
             square = augment.center_crop(image, THUMBNAIL, (THUMBNAIL, THUMBNAIL))
             picture = encode_picture(square)

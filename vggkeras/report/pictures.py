@@ -12,7 +12,7 @@ import numpy as np
 from vggkeras.data import augment
 from vggkeras.data.splits import Split
 from vggkeras.evaluation.statistics import Evaluation
-from vggkeras.pages import Picture, encode_picture, read_images
+from vggkeras.pages import Picture, encode_picture, read_some
 from vggkeras.runtimes.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Answers:
         size, side = (round(h * enlarged), round(w * enlarged)), math.ceil(scale * enlarged)
         position = {int(evaluation.indices[i]): int(i) for i in positions}
         crops, thumbnails = {}, {}
-        for index, image in read_images(split, position):
+        for index, image in read_some(split, position):
             crop = augment.center_crop(image, scale, (h, w))
             crops[position[index]] = augment.in_channels(crop, channels)
             thumbnails[position[index]] = augment.center_crop(image, side, size)
