@@ -315,7 +315,7 @@ for path in sys.argv[1:]:
     assert sum(not np.array_equal(a, b) for a, b in zip(before, model.get_weights())) > 10, path
 
 from vggkeras.configs import Recipe
-from vggkeras.train import compile_model
+from vggkeras.training.optimizer import compile_model
 moved = []
 for rate in (1.0, 0.1):
     model = vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8, dropout=0.0, seed=1)

@@ -77,14 +77,14 @@ class Features:
         write(described, self.out)
         about = described.about
         print_note(
-            f"{about['model']} in {about['runtime']} {about['version']}, {about['provider']}, on "
-            f"{self.data}: {', '.join(about['splits'])}"
+            f"{about.model} in {about.runtime} {about.version}, {about.provider}, on "
+            f"{self.data}: {', '.join(about.splits)}"
         )
         print_table(self._table(described), console)
         print_skipped(skipped)
         if described.flatters and (self.svm or self.neighbours):
             console.print(f"[yellow]{described.flatters}[/]", soft_wrap=True)
-        record = {**about, "seconds": described.seconds, "skipped": skipped}
+        record = {**about.to_json(), "seconds": described.seconds, "skipped": skipped}
         if self.svm:
             record["svm"] = self._fit_svm(described, data.class_names)
         if self.neighbours:
@@ -135,12 +135,12 @@ class Features:
     def _table(self, described: Described) -> Table:
         about = described.about
         cells = {
-            "images": f"{about['images']:,}",
-            "Q": " ".join(map(str, about["scales"])),
-            "aggregate": f"{self.aggregate}{', mirrors' if about['mirrors'] else ''}",
-            "features": f"{about['dimensions']:,}",
+            "images": f"{about.images:,}",
+            "Q": " ".join(map(str, about.scales)),
+            "aggregate": f"{self.aggregate}{', mirrors' if about.mirrors else ''}",
+            "features": f"{about.dimensions:,}",
             "seconds": f"{described.seconds:.1f}",
-            "images/s": f"{about['images'] / described.seconds:.1f}",
+            "images/s": f"{about.images / described.seconds:.1f}",
             "file": str(self.out),
         }
         table = Table()
