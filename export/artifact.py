@@ -1,45 +1,35 @@
-"""What travels with an exported file: labels, preprocessing, provenance, golden answers, and the certificate.
+"""Write and read what travels inside an exported file: description, golden answers, seal.
 
-Inside the file, in three pieces: a description as JSON (vggkeras), a few golden images with the answers to them (golden),
-and the seal: the sha256 of every part, so that what was changed can be told, and of all bytes before it. In ONNX they are
-metadata_props, with the labels as a JSON list under "labels"; in a .tflite file members of the zip archive at its end
-(TFLite's associated files), with labels.txt, and the seal is that archive's comment; in a SavedModel files of assets.extra.
-Beside the file: golden.npz and certificate.json.
+The description is a `ModelCard` as JSON. The golden answers are a few images with the answers to
+them. The seal is the sha256 of every part of the file, so that a message can name the part that was
+changed, and of all bytes before it. `export.containers` knows where they lie in each format.
 
-Reading takes NumPy, Pillow and, for .tflite, LiteRT's own package: no onnx, no Keras.
+Reading takes NumPy, Pillow and, for .tflite, LiteRT's own package.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import struct
+from base64 import b85decode
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import vggkeras
-from export.containers import (
-    PARTS,
-    SEAL,
-    UNREADABLE,
-    DamagedError,
-    append,
-    as_bytes,
-    mapped_file,
-    part_digests,
-    parts_of,
-)
-from export.golden import GOLDEN, INSIDE, SHARE, Golden
+from export import containers
+from export.containers import DESCRIPTION, PARTS, SEAL, UNREADABLE, DamagedError, Parts
+from export.golden import GOLDEN, Golden
 from vggkeras import files
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.processor import this_processor
 from vggkeras.runtimes.predictor import Predictor
+
+INSIDE = (2, 16)  # golden images inside a file, at least and at most,
+INSIDE_FRACTION = 0.01  # of its bytes
 
 
 def describe(
@@ -49,11 +39,11 @@ def describe(
     form: Form = Form.CLASSIFIER,
     precision: str = "float32",
 ) -> ModelCard:
-    """Return the card that travels in a file which gives what the reference does.
+    """Return the card that travels in a file which gives what the reference gives.
 
     Args:
-        card: of the model.
-        reference: the Predictor whose images and answers the file's are.
+        card: that of the model.
+        reference: the Predictor whose input and output the file has.
         model_sha256: of the .keras file.
         form: of the file.
         precision: of the file.
@@ -72,133 +62,121 @@ def describe(
     )
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What an exported file says of itself."""
-
-    card: ModelCard
-    golden: Golden | None
-    changed: list[str]  # the parts that are not what they were when the file was sealed
+def golden_count(path: Path, golden: np.ndarray) -> int:
+    """Return how many of the golden images travel inside a file."""
+    least, most = INSIDE
+    affordable = int(files.size(path) * INSIDE_FRACTION / golden[0].nbytes)
+    return min(len(golden), max(least, min(most, affordable)))
 
 
 def seal(path: Path, golden: Golden) -> None:
-    """Put golden images and answers into a written file, and the seal behind them. Nothing before them is rewritten."""
-    arrays: dict[str, Any] = {
-        "probabilities": golden.probabilities,
-        "answers": golden.answers,
-        "labels": np.full(len(golden.images), -1, np.int64)
-        if golden.labels is None
-        else golden.labels,
-        "shape": np.array(golden.images.shape),
-        "layers": np.array(list(golden.layers)),
-        "means": np.concatenate([*golden.layers.values(), np.empty(0, np.float32)]),
-        "sizes": np.array([len(values) for values in golden.layers.values()], np.int64),
-    }
-    n, h, w, c = golden.images.shape
-    if c in (1, 3):  # losslessly, one below the other
-        buffer = io.BytesIO()
-        Image.fromarray(golden.images.reshape(n * h, w, c).squeeze()).save(
-            buffer, "PNG", optimize=True
-        )
-        arrays["png"] = np.frombuffer(buffer.getvalue(), np.uint8)
-    else:
-        arrays["images"] = golden.images
-    if golden.original is not None:
-        arrays["original"] = np.frombuffer(golden.original, np.uint8)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    append(path, GOLDEN, buffer.getvalue())
-    # First a blank one: it is as long as the seal, and so all bytes before it are what they will be.
-    append(path, SEAL, as_bytes(dict.fromkeys(PARTS, "0" * 64)))
-    content = as_bytes(part_digests(*parts_of(path)))
-    with open(path / "assets.extra" / SEAL if path.is_dir() else path, "r+b") as file:
-        file.seek(-len(content), io.SEEK_END)
-        file.write(content)
+    """Append golden images and answers to a written file, and then the seal."""
+    containers.append(path, GOLDEN, golden.pack())
+    # A blank seal first: it is as long as the real one, so the bytes before it are final.
+    containers.append(path, SEAL, containers.seal_text(dict.fromkeys(PARTS, "0" * 64)))
+    digests = containers.parts_of(path).digests()
+    containers.overwrite_seal(path, containers.seal_text(digests))
 
 
-def golden_count(path: Path, golden: np.ndarray) -> int:
-    """How many of the golden images travel inside a file."""
-    least, most = INSIDE
-    return min(len(golden), max(least, min(most, int(files.size(path) * SHARE / golden[0].nbytes))))
+@dataclass(frozen=True)
+class Contents:
+    """What an exported file says about itself."""
+
+    card: ModelCard
+    golden: Golden | None  # None where they were changed
+    changed: list[str]  # the parts that were changed since the file was sealed
 
 
 def read(path: Path) -> Contents:
-    """What a file says of itself, and which of its parts are not what they were.
+    """Return what a file says about itself, and which of its parts were changed since.
 
     Raises:
-        InputError (a ValueError): the file is of another make.
-        DamagedError (a ValueError): it is ours, and cut short or past reading.
+        InputError (a ValueError): vggkeras did not write the file.
+        DamagedError (a ValueError): vggkeras wrote it, and it was cut short or cannot be read.
     """
+    parts = _parts(path)
     try:
-        members, hashes = parts_of(path)
-    except UNREADABLE as error:
-        if not _is_ours(path):
-            raise _of_another_make(path) from error
-        raise DamagedError(f"it is cut short or damaged ({error})") from error
-    if "vggkeras.json" not in members and not _is_ours(path):
-        raise _of_another_make(path)
-    for name, what in (
-        ("vggkeras.json", "description"),
-        (GOLDEN, "golden answers"),
-        (SEAL, "checksums"),
-    ):
-        if not members.get(name):
-            raise DamagedError(
-                f"its {what} are missing: it is cut short or damaged, or was exported by an older version"
-                if what.endswith("s")
-                else f"its {what} is missing: it is cut short or damaged"
-            )
-    try:
-        card = ModelCard.from_json(json.loads(members["vggkeras.json"]), path)
+        card = ModelCard.from_json(json.loads(parts.members[DESCRIPTION]), path)
         if card.input_shape is None or card.scale is None:
             raise ValueError("it does not say what images it takes")
-        found = part_digests(members, hashes)
+        digests = parts.digests()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"its description cannot be read ({error}): it is damaged") from error
+    changed = _changed(parts.members[SEAL], digests)
+    if "golden answers" in changed:
+        return Contents(card, None, changed)
+    packed = parts.members[GOLDEN]
     try:
-        sealed = dict(json.loads(members[SEAL]))
-        if missing := [part for part in PARTS if part not in sealed]:
+        golden = Golden.unpack(b85decode(packed) if path.suffix == ".onnx" else packed)
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        raise DamagedError(f"its golden answers cannot be read ({error}): it is damaged") from error
+    return Contents(card, golden, changed)
+
+
+def _parts(path: Path) -> Parts:
+    """Return a file's parts, with all of its members there."""
+    try:
+        parts = containers.parts_of(path)
+    except UNREADABLE as error:
+        if not names_vggkeras(path):
+            raise _not_by_vggkeras(path) from error
+        raise DamagedError(f"it is cut short or damaged ({error})") from error
+    members = parts.members
+    if DESCRIPTION not in members and not names_vggkeras(path):
+        raise _not_by_vggkeras(path)
+    if not members.get(DESCRIPTION):
+        raise DamagedError("its description is missing: it is cut short or damaged")
+    for member, name in ((GOLDEN, "golden answers"), (SEAL, "checksums")):
+        if not members.get(member):
+            raise DamagedError(
+                f"its {name} are missing: it is cut short or damaged, or was exported by an older "
+                "version"
+            )
+    return parts
+
+
+def _changed(sealed: bytes, digests: dict[str, str]) -> list[str]:
+    """Return the parts whose digests differ from those in the seal."""
+    try:
+        expected = dict(json.loads(sealed))
+        if missing := [part for part in PARTS if part not in expected]:
             raise ValueError(f"none of {', '.join(missing)}")
     except (ValueError, TypeError) as error:
         raise DamagedError(
             f"its checksums cannot be read ({error}): it is cut short or damaged"
         ) from error
-    changed = [part for part in PARTS if found[part] != sealed.get(part)]
-    if len(changed) > 1:  # the others say it better
+    changed = [part for part in PARTS if digests[part] != expected[part]]
+    if len(changed) > 1:  # "other bytes" is everything: the other parts say more
         changed = [part for part in changed if part != "other bytes"]
-    if not changed and members[SEAL] != as_bytes(found):
-        changed = ["checksums"]
-    if "golden answers" in changed:
-        return Contents(card, None, changed)
-    try:
-        return Contents(card, _golden(members[GOLDEN], path.suffix), changed)
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        raise DamagedError(f"its golden answers cannot be read ({error}): it is damaged") from error
+    if not changed and sealed != containers.seal_text(digests):
+        return ["checksums"]
+    return changed
 
 
-def _of_another_make(path: Path) -> InputError:
+def _not_by_vggkeras(path: Path) -> InputError:
     return InputError(
-        f"{path} is not of vggkeras: there is nothing inside to verify it against; export with `python -m export`, which "
-        "puts golden answers into every file."
+        f"{path} was not written by vggkeras: there is nothing inside to verify it against; export "
+        "with `python -m export`, which puts golden answers into every file."
     )
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file that may be cut short names us as the one who wrote it, or ends before it would name anyone."""
+def names_vggkeras(path: Path) -> bool:
+    """Return whether a file, which may be cut short, names vggkeras as its writer.
+
+    A .tflite file that ends before it could name any writer counts, too.
+    """
     if path.is_dir():
-        return any(
-            (path / "assets.extra" / name).exists() for name in ("vggkeras.json", GOLDEN, SEAL)
-        )
+        return any((path / "assets.extra" / name).exists() for name in (DESCRIPTION, GOLDEN, SEAL))
     if not path.stat().st_size:
         return False
-    mapped = mapped_file(path)
+    data = containers.mapped_file(path)
     if path.suffix == ".onnx":
-        return mapped[:200].find(b"vggkeras") >= 0
-    return mapped.find(b"vggkeras ") >= 0 or _ends_too_early(memoryview(mapped))
+        return data[:200].find(b"vggkeras") >= 0
+    return data.find(b"vggkeras ") >= 0 or _ends_before_its_writer(memoryview(data))
 
 
-def _ends_too_early(data: memoryview) -> bool:
-    """Whether a .tflite file, whoever made it, ends before the description that its head points to."""
+def _ends_before_its_writer(data: memoryview) -> bool:
+    """Return whether a .tflite file ends before the description that its head points to."""
     from ai_edge_litert import schema_py_generated as schema
 
     if data[4:8] != b"TFL3":
@@ -208,24 +186,3 @@ def _ends_too_early(data: memoryview) -> bool:
     except (struct.error, IndexError, ValueError, TypeError):
         return True
     return bool(text) and b"vggkeras ".startswith(text)
-
-
-def _golden(packed: bytes, suffix: str) -> Golden:
-    packed = base64.b85decode(packed) if suffix == ".onnx" else packed
-    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-        if "png" in arrays:
-            images = np.asarray(Image.open(io.BytesIO(arrays["png"].tobytes()))).reshape(
-                arrays["shape"]
-            )
-        else:
-            images = arrays["images"]
-        means = np.split(arrays["means"], np.cumsum(arrays["sizes"])[:-1])
-        labels = arrays["labels"]
-        return Golden(
-            images,
-            None if (labels < 0).any() else labels,
-            arrays["probabilities"],
-            arrays["answers"],
-            dict(zip(arrays["layers"].tolist(), means, strict=True)),
-            arrays["original"].tobytes() if "original" in arrays else None,
-        )

@@ -16,6 +16,7 @@ import numpy as np
 from export import golden as golden_module
 from export.parity import Parity
 from vggkeras import files
+from vggkeras.card import Form
 from vggkeras.runtimes.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def entry(
     (input_shape, output_shape) = candidate.card.shapes
     record = asdict(parity)
     record |= record.pop("gate")  # tolerance, most_lost, least_agreement
-    failures = record.pop("failures")
+    record.pop("failures")
     record.pop("labelled")
     record |= {
         "top1_agreement_interval": parity.top1_agreement_interval,
@@ -88,7 +89,7 @@ def entry(
         "evidence": evidence,
         "model_sha256": model_sha256,
         "passed": parity.passed,
-        "failures": failures,
+        "failures": [str(failure) for failure in parity.failures],
     }
 
 
@@ -209,7 +210,9 @@ def print_table(console: Console, rows: list[Row], evidence: str) -> None:
             console.print(f"{row.path.name}: {failure}", style="red", soft_wrap=True)
     folder = rows[0].path.parent
     passed = all(row.parity.passed for row in rows)
-    golden = golden_module.golden_path(folder, features=of_features).name
+    golden = golden_module.golden_path(
+        folder, Form.FEATURES if of_features else Form.CLASSIFIER
+    ).name
     console.print(
         f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, {golden})",
         soft_wrap=True,

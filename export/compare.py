@@ -1,4 +1,7 @@
-"""python -m export.compare FILE --reference FILE: two models of any make on the same images."""
+"""Run `python -m export.compare FILE --reference FILE`: two models on the same images.
+
+The code is in `export.comparison`: this module, once imported, hides the function of its name.
+"""
 
 from __future__ import annotations
 

@@ -1,24 +1,42 @@
-"""TODO"""
+"""Read and append what lies inside an exported file, and hash its parts.
+
+| member            | .onnx            | .tflite                   | SavedModel                 |
+|-------------------|------------------|---------------------------|----------------------------|
+| description, JSON | "vggkeras"       | vggkeras.json             | assets.extra/vggkeras.json |
+| labels            | "labels"         | labels.txt                | (in the description)       |
+| golden answers    | "golden", base85 | golden.npz                | assets.extra/golden.npz    |
+| seal              | "sha256"         | the zip archive's comment | assets.extra/sha256.json   |
+| in                | metadata_props   | a zip archive at its end  | files                      |
+
+Labels and golden answers of a .tflite file are TFLite's "associated files". The seal comes last.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import mmap
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export.golden import GOLDEN
 from vggkeras import files
 
+DESCRIPTION = "vggkeras.json"
 SEAL = "sha256.json"
+LABELS = "labels"
+ONNX_NAMES = {"vggkeras": DESCRIPTION, "golden": GOLDEN, "sha256": SEAL}  # others keep their name
+TFLITE_NAMES = {"labels.txt": LABELS, DESCRIPTION: DESCRIPTION, GOLDEN: GOLDEN}
+
+# The parts of a file, as messages call them; the seal has a sha256 of each.
 PARTS = (
     "weights",
     "graph",
@@ -26,8 +44,8 @@ PARTS = (
     "mean RGB",
     "description",
     "golden answers",
-    "other bytes",
-)  # each with a sha256
+    "other bytes",  # everything before the seal
+)
 UNREADABLE = (  # what the readers of damaged protocol buffers, flatbuffers, zips and arrays raise
     ValueError,
     IndexError,
@@ -44,83 +62,93 @@ UNREADABLE = (  # what the readers of damaged protocol buffers, flatbuffers, zip
 )
 
 
-def as_bytes(digests: dict[str, str]) -> bytes:
+class DamagedError(ValueError):
+    """A file that vggkeras wrote, and that was cut short or changed since."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a file is made of."""
+
+    members: dict[str, bytes]  # by name: DESCRIPTION, LABELS, GOLDEN, SEAL
+    hashes: dict[str, str]  # the sha256 of "weights", "graph" and "other bytes"
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of every part in PARTS.
+
+        Raises ValueError or KeyError where the description cannot be read.
+        """
+        description = json.loads(self.members[DESCRIPTION])
+        labels = self.members.get(LABELS, b"").decode("latin-1")
+        described = {
+            "labels": [description.pop("class_names"), labels],
+            "mean RGB": description.pop("mean_rgb"),
+            "description": description,
+        }
+        contents = {
+            part: json.dumps(value, sort_keys=True).encode() for part, value in described.items()
+        }
+        contents["golden answers"] = self.members[GOLDEN]
+        return self.hashes | {
+            part: hashlib.sha256(content).hexdigest() for part, content in contents.items()
+        }
+
+
+def seal_text(digests: dict[str, str]) -> bytes:
+    """Return the seal's content."""
     return json.dumps({part: digests[part] for part in PARTS}).encode()
 
 
-class DamagedError(ValueError):
-    """A file of ours that is not whole any more."""
+def parts_of(path: Path) -> Parts:
+    """Return what a .onnx or .tflite file, or a SavedModel folder, is made of.
 
-
-def mapped_file(path: Path) -> mmap.mmap:
-    """A file's bytes, unmapped when nothing refers to them any more: an error's frames may do so for a while."""
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def part_digests(members: dict[str, bytes], hashes: dict[str, str]) -> dict[str, str]:
-    """The sha256 of every part of a file, by the name a message calls it."""
-    about = json.loads(members["vggkeras.json"])
-    parts = {
-        "labels": [about.pop("class_names"), members.get("labels", b"").decode("latin-1")],
-        "mean RGB": about.pop("mean_rgb"),
-        "description": about,
-    }
-    found = {
-        name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
-        for name, part in parts.items()
-    }
-    return found | hashes | {"golden answers": hashlib.sha256(members[GOLDEN]).hexdigest()}
-
-
-def parts_of(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
-    """What travels inside a file, by name, and the sha256 of its weights, of its graph, and of all before the seal."""
+    Raises one of UNREADABLE for a file that is not whole.
+    """
     if path.is_dir():
         return _saved_model_parts(path)
     data = memoryview(mapped_file(path))
-    members, hashes = _onnx_parts(data) if path.suffix == ".onnx" else _tflite_parts(path, data)
-    before = data[: len(data) - len(members.get(SEAL, b""))]
-    return members, hashes | {"other bytes": hashlib.sha256(before).hexdigest()}
+    parts = _onnx_parts(data) if path.suffix == ".onnx" else _tflite_parts(path, data)
+    before = data[: len(data) - len(parts.members.get(SEAL, b""))]
+    other_bytes = hashlib.sha256(before).hexdigest()
+    return Parts(parts.members, parts.hashes | {"other bytes": other_bytes})
 
 
 def append(path: Path, name: str, content: bytes) -> None:
+    """Add a member, GOLDEN or SEAL, at a file's end; nothing before it is read or written."""
     if path.is_dir():
         (path / "assets.extra" / name).write_bytes(content)
-    elif path.suffix == ".onnx":
-        # A protocol buffer that is added to is one with the fields of both: nothing of the file is read.
+    elif path.suffix == ".onnx":  # a protocol buffer with a field appended is a protocol buffer
         text = base64.b85encode(content) if name == GOLDEN else content
         entry = field(1, name.split(".")[0].encode()) + field(2, text)
         with open(path, "ab") as file:
             file.write(field(METADATA, entry))
     else:
         with zipfile.ZipFile(path, "a") as archive:
-            if name == SEAL:  # the last bytes of all, with nothing elsewhere that depends on them
+            if name == SEAL:  # the comment is the last bytes of all, and nothing depends on it
                 archive.comment = content
             else:
                 archive.writestr(zipfile.ZipInfo(name), content)  # without a date
 
 
-# ONNX's fields, by number: of ModelProto, GraphProto, TensorProto, StringStringEntryProto.
+def overwrite_seal(path: Path, content: bytes) -> None:
+    """Replace the seal at a file's end by another of the same length."""
+    with open(path / "assets.extra" / SEAL if path.is_dir() else path, "r+b") as file:
+        file.seek(-len(content), io.SEEK_END)
+        file.write(content)
+
+
+def mapped_file(path: Path) -> mmap.mmap:
+    """Return a file's bytes, which are read when needed and unmapped with the last reference."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+# ONNX's protocol buffer is read by hand: `onnx.load` holds a VGG-16 twice (1.1 GB; 11 s instead of
+# 3), keeps no bytes to hash, and would be one more package that `export.verify` needs.
+
+# Numbers of fields in onnx.proto.
 GRAPH, METADATA, INITIALIZER, EXTERNAL_DATA = 7, 14, 5, 13
-
-
-def _onnx_parts(data: memoryview) -> tuple[dict[str, bytes], dict[str, str]]:
-    weights, graph, members = hashlib.sha256(), hashlib.sha256(), {}
-    for number, value in _fields(data):
-        if number == METADATA:
-            entry = dict(_fields(value))
-            members[bytes(entry[1]).decode()] = bytes(entry[2])
-        elif number == GRAPH:
-            for inner, part in _fields(value):
-                (weights if inner == INITIALIZER else graph).update(part)
-        else:
-            graph.update(value)
-    names = {"vggkeras": "vggkeras.json", "golden": GOLDEN, "sha256": SEAL}
-    members = {names.get(name, name): value for name, value in members.items()}
-    return members, {"weights": weights.hexdigest(), "graph": graph.hexdigest()}
-
-
-# Where an ONNX file's messages have tensors: a message's field -> the kind of message that it is.
+# Where messages hold tensors: kind of message -> number of a field -> kind of message in it.
 NESTED = {
     "model": {GRAPH: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -139,57 +167,72 @@ NESTED = {
 }
 
 
-def external_data(path: Path) -> list[str]:
-    """The files that an ONNX file keeps weights in, as it names them; [] where it is whole.
+def _onnx_parts(data: memoryview) -> Parts:
+    weights, graph, members = hashlib.sha256(), hashlib.sha256(), {}
+    for number, value in _fields(data):
+        if number == METADATA:
+            entry = dict(_fields(value))
+            name = bytes(entry[1]).decode()
+            members[ONNX_NAMES.get(name, name)] = bytes(entry[2])
+        elif number == GRAPH:
+            for inner, part in _fields(value):
+                (weights if inner == INITIALIZER else graph).update(part)
+        else:
+            graph.update(value)
+    return Parts(members, {"weights": weights.hexdigest(), "graph": graph.hexdigest()})
 
-    Raises ValueError where it cannot be read to its end.
+
+def external_data(path: Path) -> list[str]:
+    """Return the other files in which an ONNX file keeps weights; [] where it keeps them inside.
+
+    Raises ValueError where the file cannot be read to its end.
     """
-    found = []
-    left: list[tuple[str, memoryview]] = [("model", memoryview(mapped_file(path)))]
-    while left:
-        kind, message = left.pop()
+    locations: set[str] = set()
+    unread: list[tuple[str, memoryview]] = [("model", memoryview(mapped_file(path)))]
+    while unread:
+        kind, message = unread.pop()
         for number, value in _fields(message):
             if kind == "tensor" and number == EXTERNAL_DATA:
                 entry = dict(_fields(value))
                 if bytes(entry.get(1, b"")) == b"location":
-                    found.append(bytes(entry.get(2, b"")).decode(errors="replace"))
+                    locations.add(bytes(entry.get(2, b"")).decode(errors="replace"))
             elif number in NESTED.get(kind, ()):
-                left.append((NESTED[kind][number], value))
-    return sorted(set(found))
+                unread.append((NESTED[kind][number], value))
+    return sorted(locations)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(number, content) of a protocol buffer's fields. Raises ValueError where it ends within one."""
-    place = 0
+    """Yield the number and the content of each field of a protocol buffer.
 
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            if place >= len(data):
-                raise ValueError("it ends too early")
-            byte = data[place]
-            value, shift, place = value | (byte & 0x7F) << shift, shift + 7, place + 1
-            if byte < 0x80:
-                return value
-            if shift > 63:
-                raise ValueError("it is no protocol buffer")
-
-    while place < len(data):
-        key, start = varint(), place
-        kind = key & 7
-        if kind == 0:
-            varint()
-        elif kind == 2:
-            length = varint()
-            start, place = place, place + length
+    Raises ValueError where the data are cut short, or are no protocol buffer.
+    """
+    start = 0
+    while start < len(data):
+        key, start = _varint(data, start)
+        kind = key & 7  # the wire type
+        if kind == 2:
+            length, start = _varint(data, start)
+            end = start + length
+        elif kind == 0:
+            _, end = _varint(data, start)
         elif kind in (1, 5):
-            place += 8 if kind == 1 else 4
+            end = start + (8 if kind == 1 else 4)
         else:
             raise ValueError("it is no protocol buffer")
-        if place > len(data):
+        if end > len(data):
             raise ValueError("it ends too early")
-        yield key >> 3, data[start:place]
+        yield key >> 3, data[start:end]
+        start = end
+
+
+def _varint(data: memoryview, start: int) -> tuple[int, int]:
+    """Return the number that starts at an index, and the index after it."""
+    value = 0
+    for shift, byte in enumerate(data[start : start + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, start + shift + 1
+    raise ValueError("it ends too early" if start + 10 > len(data) else "it is no protocol buffer")
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -198,19 +241,19 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def key(number: int, length: int) -> bytes:
-    """Return what stands before a protocol buffer's field of bytes: its key and its length."""
+    """Return what stands before the content of a protocol buffer's field: its key and length."""
 
     def varint(value: int) -> bytes:
-        found = bytearray()
+        encoded = bytearray()
         while value > 0x7F:
-            found.append(value & 0x7F | 0x80)
+            encoded.append(value & 0x7F | 0x80)
             value >>= 7
-        return bytes([*found, value])
+        return bytes([*encoded, value])
 
     return varint(number << 3 | 2) + varint(length)
 
 
-def _tflite_parts(path: Path, data: memoryview) -> tuple[dict[str, bytes], dict[str, str]]:
+def _tflite_parts(path: Path, data: memoryview) -> Parts:
     from ai_edge_litert import schema_py_generated as schema
 
     members: dict[str, bytes] = {}
@@ -218,45 +261,39 @@ def _tflite_parts(path: Path, data: memoryview) -> tuple[dict[str, bytes], dict[
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             end = min((item.header_offset for item in archive.infolist()), default=end)
-            known = {"labels.txt": "labels", "vggkeras.json": "vggkeras.json", GOLDEN: GOLDEN}
             members = {
-                known[name]: archive.read(name) for name in archive.namelist() if name in known
+                TFLITE_NAMES[name]: archive.read(name)
+                for name in archive.namelist()
+                if name in TFLITE_NAMES
             }
             members[SEAL] = archive.comment
     model = schema.Model.GetRootAs(data, 0)
+    buffers = (model.Buffers(i).DataAsNumpy() for i in range(model.BuffersLength()))
+    arrays = [array for array in buffers if isinstance(array, np.ndarray) and len(array)]
     weights, graph = hashlib.sha256(), hashlib.sha256()
-    start, place = np.frombuffer(data, np.uint8).ctypes.data, 0
-    arrays = [
-        values for i in range(model.BuffersLength()) if len(values := _values(model.Buffers(i)))
-    ]
-    for values in sorted(
-        arrays, key=lambda values: values.ctypes.data
-    ):  # what is between them is the graph
-        weights.update(values.data)
-        graph.update(data[place : values.ctypes.data - start])
-        place = values.ctypes.data - start + len(values)
-    graph.update(data[place:end])
-    return members, {"weights": weights.hexdigest(), "graph": graph.hexdigest()}
+    first, offset = np.frombuffer(data, np.uint8).ctypes.data, 0
+    for array in sorted(arrays, key=lambda array: array.ctypes.data):
+        weights.update(array.data)
+        graph.update(data[offset : array.ctypes.data - first])  # what lies between two arrays
+        offset = array.ctypes.data - first + len(array)
+    graph.update(data[offset:end])
+    return Parts(members, {"weights": weights.hexdigest(), "graph": graph.hexdigest()})
 
 
-def _values(buffer: Any) -> np.ndarray:
-    values = buffer.DataAsNumpy()
-    return (
-        values if isinstance(values, np.ndarray) else np.empty(0, np.uint8)
-    )  # it is 0 where there are none
-
-
-def _saved_model_parts(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+def _saved_model_parts(path: Path) -> Parts:
     extra = path / "assets.extra"
-    members = (
-        {file.name: file.read_bytes() for file in sorted(extra.glob("*"))} if extra.is_dir() else {}
-    )
+    members = {file.name: file.read_bytes() for file in extra.glob("*")}
     graph = hashlib.sha256((path / "saved_model.pb").read_bytes()).hexdigest()
     whole = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file() and file != extra / SEAL):
-        whole.update(f"{file.relative_to(path).as_posix()}\0{files.sha256(file)}\0".encode())
-    return members, {
-        "weights": files.sha256(path / "variables"),
-        "graph": graph,
-        "other bytes": whole.hexdigest(),
-    }
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file != extra / SEAL:
+            name = file.relative_to(path).as_posix()
+            whole.update(f"{name}\0{files.sha256(file)}\0".encode())
+    return Parts(
+        members,
+        {
+            "weights": files.sha256(path / "variables"),
+            "graph": graph,
+            "other bytes": whole.hexdigest(),
+        },
+    )

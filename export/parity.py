@@ -1,78 +1,111 @@
-"""Does a file give the reference's answers? compare(reference, candidate, images) -> Parity.
+"""Check that a file gives the reference's answers: compare(reference, candidate, images) -> Parity.
 
-Names are compared first, then shapes, then values; every failure is gathered, none is swallowed.
+Names are compared first, then shapes, then values. Every failure is gathered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from export import TOLERANCES
+from vggkeras.card import Form
+from vggkeras.evaluation.statistics import mcnemar, wilson
 from vggkeras.runtimes import onnx
 from vggkeras.runtimes.predictor import Predictor
 
 BATCH_SIZES = (1, 2, 7)
-MOST_LOST = 0.005  # top-1 accuracy that float16 and int8 may cost, a fraction of the images
-# Top-1 agreement that int8 must reach, between what right and wrong files have. Trained networks agree with Keras on
-# 99.2 to 100% of the images; the same whose integers saturate on 89 and 94%, and an untrained network, whose scores are
-# near each other, on 92 to 94% (tests/benchmarks/int8_ways.py).
+MOST_LOST = 0.005  # top-1 accuracy that float16 and int8 may lose, a fraction of the images
+# Top-1 agreement that int8 must reach, between that of right and of wrong files. Trained networks
+# agree with Keras on 99.2 to 100% of the images; with integers that saturate, on 89 and 94%; an
+# untrained network, whose scores hardly differ, on 92 to 94% (tests/benchmarks/int8_ways.py).
 LEAST_AGREEMENT = 0.97
-# Cosine between the features of an image in int8 and in Keras. Trained networks have 0.993 and more for every image.
+# Cosine between an image's features in int8 and in Keras. Trained networks have 0.993 and more.
 LEAST_COSINE = 0.98
 TOLERANCE = 1e-5
+
+FailureKind = Literal[
+    "input name",
+    "output name",
+    "class names",
+    "input shape",
+    "input",
+    "output",
+    "running",
+    "values",
+    "agreement",
+    "accuracy",
+    "cosine",
+    "integers",
+]
+INACCURACIES = ("agreement", "accuracy", "cosine")  # what int8 may fix by keeping layers in float32
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One difference between a candidate and its reference; `str` gives the line to read."""
+
+    kind: FailureKind
+    message: str
+    size: tuple[int, int] | None = None  # (height, width) of the images, where it is not the first
+
+    def __str__(self) -> str:
+        """Return "kind: message", after the images' size where it has one."""
+        where = f"at {self.size[0]} x {self.size[1]} px: " if self.size else ""
+        return f"{where}{self.kind}: {self.message}"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a file must reach to pass."""
+    """What a file must reach to pass. None: not checked."""
 
-    # Largest error of a probability, absolute and relative to the reference's largest one; of a feature, whose size is
-    # any, relative alone. None: values are not bounded, but accuracy and agreement are.
+    # Largest error of a probability, absolute and relative to the reference's largest one; of a
+    # feature, which may be of any size, relative alone.
     tolerance: float | None = TOLERANCE
     most_lost: float | None = None  # the most top-1 accuracy that may be lost; needs labels
     least_agreement: float | None = None  # fails where the agreement's whole 95% interval is below
-    least_cosine: float | None = None  # of features: between the two vectors of any image
+    least_cosine: float | None = None  # between the features of any image
 
 
 def gate_of(
-    precision: str, labels_tell: bool, features: bool = False, tolerance: float | None = None
+    precision: str, form: Form, *, labels_tell: bool = False, tolerance: float | None = None
 ) -> Gate:
-    """Return what a file of a precision must reach; without labels that tell, int8 is judged by agreement alone.
+    """Return what a file must reach.
 
-    A tolerance, where one is given, takes the place of the precision's.
+    Args:
+        precision: float32, float16 or int8.
+        form: features are judged by cosine, where probabilities are by agreement and accuracy.
+        labels_tell: see `labels_tell`; without, accuracy is not checked.
+        tolerance: of probabilities, instead of the precision's.
     """
-    if features:
-        return Gate(
-            TOLERANCES[precision], least_cosine=LEAST_COSINE if precision == "int8" else None
-        )
+    int8 = precision == "int8"
+    if form is Form.FEATURES:
+        return Gate(TOLERANCES[precision], least_cosine=LEAST_COSINE if int8 else None)
     return Gate(
         tolerance or TOLERANCES[precision],
-        MOST_LOST if precision != "float32" and labels_tell else None,
-        LEAST_AGREEMENT if precision == "int8" else None,
+        most_lost=MOST_LOST if precision != "float32" and labels_tell else None,
+        least_agreement=LEAST_AGREEMENT if int8 else None,
     )
 
 
 def labels_tell(answers: np.ndarray, labels: np.ndarray | None) -> bool:
-    """Return whether labels are evidence: whether the reference is right more often than guessing is.
+    """Return whether labels are evidence: whether the reference is right more often than guessing.
 
-    Guessing gives the most frequent class; the reference is better if the 95% interval of its accuracy is above that.
+    Guessing gives the most frequent class; the reference is better if the 95% interval of its
+    accuracy is above that class's frequency.
     """
-    from vggkeras.evaluation.statistics import wilson
-
     if labels is None or not len(labels) or answers.ndim != 2:
         return False
     low, _ = wilson(int((answers.argmax(axis=1) == labels).sum()), len(labels))
     return low > np.bincount(labels).max() / len(labels)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parity:
-    """How a candidate's probabilities, or features, differ from a reference's on the same images."""
+    """How a candidate's probabilities or features differ from a reference's on the same images."""
 
     images: int
     batch_sizes: tuple[int, ...]
@@ -85,51 +118,49 @@ class Parity:
     accuracy_artifact: float | None = None
     mcnemar_p: float | None = None  # exact, two-sided
     labelled: int = 0  # images that the accuracies are of
-    unoptimized_difference: float | None = None  # of int8 in ONNX: largest, see `check_rounding`
+    unoptimized_difference: float | None = None  # largest; see `with_integers_checked`
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of the images that were shown
-    failures: list[str] = field(default_factory=list)
+    failures: tuple[Failure, ...] = ()
 
     @property
     def top1_agreement_interval(self) -> tuple[float, float] | None:
-        """Wilson, 95%; None of features."""
-        from vggkeras.evaluation.statistics import wilson
-
+        """Return the 95% Wilson confidence interval; None of features."""
         if self.top1_agreement is None:
             return None
         return wilson(round(self.top1_agreement * self.images), self.images)
 
     @property
     def accuracy_interval(self) -> tuple[float, float] | None:
-        """Wilson, 95%, of the artifact's accuracy; None without labels."""
-        from vggkeras.evaluation.statistics import wilson
-
+        """Return the 95% Wilson interval of the accuracy of the artifact; None without labels."""
         if self.accuracy_artifact is None:
             return None
         return wilson(round(self.accuracy_artifact * self.labelled), self.labelled)
 
     @property
     def is_too_inaccurate(self) -> bool:
-        """Whether it failed for its accuracy or its agreement alone."""
-        return bool(self.failures) and all(
-            failure.rpartition(" px: ")[2].startswith(("accuracy: ", "agreement: ", "cosine: "))
-            for failure in self.failures
-        )
+        """Return whether it failed, and for its accuracy, agreement or cosine alone."""
+        return not self.passed and all(f.kind in INACCURACIES for f in self.failures)
 
     @property
     def passed(self) -> bool:
-        """True when nothing failed."""
+        """Return whether nothing failed."""
         return not self.failures
+
+    def failing(self, kind: FailureKind, message: str) -> Parity:
+        """Return the same with one more failure."""
+        return replace(self, failures=(*self.failures, Failure(kind, message)))
 
 
 def in_batches(
     predictor: Predictor, images: np.ndarray, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> np.ndarray:
-    """A predictor's answers to all images, passed in batches of 1, 2, 7, 1, 2, 7, ... so that one pass tries every size."""
-    parts, start, turn = [], 0, 0
+    """Return the answers to all images, in batches of 1, 2, 7, 1, 2, 7, ...: each size in turn."""
+    parts: list[np.ndarray] = []
+    start = 0
     while start < len(images):
-        size = batch_sizes[turn % len(batch_sizes)]
+        size = batch_sizes[len(parts) % len(batch_sizes)]
         parts.append(predictor(images[start : start + size]))
-        start, turn = start + size, turn + 1
+        start += size
     return np.concatenate(parts)
 
 
@@ -144,219 +175,221 @@ def compare(
     """Compare a candidate with a reference on the same images, at several batch sizes.
 
     Args:
-        reference: a Predictor, or one with its answers, float32 `[N, classes]` or `[N, units]`, where they are known
-            already. What it gives, probabilities or features, is expected of the candidate.
+        reference: a Predictor; or one with its answers, float32 `[N, classes]` or `[N, units]`,
+            where they are known already. The candidate must give what it gives: probabilities or
+            features.
         candidate: the Predictor to check.
-        images: uint8 `[N, H, W, C]`; fewer than the batch sizes' sum are shown again, so that each size is tried.
+        images: uint8 `[N, H, W, C]`; fewer than the batch sizes' sum are shown again, so that each
+            size is tried.
         labels: int `[N]`, for the accuracies.
         gate: what must be reached.
         batch_sizes: tried in turn.
 
     Returns:
-        Parity, with every failure that was found; errors are infinite where shapes forbid comparing values.
+        Parity, with every failure; errors are infinite where shapes forbid comparing values.
 
     Raises:
         ValueError: no images.
     """
     if not len(images):
         raise ValueError("Expected images to compare on; received none.")
-    known, answers = reference if isinstance(reference, tuple) else (reference, None)
-    failures = []
-    for what, expected, received in (
-        ("input name", known.input_name, candidate.input_name),
-        ("output name", known.output_name, candidate.output_name),
-        ("class names", known.class_names, candidate.class_names),
-        ("input shape", known.input_shape, candidate.input_shape),
-    ):
-        if expected != received:
-            failures.append(f"{what}: expected {_short(expected)}, received {_short(received)}")
+    expected, answers = reference if isinstance(reference, tuple) else (reference, None)
     if answers is None:
-        answers = in_batches(known, images, (32,))
-    if known.input_shape != candidate.input_shape:
-        return _incomparable(known, images, batch_sizes, gate, failures)
+        answers = in_batches(expected, images, (32,))
+    of_features = bool(expected.features)
+    result = Parity(
+        images=len(images),
+        batch_sizes=tuple(batch_sizes),
+        gate=gate,
+        max_abs_error=np.inf,
+        max_rel_error=np.inf,
+        top1_agreement=None if of_features else 0.0,
+        smallest_cosine=0.0 if of_features else None,
+        sizes=(images.shape[1:3],),
+        failures=_description_failures(expected, candidate),
+    )
+    if expected.input_shape != candidate.input_shape:
+        return result
     shown = np.arange(max(len(images), sum(batch_sizes))) % len(images)
     answers = answers[shown]
     try:
         output = in_batches(candidate, images[shown], batch_sizes)
-    except (
-        Exception
-    ) as error:  # whatever a runtime raises is a failure of the file, and reported as one
-        failures.append(f"running: {type(error).__name__}: {str(error)[:300]}")
-        return _incomparable(known, images, batch_sizes, gate, failures)
+    except Exception as error:  # whatever a runtime raises is a failure of the file
+        return result.failing("running", f"{type(error).__name__}: {str(error)[:300]}")
     if output.shape != answers.shape or output.dtype != np.float32:
-        failures.append(
-            f"output: expected float32 {list(answers.shape)}, received {output.dtype} {list(output.shape)}"
+        received = f"{output.dtype} {list(output.shape)}"
+        result = result.failing(
+            "output", f"expected float32 {list(answers.shape)}, received {received}"
         )
     if output.shape != answers.shape:
-        return _incomparable(known, images, batch_sizes, gate, failures)
-    if known.features:
-        return _features(images, answers, output, batch_sizes, gate, failures)
-    return _values(images, answers, output, labels, batch_sizes, gate, failures)
+        return result
+    result = _with_errors(result, answers, output)
+    if of_features:
+        return _with_cosines(result, answers, output)
+    n = len(images)
+    return _with_classes(result, answers[:n].argmax(axis=1), output[:n].argmax(axis=1), labels)
 
 
 def merged(parts: Sequence[Parity]) -> Parity:
-    """What several comparisons of one candidate, on images of several sizes, come to; the accuracies are the first's."""
+    """Merge comparisons of one candidate on images of several sizes; accuracies are the first's."""
     first, *others = parts
     images = sum(part.images for part in parts)
-    agreements = [
-        part.top1_agreement * part.images for part in parts if part.top1_agreement is not None
-    ]
+    same = [part.top1_agreement * part.images for part in parts if part.top1_agreement is not None]
     cosines = [part.smallest_cosine for part in parts if part.smallest_cosine is not None]
+    at_other_sizes = (
+        replace(failure, size=size)
+        for part in others
+        for size in part.sizes
+        for failure in part.failures
+    )
     return replace(
         first,
         images=images,
         max_abs_error=max(part.max_abs_error for part in parts),
         max_rel_error=max(part.max_rel_error for part in parts),
-        top1_agreement=round(sum(agreements)) / images if agreements else None,
+        top1_agreement=round(sum(same)) / images if same else None,
         smallest_cosine=min(cosines) if cosines else None,
         sizes=tuple(size for part in parts for size in part.sizes),
-        failures=first.failures
-        + [
-            f"at {h} x {w} px: {failure}"
-            for part in others
-            for h, w in part.sizes
-            for failure in part.failures
-        ],
+        failures=(*first.failures, *at_other_sizes),
     )
 
 
-def _values(
-    images: np.ndarray,  # answers and outputs may be more
-    answers: np.ndarray,
-    output: np.ndarray,
-    labels: np.ndarray | None,
-    batch_sizes: Sequence[int],
-    gate: Gate,
-    failures: list[str],
+def with_integers_checked(
+    parity: Parity, candidate: Predictor, images: np.ndarray, answers: np.ndarray
 ) -> Parity:
-    n = len(images)
-    error, relative, worst = _errors(answers, output, failures)
-    tolerance = gate.tolerance
-    if tolerance is not None and not (error <= tolerance and relative <= tolerance):
-        failures.append(
-            f"values: largest error {error:.3g} ({relative:.3g} relative) exceeds {tolerance:g}, at image {worst % n}"
-        )
-    ours, theirs = answers[:n].argmax(axis=1), output[:n].argmax(axis=1)
-    same = int((ours == theirs).sum())
-    size = (images.shape[1:3],)
-    parity = Parity(
-        n, tuple(batch_sizes), gate, error, relative, same / n, sizes=size, failures=failures
-    )
-    if gate.least_agreement is not None:
-        low, high = parity.top1_agreement_interval or (0.0, 0.0)
-        if high < gate.least_agreement:
-            failures.append(
-                f"agreement: the same class as Keras for {same / n:.2%} [{low:.1%}, {high:.1%}] of "
-                f"{n} images, {gate.least_agreement:.0%} at least"
-            )
-    if labels is not None:
-        from vggkeras.evaluation.statistics import mcnemar
+    """Check an int8 ONNX file's integers against the same computation in float, on this processor.
 
-        parity.labelled = n
-        right, kept = ours == labels, theirs == labels
-        lost, gained = int((right & ~kept).sum()), int((kept & ~right).sum())
-        parity.accuracy_reference = float(right.mean())
-        parity.accuracy_artifact = float(kept.mean())
-        parity.mcnemar_p = mcnemar(gained, lost)
-        if gate.most_lost is not None and lost - gained > gate.most_lost * n:
-            failures.append(
-                f"accuracy: {kept.mean():.2%} against {right.mean():.2%} of {n} images: "
-                f"{(lost - gained) / n:.2%} lost, {gate.most_lost:.1%} at most"
-            )
-    return parity
-
-
-def _features(
-    images: np.ndarray,  # answers and outputs may be more
-    answers: np.ndarray,
-    output: np.ndarray,
-    batch_sizes: Sequence[int],
-    gate: Gate,
-    failures: list[str],
-) -> Parity:
-    n = len(images)
-    error, relative, worst = _errors(answers, output, failures)
-    tolerance = gate.tolerance
-    if tolerance is not None and not relative <= tolerance:
-        failures.append(
-            f"values: largest error {error:.3g} is {relative:.3g} of the largest feature and exceeds {tolerance:g}, at "
-            f"image {worst % n}"
-        )
-    cosine = float(_cosines(answers.astype(np.float64), output.astype(np.float64)).min())
-    if gate.least_cosine is not None and cosine < gate.least_cosine:
-        failures.append(
-            f"cosine: {cosine:.4f} between an image's features and Keras', {gate.least_cosine:g} at least"
-        )
-    size = (images.shape[1:3],)
-    sizes = tuple(batch_sizes)
-    return Parity(n, sizes, gate, error, relative, None, cosine, sizes=size, failures=failures)
-
-
-def check_rounding(
-    parity: Parity, path: Path, output: np.ndarray, images: np.ndarray, answers: np.ndarray
-) -> None:
-    """Hold an int8 ONNX file's integers against the same computation in float, on this processor.
-
-    With all optimizations off, ONNX Runtime dequantizes, computes in float32 and quantizes again. Both sessions round
-    the same sums, and may only differ where a sum lies at the edge between two steps. Were their roundings
-    independent, their difference would be the square root of 2 times what rounding does to each of them, which the
-    distance of either from Keras bounds. Integers that saturate are further off.
+    With all optimizations off, ONNX Runtime dequantizes, computes in float32 and quantizes again.
+    Both sessions round the same sums, and may only differ where a sum lies between two integers. If
+    their roundings were independent, the sessions would differ by the square root of 2 times the
+    error that rounding adds to each; the distance of either from Keras is an upper bound of that.
+    Integers that saturate are further off.
 
     Args:
-        parity: of the file, which records the largest difference, and the failure if there is one.
-        output: float32 `[N, classes]`, of the optimized session.
+        parity: of the file.
+        candidate: the file in its optimized session.
         images: uint8 `[N, H, W, C]`.
         answers: float32 `[N, classes]`, Keras' own.
+
+    Returns:
+        The parity with the largest difference, and the failure if there is one.
     """
-    raw = onnx.load_unoptimized(path)(images)
-    apart = output.astype(np.float64) - raw
-    parity.unoptimized_difference = float(np.abs(apart).max())
-    found = float(np.sqrt(np.square(apart).mean()))
-    rounding = float(np.sqrt(np.square(raw.astype(np.float64) - answers).mean()))
-    if not found <= max(np.sqrt(2) * rounding, TOLERANCE):
-        parity.failures.append(
-            f"integers: the optimized session differs from the same computation in float by {found:.3g} (root of the "
-            f"mean square; {parity.unoptimized_difference:.3g} at most), and rounding by {rounding:.3g} alone: the "
-            "runtime's integers are wrong on this processor"
-        )
+    unoptimized = onnx.load_unoptimized(candidate.path)(images)
+    difference = candidate(images).astype(np.float64) - unoptimized
+    largest = float(np.abs(difference).max())
+    measured = _root_mean_square(difference)
+    rounding = _root_mean_square(unoptimized.astype(np.float64) - answers)
+    parity = replace(parity, unoptimized_difference=largest)
+    if measured <= max(np.sqrt(2) * rounding, TOLERANCE):
+        return parity
+    return parity.failing(
+        "integers",
+        f"the optimized session differs from the same computation in float by {measured:.3g} (root "
+        f"mean square; {largest:.3g} at most), and rounding alone by {rounding:.3g}: the runtime's "
+        "integers are wrong on this processor",
+    )
 
 
-def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Between the rows: 1 where both are all zeros, 0 where one alone is, or is not finite."""
-    lengths, others = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
-    known = (lengths > 0) & (others > 0) & np.isfinite(others)
-    found = np.where((lengths == 0) & (others == 0), 1.0, 0.0)
-    found[known] = (ours[known] * theirs[known]).sum(axis=1) / (lengths[known] * others[known])
-    return found.clip(-1, 1)
-
-
-def _errors(
-    answers: np.ndarray, output: np.ndarray, failures: list[str]
-) -> tuple[float, float, int]:
-    """The largest error, absolute and relative to the largest answer, and the place of its image."""
-    if not np.isfinite(output).all():
-        failures.append(
-            f"values: {int((~np.isfinite(output)).any(axis=1).sum())} of {len(output)} answers are NaN or infinite"
-        )
-    difference = np.nan_to_num(np.abs(output.astype(np.float64) - answers), nan=np.inf)
-    error, largest = float(difference.max()), float(answers.max())
-    relative = error / largest if largest else (np.inf if error else 0.0)  # all zeros
-    return error, relative, int(difference.max(axis=1).argmax())
-
-
-def _incomparable(
-    known: Predictor,
-    images: np.ndarray,
-    batch_sizes: Sequence[int],
-    gate: Gate,
-    failures: list[str],
-) -> Parity:
-    size, sizes = (images.shape[1:3],), tuple(batch_sizes)
-    agreement, cosine = (None, 0.0) if known.features else (0.0, None)
-    worst, n = np.inf, len(images)
-    return Parity(n, sizes, gate, worst, worst, agreement, cosine, sizes=size, failures=failures)
+def _description_failures(expected: Predictor, candidate: Predictor) -> tuple[Failure, ...]:
+    pairs: tuple[tuple[FailureKind, Any, Any], ...] = (
+        ("input name", expected.input_name, candidate.input_name),
+        ("output name", expected.output_name, candidate.output_name),
+        ("class names", expected.class_names, candidate.class_names),
+        ("input shape", expected.input_shape, candidate.input_shape),
+    )
+    return tuple(
+        Failure(kind, f"expected {_short(right)}, received {_short(received)}")
+        for kind, right, received in pairs
+        if right != received
+    )
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _with_errors(result: Parity, answers: np.ndarray, output: np.ndarray) -> Parity:
+    """Add the largest error, absolute and relative to the largest answer, and what of it fails."""
+    not_finite = int((~np.isfinite(output)).any(axis=1).sum())
+    if not_finite:
+        message = f"{not_finite} of {len(output)} answers are NaN or infinite"
+        result = result.failing("values", message)
+    errors = np.nan_to_num(np.abs(output.astype(np.float64) - answers), nan=np.inf)
+    error, largest = float(errors.max()), float(answers.max())
+    relative = error / largest if largest else (np.inf if error else 0.0)  # all zeros
+    result = replace(result, max_abs_error=error, max_rel_error=relative)
+    tolerance, of_features = result.gate.tolerance, result.top1_agreement is None
+    bounded = (relative,) if of_features else (error, relative)
+    if tolerance is None or all(value <= tolerance for value in bounded):
+        return result
+    image = int(errors.max(axis=1).argmax()) % result.images
+    sizes = (
+        f"{error:.3g} is {relative:.3g} of the largest feature and"
+        if of_features
+        else f"{error:.3g} ({relative:.3g} relative)"
+    )
+    message = f"largest error {sizes} exceeds {tolerance:g}, at image {image}"
+    return result.failing("values", message)
+
+
+def _with_classes(
+    result: Parity, reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None
+) -> Parity:
+    """Add agreement and accuracies of the two models' top classes `[N]`, and what of them fails."""
+    n, gate = result.images, result.gate
+    same = int((reference == candidate).sum())
+    result = replace(result, top1_agreement=same / n)
+    low, high = wilson(same, n) if gate.least_agreement is not None else (0.0, 1.0)
+    if gate.least_agreement is not None and high < gate.least_agreement:
+        message = (
+            f"the same class as Keras for {same / n:.2%} [{low:.1%}, {high:.1%}] of {n} images, "
+            f"{gate.least_agreement:.0%} at least"
+        )
+        result = result.failing("agreement", message)
+    if labels is None:
+        return result
+    right, still_right = reference == labels, candidate == labels
+    lost, gained = int((right & ~still_right).sum()), int((still_right & ~right).sum())
+    result = replace(
+        result,
+        labelled=n,
+        accuracy_reference=float(right.mean()),
+        accuracy_artifact=float(still_right.mean()),
+        mcnemar_p=mcnemar(gained, lost),
+    )
+    if gate.most_lost is None or lost - gained <= gate.most_lost * n:
+        return result
+    message = (
+        f"{still_right.mean():.2%} against {right.mean():.2%} of {n} images: "
+        f"{(lost - gained) / n:.2%} lost, {gate.most_lost:.1%} at most"
+    )
+    return result.failing("accuracy", message)
+
+
+def _with_cosines(result: Parity, answers: np.ndarray, output: np.ndarray) -> Parity:
+    """Add the smallest cosine between two features of one image, and whether it fails."""
+    cosine = float(_cosines(answers.astype(np.float64), output.astype(np.float64)).min())
+    result = replace(result, smallest_cosine=cosine)
+    least = result.gate.least_cosine
+    if least is None or cosine >= least:
+        return result
+    message = f"{cosine:.4f} between an image's features and Keras', {least:g} at least"
+    return result.failing("cosine", message)
+
+
+def _cosines(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Return the cosines between rows.
+
+    1 where both are all zeros; 0 where one is all zeros, or the candidate's is not finite.
+    """
+    lengths, others = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
+    defined = (lengths > 0) & (others > 0) & np.isfinite(others)
+    cosines = np.where((lengths == 0) & (others == 0), 1.0, 0.0)
+    products = (reference[defined] * candidate[defined]).sum(axis=1)
+    cosines[defined] = products / (lengths[defined] * others[defined])
+    return cosines.clip(-1, 1)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))

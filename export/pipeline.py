@@ -261,7 +261,12 @@ class _Export:
             described = replace(self.subject.reference, card=self.card(precision))
             candidate = _sealed(beside, proof.golden, described)
             tolerance = self.subject.card.tolerance
-            gate = parity.gate_of(precision, proof.labels_tell, self.request.features, tolerance)
+            gate = parity.gate_of(
+                precision,
+                self.request.form,
+                labels_tell=proof.labels_tell,
+                tolerance=tolerance,
+            )
             reference = self.subject.reference
             images, labels = proof.samples.images, proof.samples.labels
             parts = [parity.compare((reference, proof.answers), candidate, images, labels, gate)]
@@ -272,9 +277,8 @@ class _Export:
             ]
             result = parity.merged(parts)
             if precision == "int8" and format == "onnx" and not result.failures:
-                some = images[:ROUNDING_IMAGES]
-                parity.check_rounding(
-                    result, beside, candidate(some), some, proof.answers[:ROUNDING_IMAGES]
+                result = parity.with_integers_checked(
+                    result, candidate, images[:ROUNDING_IMAGES], proof.answers[:ROUNDING_IMAGES]
                 )
         return candidate, result
 
@@ -321,14 +325,13 @@ class _Export:
         from export import samples
 
         found, count = self.proof.samples, samples.GOLDEN_IMAGES
-        golden_module.save_golden(
-            self.folder,
+        golden = golden_module.GoldenFile(
             found.images[:count],
             None if found.labels is None else found.labels[:count],
             self.proof.answers[:count],
-            [(shown[:2], answers[:2]) for shown, answers in self.proof.sizes],
-            features=self.request.features,
+            tuple((shown[:2], answers[:2]) for shown, answers in self.proof.sizes),
         )
+        golden_module.save_golden(self.folder, golden, self.request.form)
 
 
 def _least_in_float(

@@ -1,11 +1,13 @@
-"""A file against what travels inside it: its checksums, and the answers it gave where it was made. Needs that one file.
+"""Check an exported file against what travels inside it: its checksums, and its golden answers.
 
     python -m export.verify model.onnx model.int8.tflite
-    python -m export.verify --explain model.onnx             stage by stage, the first one that differs
-    python -m export.verify --original photo.jpg model.onnx  write its golden photograph: put it through your own
-    python -m export.verify --inputs mine.npy model.onnx     preprocessing, save the array, and learn what is wrong with it
+    python -m export.verify --explain model.onnx             stage by stage: the first that differs
+    python -m export.verify --original photo.jpg model.onnx  write its golden photograph
+    python -m export.verify --inputs mine.npy model.onnx     what your preprocessing made of it:
+                                                             what is wrong?
 
-NumPy, Pillow and the file's runtime are enough: ONNX Runtime, LiteRT, or TensorFlow for a SavedModel.
+NumPy, Pillow and the file's runtime are enough: ONNX Runtime, LiteRT, or TensorFlow for a
+SavedModel. So the command line is argparse's.
 
 Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2: nothing to verify.
 """
@@ -16,7 +18,9 @@ import argparse
 import io
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,42 +28,38 @@ from PIL import Image
 from export import TOLERANCES, artifact, containers, parity
 from export import golden as golden_module
 from vggkeras import files, runtimes
-from vggkeras.card import INPUT_NAME, Form
+from vggkeras.card import INPUT_NAME
 from vggkeras.errors import InputError, run_command
 from vggkeras.processor import this_processor
 from vggkeras.runtimes import providers
 from vggkeras.runtimes.predictor import Predictor
 
-# Of int8's own answers: another processor, or another version, may round a step the other way in every layer.
+# Of int8's own answers: another processor or version may round the other way in every layer.
 INT8_TOLERANCE = 0.05
 
 
 def verify(path: Path, provider: str = "cpu") -> list[str]:
-    """What differs between an exported file and what travels inside it; [] when nothing does.
+    """Return what differs between an exported file and what travels inside it; [] for nothing.
 
-    A file that is not what it was is not run: a damaged one may crash its runtime, and take the process with it. Where
-    certificate.json and its golden answers lie beside the file, it is held against these as well.
+    A file that was changed is not run: a damaged one may crash its runtime, and this process with
+    it. Where certificate.json and golden.npz lie beside the file, it is checked against these, too.
+
+    Args:
+        path: a .onnx or .tflite file, or a SavedModel folder.
+        provider: what a .onnx file runs on.
 
     Raises:
-        InputError (a ValueError): no such file, a file of another make, one that keeps weights in other files.
+        InputError (a ValueError): no such file; one that vggkeras did not write; one that keeps
+            weights in other files.
     """
     check(path)
     try:
         contents = artifact.read(path)
     except containers.DamagedError as error:
         return [str(error)]
-    problems = _changed(contents)
     certified = files.read_certificate(path.parent).get(path.name)
-    if certified is not None:
-        problems += (
-            []
-            if certified["passed"] is True
-            else [f"certificate: {'; '.join(certified['failures'])}"]
-        )
-        if (found := files.sha256(path)) != certified["sha256"]:
-            problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {found[:12]}…")
-    golden = contents.golden
-    if contents.changed or golden is None:
+    problems = _changed_parts(contents) + _certificate_problems(path, certified)
+    if contents.changed:
         return problems
     try:
         candidate = runtimes.load(path, provider)
@@ -67,97 +67,136 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
         if provider != "cpu":
             raise
         return [*problems, str(error)]
-    card, precision = contents.card, contents.card.precision
-    features = card.form is Form.FEATURES
-    # int8 is held against itself, elsewhere; how near it is to Keras was measured when it was made.
-    answers = golden.answers if precision == "int8" else golden.probabilities
-    expected = Predictor(
-        path,
-        "golden answers",
-        "",
-        "",
-        golden.images.shape[1:],
-        answers.shape[1],
-        INPUT_NAME,
-        card.form.output_name,
-        card,
-        lambda _: answers,
-        card.form,
-    )
-    gate = parity.Gate(card.tolerance or TOLERANCES[precision] or INT8_TOLERANCE)
-    results = [parity.compare((expected, answers), candidate, golden.images, None, gate)]
-    if precision == "int8" and candidate.runtime == "onnxruntime" and provider == "cpu":
-        # The processor may be of another kind than the one where the file was made.
-        some = golden.images
-        parity.check_rounding(results[0], path, candidate(some), some, golden.probabilities)
-    if (
-        candidate.dense
-        and certified is not None
-        and golden_module.golden_path(path.parent, features=features).is_file()
-    ):
-        sizes = golden_module.load_golden(path.parent, features=features)[3]
-        results += [
-            parity.compare((expected, p), candidate, shown, None, gate) for shown, p in sizes
-        ]
-    return problems + parity.merged(results).failures
-
-
-def made_where(path: Path) -> str:
-    """Return, of an int8 file, on which processor it was proven, and what this machine is; "" of other files.
-
-    int8 is computed by other instructions on other processors. The file was proven again on this one.
-    """
-    card = artifact.read(path).card
-    if card.precision != "int8":
-        return ""
-    made = card.processor
-    here = this_processor()
-    proven = f"proven on {made}" if made else "the processor it was proven on is not recorded"
-    if here is None:
-        return f"{proven}; proven again here (py-cpuinfo, which would name this processor, is not installed)"
-    if made is not None and made.is_like(here):
-        return f"{proven}; proven again here, on the same kind"
-    return f"{proven}; proven again here, on {here}"
-
-
-def _changed(contents: artifact.Contents) -> list[str]:
-    return [f"{part}: not what it was when the file was made (sha256)" for part in contents.changed]
+    result = _answers_compared(contents, candidate, is_certified=certified is not None)
+    return problems + [str(failure) for failure in result.failures]
 
 
 def check(path: Path) -> None:
-    """Raises InputError when a path is no exported file, or one that would have the runtime read other files."""
+    """Check that a path is an exported file that keeps its weights inside.
+
+    Raises:
+        InputError (a ValueError): it is none, or its runtime would read other files.
+    """
     expected = "expected an exported .onnx or .tflite file, or a SavedModel folder"
     if not path.exists():
         raise InputError(f"No artifact at {path}: {expected}.")
-    if not (
-        (path / "saved_model.pb").exists() if path.is_dir() else path.suffix in (".onnx", ".tflite")
-    ):
-        if inside := sorted(
-            name for name in files.read_certificate(path) if (path / name).exists()
-        ):
+    if path.is_dir():
+        if (path / "saved_model.pb").exists():
+            return
+        certified = files.read_certificate(path)
+        if inside := sorted(name for name in certified if (path / name).exists()):
             raise InputError(
                 f"{path} is a folder of them: name the files themselves: {', '.join(inside)}."
             )
+    if path.is_dir() or path.suffix not in (".onnx", ".tflite"):
         raise InputError(f"{path} is not an exported artifact: {expected}.")
-    if path.suffix != ".onnx" or path.is_dir():
+    if path.suffix != ".onnx":
         return
     try:
         outside = containers.external_data(path)
     except ValueError:
-        return  # what cannot be read is said by those who read it
+        return  # `artifact.read` says that it is damaged
     if outside:
         raise InputError(
-            f"{path} keeps weights in {', '.join(map(repr, outside[:3]))}: expected them inside the file, as `python -m "
-            "export` writes it; do not load it."
+            f"{path} keeps weights in {', '.join(map(repr, outside[:3]))}: expected them inside "
+            "the file, as `python -m export` writes it; do not load it."
         )
+
+
+def _changed_parts(contents: artifact.Contents) -> list[str]:
+    return [f"{part}: not what it was when the file was made (sha256)" for part in contents.changed]
+
+
+def _certificate_problems(path: Path, certified: dict[str, Any] | None) -> list[str]:
+    """Return what a file's entry in certificate.json says against it."""
+    if certified is None:
+        return []
+    problems = []
+    if certified["passed"] is not True:
+        problems.append(f"certificate: {'; '.join(certified['failures'])}")
+    if (digest := files.sha256(path)) != certified["sha256"]:
+        problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {digest[:12]}…")
+    return problems
+
+
+def _answers_compared(
+    contents: artifact.Contents, candidate: Predictor, is_certified: bool
+) -> parity.Parity:
+    """Compare a file's answers with the golden ones inside it, and beside it if certified."""
+    card, golden = contents.card, contents.golden
+    assert golden is not None
+    # int8 is compared with itself elsewhere; its distance from Keras was measured when it was made.
+    answers = golden.answers if card.precision == "int8" else golden.probabilities
+    _, height, width, channels = golden.images.shape
+    expected = replace(
+        candidate,
+        runtime="golden answers",
+        input_shape=(height, width, channels),
+        outputs=answers.shape[1],
+        input_name=INPUT_NAME,
+        output_name=card.form.output_name,
+        card=card,
+        form=card.form,
+        run=lambda _: answers,
+    )
+    gate = parity.Gate(card.tolerance or TOLERANCES[card.precision] or INT8_TOLERANCE)
+    result = parity.compare((expected, answers), candidate, golden.images, gate=gate)
+    on_cpu = candidate.runtime == "onnxruntime" and candidate.provider == "cpu"
+    if card.precision == "int8" and on_cpu:
+        # This processor may compute integers differently from the one that wrote the file.
+        result = parity.with_integers_checked(
+            result, candidate, golden.images, golden.probabilities
+        )
+    results, folder = [result], candidate.path.parent
+    if candidate.dense and is_certified and golden_module.golden_path(folder, card.form).is_file():
+        results += [
+            parity.compare((expected, sized), candidate, images, gate=gate)
+            for images, sized in golden_module.load_golden(folder, card.form).sizes
+        ]
+    return parity.merged(results)
+
+
+def made_where(path: Path) -> str:
+    """Return where an int8 file was proven, and what this machine is; "" of other files.
+
+    Other processors compute int8 by other instructions. The file was proven again on this one.
+    """
+    card = artifact.read(path).card
+    if card.precision != "int8":
+        return ""
+    there, here = card.processor, this_processor()
+    proven = f"proven on {there}" if there else "the processor it was proven on is not recorded"
+    if here is None:
+        return (
+            f"{proven}; proven again here (py-cpuinfo, which would name this processor, is not "
+            "installed)"
+        )
+    if there is not None and there.is_like(here):
+        return f"{proven}; proven again here, on the same kind"
+    return f"{proven}; proven again here, on {here}"
 
 
 def main() -> int:
     """Parse, and verify each file."""
+    arguments = _parser().parse_args()
+    if any((path / "saved_model.pb").exists() for path in arguments.files):
+        from rich.console import Console  # TensorFlow's users have it
+
+        from vggkeras.terminal import load_tensorflow
+
+        load_tensorflow(Console(), *arguments.files)
+    if arguments.original or arguments.inputs:
+        return _own_preprocessing(arguments)
+    passed = [_verified(path, arguments) for path in arguments.files]
+    return 0 if all(passed) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.verify",
         description="Check exported files against the checksums and golden answers inside them.",
-        epilog="Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2: nothing to verify.",
+        epilog="Exit code 0: every file is whole and gives its golden answers. 1: one differs. "
+        "2: nothing to verify.",
     )
     parser.add_argument(
         "files",
@@ -190,37 +229,29 @@ def main() -> int:
         default="cpu",
         help="what .onnx files run on; never another in silence",
     )
-    arguments = parser.parse_args()
-    if any((path / "saved_model.pb").exists() for path in arguments.files):
-        from rich.console import Console  # TensorFlow's users have it
+    return parser
 
-        from vggkeras.terminal import load_tensorflow
 
-        load_tensorflow(Console(), *arguments.files)
-    if arguments.original or arguments.inputs:
-        return _own_preprocessing(arguments)
-    failed = 0
-    for path in arguments.files:
-        problems = verify(path, arguments.provider)
-        print(f"{path}: " + ("passed" if not problems else "FAILED\n  " + "\n  ".join(problems)))
-        if not problems and (note := made_where(path)):
-            print(f"  {note}")
-        failed += bool(problems)
-        if arguments.explain:
-            from export import stages
+def _verified(path: Path, arguments: argparse.Namespace) -> bool:
+    """Verify one file, print the result, and return whether it passed."""
+    problems = verify(path, arguments.provider)
+    print(f"{path}: " + ("passed" if not problems else "FAILED\n  " + "\n  ".join(problems)))
+    if not problems and (note := made_where(path)):
+        print(f"  {note}")
+    if arguments.explain:
+        from export import stages
 
-            try:
-                print(stages.told(stages.stages(path)))
-            except InputError as error:
-                if not problems:
-                    raise
-                print(f"  {error}")  # beside what is wrong already, which is the answer
-    return 1 if failed else 0
+        try:
+            print(stages.as_text(stages.stages(path)))
+        except InputError as error:
+            if not problems:
+                raise
+            print(f"  {error}")
+    return not problems
 
 
 def _own_preprocessing(arguments: argparse.Namespace) -> int:
-    from export import preprocessing, stages
-
+    """Write the golden photograph, or judge what a user's own preprocessing made of it."""
     if len(arguments.files) > 1:
         raise InputError(
             f"--original and --inputs go with one file; received {len(arguments.files)}."
@@ -229,53 +260,62 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
     check(path)
     try:
         contents = artifact.read(path)
-        golden, problems = contents.golden, _changed(contents)
+        problems = _changed_parts(contents)
     except containers.DamagedError as error:
-        golden, problems = None, [str(error)]
+        problems = [str(error)]
     if problems:  # nothing can be judged by it
         print(f"{path}: FAILED\n  " + "\n  ".join(problems))
         return 1
+    golden = contents.golden
     if golden is None or golden.original is None:
         raise InputError(f"No photograph travels inside {path}: export it with real --data.")
     if arguments.original:
-        files.check_file(arguments.original)
-        kind = Image.open(io.BytesIO(golden.original)).format or ""
-        known = [suffix for suffix, name in Image.registered_extensions().items() if name == kind]
-        if arguments.original.suffix.lower() not in known:
-            raise InputError(
-                f"--original {arguments.original}: the photograph is a {kind}: give a name ending in {' or '.join(known[:3])}."
-            )
-        _write(arguments.original, golden.original)
+        _write_photograph(arguments.original, golden.original)
         print(
-            f"{arguments.original}: put it through your preprocessing, save what the network would get with numpy.save,"
+            f"{arguments.original}: put it through your preprocessing, save what the network would "
+            "get with numpy.save,\n"
+            f"and ask: python -m export.verify --inputs mine.npy {path}"
         )
-        print(f"and ask: python -m export.verify --inputs mine.npy {path}")
         return 0
-    try:
-        mine = np.load(arguments.inputs, allow_pickle=False)
-        if not isinstance(mine, np.ndarray):
-            raise ValueError("it holds several arrays")
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+    from export import preprocessing, stages
+
+    judged = preprocessing.preprocessing(path, _array(arguments.inputs), arguments.provider)
+    print(stages.as_text(judged))
+    return 0 if all(stage.passed for stage in judged) else 1
+
+
+def _write_photograph(path: Path, encoded: bytes) -> None:
+    files.check_file(path)
+    kind = Image.open(io.BytesIO(encoded)).format or ""
+    suffixes = [suffix for suffix, name in Image.registered_extensions().items() if name == kind]
+    if path.suffix.lower() not in suffixes:
         raise InputError(
-            f"{arguments.inputs} cannot be read ({error}): expected an array that numpy.save wrote."
-        ) from error
-    found = preprocessing.preprocessing(path, mine, arguments.provider)
-    print(stages.told(found))
-    return 0 if all(stage.passed for stage in found) else 1
-
-
-def _write(path: Path, content: bytes) -> None:
-    """In one step, without files.replacing: what that needs to sweep a folder is not among what this command needs."""
+            f"--original {path}: the photograph is a {kind}: give a name ending in "
+            f"{' or '.join(suffixes[:3])}."
+        )
+    # Without files.replacing, whose sweep needs psutil.
     beside = files.partial(path)
     try:
-        beside.write_bytes(content)
+        beside.write_bytes(encoded)
         files.move(beside, path)
     finally:
         files.remove(beside)
 
 
+def _array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays")
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): expected an array that numpy.save wrote."
+        ) from error
+    return array
+
+
 def cli() -> int:
-    """The command, with its exit code."""
+    """Run the command and return its exit code."""
     return run_command(main)
 
 

@@ -117,7 +117,7 @@ def trained_looking(arch: str, shape, batch_norm: bool, **options):
 
 
 README = Path(__file__).parents[1] / "README.md"
-STRANGER = """
+REFUSING_OURS = """
 import runpy, sys
 REFUSED = ("keras", "tensorflow", "jax", "onnx", "tf2onnx", "rich", "tyro", "vggkeras", "export")
 class Refuse:
@@ -125,6 +125,8 @@ class Refuse:
         if name.split(".")[0] in REFUSED:
             raise ImportError(name + " is not installed")
 sys.meta_path.insert(0, Refuse())
+"""
+STRANGER = f"""{REFUSING_OURS}
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -133,17 +135,18 @@ DOCS = REPOSITORY / "docs"
 
 
 def textured(seed: int) -> np.ndarray:
-    """A colourful photograph that is not square and has details, so that every filter shows: uint8 [96, 132, 3]."""
+    """A colorful photograph whose details make every filter show: uint8 [96, 132, 3]."""
     rough = Image.fromarray(photo(1000 + seed, 48, 66)[np.random.default_rng(seed).permutation(48)])
     fine = np.asarray(rough.resize((132, 96), Image.Resampling.BILINEAR)).astype(np.float32)
     return (0.7 * photo(seed, 96, 132) + 0.3 * fine).astype(np.uint8)
 
 
-# What a fresh environment with numpy, pillow and a runtime has.
-NOTHING_ELSE = """
+# A fresh environment with numpy, pillow and the packages in the first argument.
+FRESH_ENVIRONMENT = """
 import runpy, sys
 
-ALLOWED = {"numpy", "PIL", "vggkeras", "export", *sys.argv.pop(1).split(",")} | sys.stdlib_module_names
+ALLOWED = {"numpy", "PIL", "vggkeras", "export", *sys.argv.pop(1).split(",")}
+ALLOWED |= sys.stdlib_module_names
 
 
 class Refuses:
@@ -153,8 +156,18 @@ class Refuses:
 
 
 sys.meta_path.insert(0, Refuses())
+"""
+NOTHING_ELSE = f"""{FRESH_ENVIRONMENT}
 runpy.run_module("export.verify", run_name="__main__", alter_sys=True)
 """
+FORMATS = ("model.onnx", "model.tflite", "saved_model")
+EXPORTED = (
+    *FORMATS,
+    "model.float16.onnx",
+    "model.float16.tflite",
+    "model.int8.onnx",
+    "model.int8.tflite",
+)
 
 
 def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
@@ -165,7 +178,7 @@ def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
 
 
 def edit_member(path: Path, name: str, change: Callable[[bytes], bytes | None]) -> None:
-    """Change what travels inside a file, by the name that artifact.py gives it; None removes it."""
+    """Change a member of a file, by the name that containers.py gives it; None removes it."""
     if path.is_dir():
         file = path / "assets.extra" / name
         content = change(file.read_bytes())
@@ -211,9 +224,11 @@ def edit_onnx(path: Path, change: Callable[[onnx.GraphProto, dict[str, np.ndarra
 
 def tflite_values(data: bytearray, name: str, kind: type = np.float32) -> np.ndarray:
     """The values of a tensor of a .tflite file, to be changed in place."""
-    graph = schema.Model.GetRootAs(data, 0)
-    (tensor,) = (t for i in range(graph.Subgraphs(0).TensorsLength()) if (t := graph.Subgraphs(0).Tensors(i)).Name() == name.encode())  # fmt: skip
-    stored = graph.Buffers(tensor.Buffer()).DataAsNumpy()
+    model = schema.Model.GetRootAs(data, 0)
+    graph = model.Subgraphs(0)
+    tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+    (tensor,) = (tensor for tensor in tensors if tensor.Name() == name.encode())
+    stored = model.Buffers(tensor.Buffer()).DataAsNumpy()
     start = stored.ctypes.data - np.frombuffer(data, np.uint8).ctypes.data
     return np.frombuffer(data, kind, stored.nbytes // np.dtype(kind).itemsize, start)
 
@@ -228,7 +243,38 @@ def edit_tflite(
     path.write_bytes(data)
 
 
+def edit_golden_answers(path: Path) -> None:
+    """Change one byte in the middle of the golden answers."""
+
+    def other(packed: bytes) -> bytes:
+        packed, middle = bytearray(packed), len(packed) // 2
+        packed[middle] = ord("A") if packed[middle] != ord("A") else ord("B")
+        return bytes(packed)
+
+    edit_member(path, golden_module.GOLDEN, other)
+
+
+def swap_layers(path: Path, one: str, other: str) -> None:
+    """Exchange the kernels of two layers of one shape, in a file of any precision."""
+    if path.suffix == ".onnx":
+
+        def change(graph, weights):
+            for name in [name for name in weights if name.startswith(f"{one}.kernel")]:
+                partner = name.replace(one, other)
+                weights[name], weights[partner] = weights[partner], weights[name]
+
+        edit_onnx(path, change)
+        return
+    data = bytearray(path.read_bytes())
+    suffix = ".kernel.float16" if "float16" in path.name else ".kernel"
+    first, second = (tflite_values(data, layer + suffix, np.uint8) for layer in (one, other))
+    first[:], second[:] = second.copy(), first.copy()
+    del first, second
+    path.write_bytes(data)
+
+
 def the_mean_of_the_graph(path: Path) -> None:
+    """Change the mean RGB that the graph subtracts."""
     mean = np.array(configs.IMAGENET_MEAN_RGB, np.float32)
     if path.is_dir():
         replace_bytes(path / "saved_model.pb", (-mean).tobytes(), (-mean - 1).tobytes())
@@ -239,7 +285,7 @@ def the_mean_of_the_graph(path: Path) -> None:
 
 
 def resealed(path: Path, change: Callable[[Path], None]) -> None:
-    """What somebody does who wants to deceive: the weights altered, and all checksums made to fit."""
+    """Alter a file and make all checksums fit, as somebody does who wants to deceive."""
     golden = artifact.read(path).golden
     change(path)
     edit_member(path, golden_module.GOLDEN, lambda _: None)

@@ -188,7 +188,7 @@ def test_files_describe_themselves_and_are_the_same_bytes_again(tmp_path):
     with zipfile.ZipFile(files[1]) as archive:
         assert archive.read("labels.txt").decode().split() == list("abcde")
         assert json.loads(archive.read("vggkeras.json")) == CARD.to_description()
-    assert all(artifact._is_ours(file) for file in files)
+    assert all(artifact.names_vggkeras(file) for file in files)
 
 
 @pytest.mark.parametrize("pixels", keras_export.SCALINGS)

@@ -301,7 +301,7 @@ def altered(predictor, change):
 
 
 def test_parity_finds_every_planted_fault(exports, run):
-    images = golden_module.load_golden(exports)[0]
+    images = golden_module.load_golden(exports).images
     reference, good = vggkeras.load(run.path), vggkeras.load(exports / "model.onnx")
     assert parity.compare(reference, good, images).passed
 
@@ -328,7 +328,7 @@ def test_parity_finds_every_planted_fault(exports, run):
     for name, faulty in faults.items():
         result = parity.compare(reference, faulty, images)
         assert not result.passed
-        assert any(name.strip() in failure for failure in result.failures), (name, result.failures)
+        assert any(name.strip() in str(failure) for failure in result.failures), (name, result)
     two = dataclasses.replace(
         altered(good, lambda p: p * np.float32(0.5)), card=ModelCard(("x",) * 10)
     )
@@ -345,7 +345,8 @@ def test_parity_finds_every_planted_fault(exports, run):
 
 def test_parity_counts(exports):
     """Agreement, accuracy and McNemar's p by hand: 32 images, 3 flipped away from the label, none towards it."""
-    images, _, p, _ = golden_module.load_golden(exports)
+    golden = golden_module.load_golden(exports)
+    images, p = golden.images, golden.answers
     reference = dataclasses.replace(vggkeras.load(exports / "model.onnx"), run=lambda _: p)
     flipped = p.copy()
     flipped[:3] = np.roll(p[:3], 1, axis=1)
@@ -458,10 +459,12 @@ def test_a_damaged_certificate_is_bad_input(copied, command, damage):
 
 
 def test_damaged_golden_answers_are_bad_input(copied, command):
-    images, labels, p, _ = golden_module.load_golden(copied)
+    golden = golden_module.load_golden(copied)
+    none = golden_module.GoldenFile(golden.images[:0], None, golden.answers[:0])
+    few = dataclasses.replace(golden, answers=golden.answers[:5])
     for broken in (
-        lambda: golden_module.save_golden(copied, images[:0], None, p[:0]),
-        lambda: golden_module.save_golden(copied, images, labels, p[:5]),
+        lambda: golden_module.save_golden(copied, none),
+        lambda: golden_module.save_golden(copied, few),
         lambda: (copied / "golden.npz").write_bytes(b"junk"),
     ):
         broken()

@@ -50,7 +50,7 @@ def test_every_file_has_a_row_of_what_it_is(found, exports):
         assert (row["runtime"], row["provider"], row["threads"]) == (runtime, "cpu", 1)
         assert (row["precision"], row["input_shape"]) == ("float32", [32, 32, 3])
         assert row["bytes"] == files.size(exports / name)
-        assert row["images"] == f"{len(golden.load_golden(exports)[0])} golden images"
+        assert row["images"] == f"{len(golden.load_golden(exports).images)} golden images"
     assert alone["images"] == f"{benchmark.IMAGES} random images"
     for row in found["rows"]:
         assert row["tf32"] is False  # of a GPU's products
@@ -98,7 +98,7 @@ def test_pooled_latencies_are_those_loadgen_counted(exports, tmp_path):
     from vggkeras import runtimes
 
     predictor = runtimes.load(exports / "model.tflite", threads=1)
-    images = golden.load_golden(exports)[0]
+    images = golden.load_golden(exports).images
     asked = {"batch": 4, "rounds": 2, "seconds": 0.05, "official": False}
     warm = benchmark._warmed(predictor, images, asked)
     said = benchmark._tested(
@@ -127,7 +127,7 @@ def test_the_official_lengths_are_loadgens_own(exports, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mlperf_loadgen, "StartTestWithLogSettings", start)
     predictor = runtimes.load(exports / "model.tflite")
-    images = golden.load_golden(exports)[0]
+    images = golden.load_golden(exports).images
     asked = {
         "batch": 4,
         "rounds": 1,

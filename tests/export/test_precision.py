@@ -94,7 +94,8 @@ def test_int8_is_right_on_a_processor_of_the_other_kind(precise_exports, tmp_pat
     answers = tmp_path / "answers.npz"
     child = [*python, "-c", EMULATED, precise_exports, answers]
     subprocess.run(child, check=True, capture_output=True)
-    images, _, expected, _ = golden.load_golden(precise_exports)
+    beside = golden.load_golden(precise_exports)
+    images, expected = beside.images, beside.answers
     with np.load(answers) as there:
         for name, path in (("optimized", "model.int8.onnx"), ("tflite", "model.int8.tflite")):
             p = vggkeras.load(precise_exports / path)(images)

@@ -1,10 +1,10 @@
-"""Load an image classifier of any make: .keras, .onnx, .tflite or a SavedModel folder.
+"""Load any image classifier, written by vggkeras or not.
 
-    model = foreign.load(Path("model.onnx"))
+    model = image_model.load("model.onnx")
     answers = model(images)  # [N, H, W, C], RGB, 0-255 -> float32 [N, classes]
 
 Nothing is guessed about a model's preprocessing: it is given the numbers that the caller gives.
-Only the type and the place of the channels follow the file's own input.
+Only the type of these numbers and the axis of the channels follow the file's own input.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from export.containers import DESCRIPTION
 from vggkeras import runtimes
 from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
-from vggkeras.runtimes import onnx as onnx_module
+from vggkeras.runtimes import onnx as onnx_runtime
 from vggkeras.runtimes import stderr
 
 BATCH = 32  # images a call, where the file does not fix their number
@@ -32,52 +33,69 @@ EXPECTED = "expected a .keras, .onnx or .tflite file, a SavedModel folder, or a 
 
 
 @dataclass(frozen=True)
+class ImageInput:
+    """One input of a model."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]  # batch first; None where any number goes
+
+    def __str__(self) -> str:
+        """Return its type and shape as people write them: float32 [N, 48, 48, 3]."""
+        batch = [str(side or "N") for side in self.shape[:1]]
+        sides = [str(side or "any") for side in self.shape[1:]]
+        return f"{self.dtype} [{', '.join([*batch, *sides])}]"
+
+    @property
+    def is_image(self) -> bool:
+        """Return whether it takes images: bytes or floats, with 1 or 3 channels."""
+        has_channels = len(self.shape) == 4 and (
+            self.shape[3] in CHANNELS or self.shape[1] in CHANNELS
+        )
+        return has_channels and self.dtype in (*FLOATS, *WHOLE, "int8")
+
+
+@dataclass(frozen=True)
 class ImageModel:
     """A model with one image input and one output of class scores, probabilities or features."""
 
     path: Path
     runtime: str
-    input_name: str
+    input: ImageInput
     output_name: str
-    shape: tuple[int | None, ...]  # of the input, batch first; None where any number goes
-    dtype: str  # of the input
     card: ModelCard  # empty in a file that vggkeras did not write
     run: Callable[[np.ndarray], np.ndarray] = field(repr=False)  # an array of that shape and type
     features: bool = False  # whether it gives features (Appendix B) and no classes
-    kept: Any = field(default=None, repr=False)  # the Keras model, for its layers
+    keras_model: Any = field(default=None, repr=False)  # for its layers
 
     @property
     def channels_first(self) -> bool:
-        """Whether images are `[N, C, H, W]`; where both ends could be channels, they come last."""
-        return self.shape[3] not in CHANNELS
+        """Return whether images are `[N, C, H, W]`; channels come last where both ends fit."""
+        return self.input.shape[3] not in CHANNELS
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
-        channels = self.shape[1 if self.channels_first else 3]
+        """Return the number of channels, 1 or 3."""
+        channels = self.input.shape[1 if self.channels_first else 3]
         assert channels is not None
         return channels
 
     @property
     def size(self) -> tuple[int | None, int | None]:
-        """Height and width of its images, px; None where any goes."""
-        h, w = self.shape[2:4] if self.channels_first else self.shape[1:3]
+        """Return the height and width of its images, px; None where any goes."""
+        h, w = self.input.shape[2:4] if self.channels_first else self.input.shape[1:3]
         return h, w
 
     @property
     def takes_floats(self) -> bool:
-        """Whether pixels may be other numbers than 0, 1, ... 255."""
-        return self.dtype not in WHOLE
-
-    @property
-    def input_text(self) -> str:
-        """The input as people write it: float32 [N, 48, 48, 3]."""
-        return _input_text(self.dtype, self.shape)
+        """Return whether pixels may be other numbers than 0, 1, ... 255."""
+        return self.input.dtype not in WHOLE
 
     def arranged(self, images: np.ndarray) -> np.ndarray:
         """Return images `[N, H, W, C]` in the model's own type and layout; the numbers stay."""
         # A quantized input is float32 here: `run` knows its scale and zero point.
-        array = images.astype("float32" if self.dtype == "int8" else self.dtype)
+        dtype = self.input.dtype
+        array = images.astype("float32" if dtype == "int8" else dtype)
         return np.ascontiguousarray(array.transpose(0, 3, 1, 2) if self.channels_first else array)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -89,11 +107,12 @@ class ImageModel:
             InputError (a ValueError): the runtime cannot run the model, or its output is not one
                 row an image.
         """
-        array, size, parts = self.arranged(images), self.shape[0] or BATCH, []
+        array, fixed, parts = self.arranged(images), self.input.shape[0], []
+        size = fixed or BATCH
         for start in range(0, len(array), size):
             part = array[start : start + size]
             count = len(part)
-            if self.shape[0]:
+            if fixed:
                 part = np.concatenate([part, np.repeat(part[-1:], size - count, axis=0)])
             try:
                 output = np.asarray(self.run(part))
@@ -136,50 +155,44 @@ def load(path: str | os.PathLike) -> ImageModel:
     return loader(path)
 
 
-def _input_text(dtype: str, shape: Sequence[int | None]) -> str:
-    sides = [str(side or "any") for side in shape[1:]]
-    return f"{dtype} [{', '.join([*(str(side or 'N') for side in shape[:1]), *sides])}]"
-
-
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _checked(
-    path: Path,
-    inputs: Sequence[tuple[str, str, tuple[int | None, ...]]],  # name, type, shape
-    outputs: Sequence[str],
-) -> tuple[str, str, tuple[int | None, ...]]:
-    """Return a model's one input, which takes images; raise InputError for any other model."""
-    received = ", ".join(f"{name} {_input_text(kind, shape)}" for name, kind, shape in inputs)
+    path: Path, inputs: Sequence[ImageInput], outputs: Sequence[str]
+) -> tuple[ImageInput, str]:
+    """Return a model's one input, which takes images, and its one output.
+
+    Raises:
+        InputError (a ValueError): any other model.
+    """
+    received = ", ".join(f"{one.name} {one}" for one in inputs)
     if len(inputs) != 1 or len(outputs) != 1:
         raise InputError(
             f"{path}: expected one image input and one output; received {len(inputs)} input(s) "
             f"({received}) and {len(outputs)} output(s) ({', '.join(outputs)})."
         )
-    (name, kind, shape) = inputs[0]
-    image = len(shape) == 4 and (shape[3] in CHANNELS or shape[1] in CHANNELS)
-    if not image or kind not in (*FLOATS, *WHOLE, "int8"):
+    if not inputs[0].is_image:
         raise InputError(
             f"{path}: expected an image input [N, H, W, C] or [N, C, H, W] of 1 or 3 channels, "
             f"bytes or floats; received {received}."
         )
-    return name, kind, shape
+    return inputs[0], outputs[0]
 
 
-def _of_predictor(path: Path) -> ImageModel:
-    """A file that `python -m export` wrote."""
+def _exported(path: Path) -> ImageModel:
+    """Load a file that `python -m export` wrote, as it is served."""
     predictor = runtimes.load(path)
+    shape = (None, *predictor.input_shape)  # of a file for any size, the training size
     return ImageModel(
-        path,
-        predictor.runtime,
-        predictor.input_name,
-        predictor.output_name,
-        (None, *predictor.input_shape),  # of a dense form, the training size
-        "uint8",
-        predictor.card,
-        predictor.run,
-        bool(predictor.features),
+        path=path,
+        runtime=predictor.runtime,
+        input=ImageInput(predictor.input_name, "uint8", shape),
+        output_name=predictor.output_name,
+        card=predictor.card,
+        run=predictor.run,
+        features=bool(predictor.features),
     )
 
 
@@ -191,22 +204,23 @@ def _keras(path: Path) -> ImageModel:
     model, card = models.load_model(path)
     if not isinstance(model, keras.Model) or not model.inputs:
         raise InputError(f"{path}: expected a Keras model that says its input; received {model!r}.")
-    inputs = [(i.name, keras.backend.standardize_dtype(i.dtype), i.shape) for i in model.inputs]
+    inputs = [
+        ImageInput(tensor.name, keras.backend.standardize_dtype(tensor.dtype), tuple(tensor.shape))
+        for tensor in model.inputs
+    ]
     # A Sequential has no output_names; an output is named after its layer, as Keras' exporters do.
     outputs = getattr(model, "output_names", [layer.name for layer in model.layers[-1:]])
-    name, kind, shape = _checked(path, inputs, outputs)
+    image, output = _checked(path, inputs, outputs)
     computed = {layer.compute_dtype for layer in model.layers}
     precision = "float16" if computed & {"float16", "bfloat16"} else "float32"
     return ImageModel(
-        path,
-        "keras",
-        name,
-        outputs[0],
-        tuple(shape),
-        kind,
-        replace(card, precision=precision),
-        _keras_run(model),
-        kept=model,
+        path=path,
+        runtime="keras",
+        input=image,
+        output_name=output,
+        card=replace(card, precision=precision),
+        run=_keras_run(model),
+        keras_model=model,
     )
 
 
@@ -225,8 +239,8 @@ def _keras_run(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _saved_model(path: Path) -> ImageModel:
-    if (path / "assets.extra" / "vggkeras.json").exists():
-        return _of_predictor(path)
+    if (path / "assets.extra" / DESCRIPTION).exists():
+        return _exported(path)
     import tensorflow as tf
 
     try:
@@ -240,49 +254,41 @@ def _saved_model(path: Path) -> ImageModel:
             f"{path}: expected a signature serving_default or serve; received "
             f"{', '.join(signatures) or 'none'}."
         )
-    specs = function.structured_input_signature[1]
-    outputs = list(function.structured_outputs)
     inputs = [
-        (n, s.dtype.name, () if s.shape.rank is None else tuple(s.shape)) for n, s in specs.items()
+        ImageInput(name, spec.dtype.name, () if spec.shape.rank is None else tuple(spec.shape))
+        for name, spec in function.structured_input_signature[1].items()
     ]
-    name, kind, shape = _checked(path, inputs, outputs)
+    image, output = _checked(path, inputs, list(function.structured_outputs))
 
     def run(images: np.ndarray, loaded=loaded) -> np.ndarray:  # a signature holds variables weakly
-        return function(**{name: tf.constant(images)})[outputs[0]].numpy()
+        return function(**{image.name: tf.constant(images)})[output].numpy()
 
-    return ImageModel(path, "tensorflow", name, outputs[0], shape, kind, ModelCard(), run)
+    return ImageModel(path, "tensorflow", image, output, ModelCard(), run)
 
 
 def _onnx(path: Path) -> ImageModel:
     try:
-        session = onnx_module.onnx_session(str(path))
+        session = onnx_runtime.onnx_session(str(path))
     except Exception as error:  # onnxruntime's errors have no common base
         raise InputError(
             f"{path} is no model that ONNX Runtime can load ({_reason(error)})."
         ) from error
     if "vggkeras" in session.get_modelmeta().custom_metadata_map:
-        return _of_predictor(path)
+        return _exported(path)
     names = {"float": "float32", "double": "float64"}
     inputs = []
     for details in session.get_inputs():
-        kind = details.type.removeprefix("tensor(").removesuffix(")")
+        dtype = details.type.removeprefix("tensor(").removesuffix(")")
         # An axis of any length has a name, or none at all.
-        sides = tuple(
-            side if isinstance(side, int) and side > 0 else None for side in details.shape
-        )
-        inputs.append((details.name, names.get(kind, kind), sides))
-    outputs = [output.name for output in session.get_outputs()]
-    name, kind, shape = _checked(path, inputs, outputs)
-    return ImageModel(
-        path,
-        "onnxruntime",
-        name,
-        outputs[0],
-        shape,
-        kind,
-        ModelCard(precision=_onnx_precision(path)),
-        lambda images: session.run(outputs, {name: images})[0],
-    )
+        sides = (side if isinstance(side, int) and side > 0 else None for side in details.shape)
+        inputs.append(ImageInput(details.name, names.get(dtype, dtype), tuple(sides)))
+    image, output = _checked(path, inputs, [output.name for output in session.get_outputs()])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run([output], {image.name: images})[0]
+
+    card = ModelCard(precision=_onnx_precision(path))
+    return ImageModel(path, "onnxruntime", image, output, card, run)
 
 
 def _onnx_precision(path: Path) -> str:
@@ -298,49 +304,53 @@ def _onnx_precision(path: Path) -> str:
 def _tflite(path: Path) -> ImageModel:
     from ai_edge_litert.interpreter import Interpreter
 
-    if zipfile.is_zipfile(path) and "vggkeras.json" in zipfile.ZipFile(path).namelist():
-        return _of_predictor(path)
+    if zipfile.is_zipfile(path) and DESCRIPTION in zipfile.ZipFile(path).namelist():
+        return _exported(path)
     try:
         with stderr.quiet_stderr():  # it tells of its delegate, every time
             interpreter = Interpreter(str(path), num_threads=os.cpu_count() or 1)
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{path} is no model that LiteRT can load ({_reason(error)}).") from error
-    ends = (interpreter.get_input_details(), interpreter.get_output_details())
-    inputs = [
-        (d["name"], d["dtype"].__name__, tuple(None if s < 0 else int(s) for s in _signature(d)))
-        for d in ends[0]
-    ]
-    name, kind, shape = _checked(path, inputs, [details["name"] for details in ends[1]])
-    (given,), (answer,) = ends
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    image, output = _checked(
+        path,
+        [
+            ImageInput(details["name"], details["dtype"].__name__, _tflite_shape(details))
+            for details in inputs
+        ],
+        [details["name"] for details in outputs],
+    )
 
     def run(images: np.ndarray) -> np.ndarray:
+        index = inputs[0]["index"]
         if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
-            interpreter.resize_tensor_input(given["index"], images.shape)
+            interpreter.resize_tensor_input(index, images.shape)
             interpreter.allocate_tensors()
-        interpreter.set_tensor(given["index"], _quantized(images, given))
+        interpreter.set_tensor(index, _quantized(images, inputs[0]))
         interpreter.invoke()
-        return _dequantized(interpreter.get_tensor(answer["index"]), answer)
+        return _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
 
     types = {details["dtype"].__name__ for details in interpreter.get_tensor_details()}
     precision = "int8" if "int8" in types else "float16" if "float16" in types else "float32"
-    described = ModelCard(precision=precision)
-    return ImageModel(path, "litert", name, answer["name"], shape, kind, described, run)
+    return ImageModel(path, "litert", image, output, ModelCard(precision=precision), run)
 
 
-def _signature(details: dict[str, Any]) -> np.ndarray:
-    return details["shape_signature"] if len(details["shape_signature"]) else details["shape"]
+def _tflite_shape(details: dict[str, Any]) -> tuple[int | None, ...]:
+    shape = details["shape_signature"] if len(details["shape_signature"]) else details["shape"]
+    return tuple(None if side < 0 else int(side) for side in shape)
 
 
 def _quantized(images: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """The integers that stand for float32 images, where a TFLite input is int8."""
+    """Return the integers that stand for float32 images, where a TFLite input is int8."""
     if details["dtype"] != np.int8:
         return images
-    scale, zero = details["quantization"]
-    return np.rint(images / (scale or 1) + zero).clip(-128, 127).astype(np.int8)
+    scale, zero_point = details["quantization"]
+    return np.rint(images / (scale or 1) + zero_point).clip(-128, 127).astype(np.int8)
 
 
-def _dequantized(value: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    scale, zero = details["quantization"]
-    integers = np.issubdtype(value.dtype, np.integer) and scale
-    return (value.astype(np.float32) - zero) * scale if integers else value
+def _dequantized(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = details["quantization"]
+    if not np.issubdtype(values.dtype, np.integer) or not scale:
+        return values
+    return (values.astype(np.float32) - zero_point) * scale

@@ -1,4 +1,7 @@
-"""What networks expect of images, and how images are rescaled: tried one by one by `export.diagnosis`."""
+"""Change images as networks expect them, and rescale them by any usual filter.
+
+`export.diagnosis` tries these changes one by one on two models that differ.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export import preprocessing
 from vggkeras import configs
 
 Array = np.ndarray
 
+IMAGENET_MEAN = np.array(configs.IMAGENET_MEAN_RGB)
+TORCH_MEAN = 255 * np.array([0.485, 0.456, 0.406])  # what torchvision subtracts, and divides by
+TORCH_STD = 255 * np.array([0.229, 0.224, 0.225])
 
-# What networks expect of images [N, H, W, C], RGB, 0-255, and what then has to be done to them.
+
 def _per_channel(values: Array, images: Array) -> Array:
-    """One number a channel; of grey images, their mean."""
+    """Return one number for each channel; the mean of three for gray images."""
     return values if images.shape[3] == 3 else values.mean()
 
 
-IMAGENET = np.array(configs.IMAGENET_MEAN_RGB)
+# What networks expect of pixels -> (what a user does to pixels 0-255, the function that does it).
 MEAN_SUBTRACTED = "the ImageNet mean RGB subtracted, as caffe does"
 SCALINGS: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "": ("", lambda x: x),
@@ -28,14 +33,11 @@ SCALINGS: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "pixels less 128, as signed bytes": ("subtract 128", lambda x: x - 128),
     MEAN_SUBTRACTED: (
         "subtract 123.68, 116.779, 103.939",
-        lambda x: x - _per_channel(IMAGENET, x),
+        lambda x: x - _per_channel(IMAGENET_MEAN, x),
     ),
     "pixels normalized by ImageNet's mean and deviation, as torchvision does": (
         "(x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]",
-        lambda x: (
-            (x - _per_channel(preprocessing.IMAGENET_MEAN, x))
-            / _per_channel(preprocessing.IMAGENET_STD, x)
-        ),
+        lambda x: (x - _per_channel(TORCH_MEAN, x)) / _per_channel(TORCH_STD, x),
     ),
 }
 
@@ -62,33 +64,40 @@ def _cubic(a: float) -> Callable[[Array], Array]:
     return kernel
 
 
-# The kernel, whether it widens with the reduction (antialiasing), and where in its pixel an output
-# is read.
-FILTERS: dict[str, tuple[Callable[[Array], Array], bool, float]] = {
-    "bilinear with antialiasing": (_triangle, True, 0.5),
-    "bilinear without antialiasing": (_triangle, False, 0.5),
-    "nearest": (_box, False, 0.5),
-    "nearest, from the corner": (_box, False, 0.0),
-    "bilinear without antialiasing, from the corner": (_triangle, False, 0.0),
-    "bicubic with antialiasing": (_cubic(-0.5), True, 0.5),
-    "bicubic without antialiasing": (_cubic(-0.5), False, 0.5),
-    "bicubic without antialiasing (a = -0.75)": (_cubic(-0.75), False, 0.5),
-    "lanczos": (_lanczos, True, 0.5),
-    "box": (_box, True, 0.5),
+@dataclass(frozen=True)
+class Filter:
+    """A way of rescaling images."""
+
+    kernel: Callable[[Array], Array]
+    antialiases: bool  # the kernel widens with the reduction
+    offset: float = 0.5  # where in its pixel an output is read: the middle, or the corner (0)
+
+
+FILTERS = {
+    "bilinear with antialiasing": Filter(_triangle, True),
+    "bilinear without antialiasing": Filter(_triangle, False),
+    "nearest": Filter(_box, False),
+    "nearest, from the corner": Filter(_box, False, 0.0),
+    "bilinear without antialiasing, from the corner": Filter(_triangle, False, 0.0),
+    "bicubic with antialiasing": Filter(_cubic(-0.5), True),
+    "bicubic without antialiasing": Filter(_cubic(-0.5), False),
+    "bicubic without antialiasing (a = -0.75)": Filter(_cubic(-0.75), False),
+    "lanczos": Filter(_lanczos, True),
+    "box": Filter(_box, True),
 }
 
 
 def rescaled(images: Array, size: tuple[int, int], filter: str) -> Array:
     """Rescale images `[N, H, W, C]` by one of `FILTERS`: float64 `[N, h, w, C]`, not rounded."""
-    kernel, widens, offset = FILTERS[filter]
+    chosen = FILTERS[filter]
     result = images.astype(np.float64)
     for axis, side in enumerate(size, start=1):
         ratio = images.shape[axis] / side
-        centers = (np.arange(side) + offset) * ratio - 0.5
-        if kernel is _triangle and not offset:
+        centers = (np.arange(side) + chosen.offset) * ratio - 0.5
+        if chosen.kernel is _triangle and not chosen.offset:
             centers += 0.5  # the corner pixel itself
         distances = np.arange(images.shape[axis]) - centers[:, None]
-        weights = kernel(distances / (max(ratio, 1) if widens else 1))
+        weights = chosen.kernel(distances / (max(ratio, 1) if chosen.antialiases else 1))
         weights /= weights.sum(axis=1, keepdims=True)
         result = np.moveaxis(np.tensordot(weights, result, (1, axis)), 0, axis)
     return result
@@ -116,5 +125,5 @@ class Change:
 
     @property
     def count(self) -> int:
-        """How many things it does, the filter aside."""
+        """Return how many things it does, the filter aside."""
         return bool(self.scaling) + self.bgr + self.swapped
