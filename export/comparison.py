@@ -70,6 +70,11 @@ class Comparison:
         """Return whether nothing differs but names of tensors."""
         return not self.failures
 
+    @property
+    def answers_differ(self) -> bool:
+        """Return whether more differs than names."""
+        return any(failure.kind != "class names" for failure in self.failures)
+
     def verdict(self) -> str:
         """Return one line: the same, or how they differ, and why."""
         if self.passed:
@@ -160,7 +165,7 @@ def compare(
     with console.status(f"asking both about {len(samples.images)} images"):
         answers = {side: pair.answers(side, pair.plain[side], samples.images) for side in SIDES}
     result = _with_answers(pair, result, samples, answers)
-    if result.passed or not np.isfinite(result.max_abs_error):
+    if not result.answers_differ or not np.isfinite(result.max_abs_error):
         return result
     with console.status("trying usual differences of preprocessing"):
         diagnosis = diagnosed(pair, samples.images, answers, result.tolerance)

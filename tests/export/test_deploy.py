@@ -1,4 +1,4 @@
-"""docs/deploy.md, run as a stranger would: the files and these lines, without Keras, TensorFlow or this package."""
+"""docs/deploy.md, run as a stranger would: without Keras, TensorFlow or this package."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import DOCS, REPOSITORY, STRANGER, photo
+from helpers import DOCS, REFUSING_OURS, REPOSITORY, photo
 from PIL import Image
 
 import vggkeras
 
+EACH_PICTURE = f"""{REFUSING_OURS}
+script, *pictures = sys.argv[1:]
+for picture in pictures:
+    sys.argv = [script, picture]
+    runpy.run_path(script, run_name="__main__")
+"""
 UNREACHABLE = (
     "ENOTFOUND",
     "EAI_AGAIN",
@@ -57,8 +63,9 @@ def stranger(exports, tmp_path) -> Path:
 
 @pytest.fixture
 def pictures(stranger) -> list[Path]:
-    """Reduced, by much and by little, enlarged, left as it is, wide, high, and grey; pale, so that no answer is sure, and
-    grained, so that the filter matters.
+    """Pictures that are reduced, by much and by little, enlarged, left as they are, or gray.
+
+    They are pale, so that no answer is certain, and grained, so that the filter matters.
     """
     sizes = [(333, 250), (70, 61), (20, 29), (37, 37), (50, 150), (101, 38), (90, 80)]
     grain = np.random.default_rng(0)
@@ -74,13 +81,14 @@ def pictures(stranger) -> list[Path]:
     return paths
 
 
-def check(told: str, expected: np.ndarray, tolerance: float) -> None:
-    """Lines "0.1234 label", five, the most probable first, against a file's probabilities `[10]` of classes 0 to 9."""
-    rows = [line.split() for line in told.splitlines()]
-    told_p = np.array([float(p) for p, _ in rows])
-    assert len(rows) == len({label for _, label in rows}) == 5
-    np.testing.assert_allclose(told_p, np.sort(expected)[::-1][:5], atol=tolerance)
-    np.testing.assert_allclose(told_p, expected[[int(label) for _, label in rows]], atol=tolerance)
+def check(lines: list[str], expected: np.ndarray, tolerance: float) -> None:
+    """Compare five lines "0.1234 label", the most probable first, with probabilities `[10]`."""
+    rows = [line.split() for line in lines]
+    printed = np.array([float(p) for p, _ in rows])
+    labels = [int(label) for _, label in rows]
+    assert len(labels) == len(set(labels)) == 5
+    np.testing.assert_allclose(printed, np.sort(expected)[::-1][:5], atol=tolerance)
+    np.testing.assert_allclose(printed, expected[labels], atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +97,14 @@ def check(told: str, expected: np.ndarray, tolerance: float) -> None:
 def test_python_needs_the_runtime_alone(stranger, pictures, script, file):
     expected = vggkeras.posteriors(vggkeras.load(stranger / file), pictures)
     assert expected.max(axis=1).min() < 0.9  # not so sure that any crop would do
-    for picture, probabilities in zip(pictures, expected, strict=True):
-        arguments = [sys.executable, "-c", STRANGER, script, picture.name]
-        child = subprocess.run(arguments, cwd=stranger, capture_output=True, text=True)
-        assert child.returncode == 0, child.stderr
-        check(child.stdout, probabilities, 1e-4)
+    names = [picture.name for picture in pictures]
+    arguments = [sys.executable, "-c", EACH_PICTURE, script, *names]
+    child = subprocess.run(arguments, cwd=stranger, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    lines = child.stdout.splitlines()
+    assert len(lines) == 5 * len(pictures)
+    for i, probabilities in enumerate(expected):
+        check(lines[5 * i : 5 * i + 5], probabilities, 1e-4)
 
 
 def test_the_versions_are_the_tested_ones():
@@ -143,4 +154,6 @@ def test_javascript_gives_the_same_answers(stranger, pictures, node_modules):
         command = run.replace("photo.jpg", picture.name)
         child = subprocess.run(command, shell=True, cwd=stranger, capture_output=True, text=True)
         assert child.returncode == 0, child.stderr
-        check(child.stdout, probabilities, 0.005)  # now and then a value is rounded the other way
+        check(
+            child.stdout.splitlines(), probabilities, 0.005
+        )  # now and then a value is rounded the other way
