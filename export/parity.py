@@ -175,9 +175,8 @@ def compare(
     """Compare a candidate with a reference on the same images, at several batch sizes.
 
     Args:
-        reference: a Predictor; or one with its answers, float32 `[N, classes]` or `[N, units]`,
-            where they are known already. The candidate must give what it gives: probabilities or
-            features.
+        reference: a Predictor, of probabilities or features; or one with its answers, float32
+            `[N, classes]` or `[N, units]`, where they are known already.
         candidate: the Predictor to check.
         images: uint8 `[N, H, W, C]`; fewer than the batch sizes' sum are shown again, so that each
             size is tried.
@@ -217,17 +216,14 @@ def compare(
     except Exception as error:  # whatever a runtime raises is a failure of the file
         return result.failing("running", f"{type(error).__name__}: {str(error)[:300]}")
     if output.shape != answers.shape or output.dtype != np.float32:
-        received = f"{output.dtype} {list(output.shape)}"
-        result = result.failing(
-            "output", f"expected float32 {list(answers.shape)}, received {received}"
-        )
+        received = f"received {output.dtype} {list(output.shape)}"
+        result = result.failing("output", f"expected float32 {list(answers.shape)}, {received}")
     if output.shape != answers.shape:
         return result
     result = _with_errors(result, answers, output)
     if of_features:
         return _with_cosines(result, answers, output)
-    n = len(images)
-    return _with_classes(result, answers[:n].argmax(axis=1), output[:n].argmax(axis=1), labels)
+    return _with_classes(result, answers, output, labels)
 
 
 def merged(parts: Sequence[Parity]) -> Parity:
@@ -334,10 +330,11 @@ def _with_errors(result: Parity, answers: np.ndarray, output: np.ndarray) -> Par
 
 
 def _with_classes(
-    result: Parity, reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None
+    result: Parity, answers: np.ndarray, output: np.ndarray, labels: np.ndarray | None
 ) -> Parity:
-    """Add agreement and accuracies of the two models' top classes `[N]`, and what of them fails."""
+    """Add agreement and accuracies, each image counted once, and what of them fails."""
     n, gate = result.images, result.gate
+    reference, candidate = answers[:n].argmax(axis=1), output[:n].argmax(axis=1)
     same = int((reference == candidate).sum())
     result = replace(result, top1_agreement=same / n)
     low, high = wilson(same, n) if gate.least_agreement is not None else (0.0, 1.0)
