@@ -49,8 +49,8 @@ def _first_to_differ(models: list[ImageModel], inputs: list[Array], tolerance: f
     tensors = [[] if m.keras_model else layer_means.tensor_names(m.path) for m in models]
     names = _layers_to_find(in_keras, tensors)
     means = [
-        layers.means if layers else _means_by_layer(model.path, _matched(own, names), images)
-        for layers, own, model, images in zip(in_keras, tensors, models, inputs, strict=True)
+        layers.means if layers else _means_by_layer(model.path, _matched(computed, names), images)
+        for layers, computed, model, images in zip(in_keras, tensors, models, inputs, strict=True)
     ]
     common = [name for name in names if all(name in one for one in means)]
     graph: Graph | None = next((layers.consumers for layers in in_keras if layers), None)
@@ -78,8 +78,8 @@ def _layers_to_find(in_keras: list[KerasLayers | None], tensors: list[list[str]]
     for layers in in_keras:
         if layers:
             return list(layers.means)
-    candidates = [_layer_names(own) for own in tensors]
-    return max(candidates, key=lambda names: sum(len(_matched(own, names)) for own in tensors))
+    candidates = [_layer_names(computed) for computed in tensors]
+    return max(candidates, key=lambda names: sum(len(_matched(one, names)) for one in tensors))
 
 
 def _difference(means: Array, others: Array) -> float:

@@ -234,7 +234,7 @@ def test_scores_are_held_against_probabilities_by_a_soft_max(small, photos, tmp_
 
 @pytest.mark.parametrize("layer", ["block1_conv1", "block2_conv1", "fc1", "predictions"])
 @pytest.mark.parametrize("name", ["tiny.onnx", "tiny.keras"])
-def test_the_first_layer_that_parts_is_named(layer, name, small, photos, tmp_path):
+def test_the_first_layer_that_differs_is_named(layer, name, small, photos, tmp_path):
     """Batch normalization may be fused in the file, and is a layer in the reference."""
     network = keras.saving.load_model(small / "tiny.keras")
     kernel = network.get_layer(layer).kernel
