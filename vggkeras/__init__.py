@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vggkeras.recipe import Recipe as Recipe
     from vggkeras.runtimes import Predictor as Predictor
     from vggkeras.runtimes import load as load
+    from vggkeras.training.schedule import paper_callbacks as paper_callbacks
     from vggkeras.training.train import train as train
     from vggkeras.weights.load import load_weights as load_weights
     from vggkeras.weights.load import pretrained as pretrained
@@ -41,6 +42,7 @@ _HOME = {
     "load": "runtimes",
     "load_data": "data.sources",
     "load_weights": "weights.load",
+    "paper_callbacks": "training.schedule",
     "posteriors": "evaluation.protocols",
     "pretrained": "weights.load",
     "save_weights": "weights.save",

@@ -1,20 +1,30 @@
-"""TODO"""
+"""The training recipe (section 3.1), as one frozen dataclass. The command line is made from it.
+
+This module imports nothing heavy, so that a command line can show its help at once.
+
+    python -m vggkeras train --help
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
-from vggkeras.configs import LARGEST_SCALE, MINIMUM_SIDE, PRECISIONS, canonical_arch, rescaled_side
+from vggkeras.configs import LARGEST_SCALE, MINIMUM_SIDE, canonical_arch, rescaled_side
 from vggkeras.errors import InputError
 
-PAPER_BATCH = 256  # the batch that a recipe's learning rate is of
-FROZEN = {
+Init = Literal["glorot", "he", "paper"]
+Freeze = Literal["none", "conv", "features"]
+Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+
+PAPER_BATCH = 256  # the batch size for which a recipe gives its learning rate
+TRAINED_LAYERS: dict[str, tuple[str, ...] | None] = {  # by `freeze`; None: all layers
     "none": None,
     "conv": ("fc1", "fc2", "predictions"),
     "features": ("predictions",),
-}  # what is trained nevertheless
+}
 
 
 @dataclass(frozen=True)
@@ -22,68 +32,95 @@ class Recipe:
     """One training run. The defaults are the paper's (section 3.1)."""
 
     arch: str = "D"
-    """Configuration: A, A-LRN, B, C, D or E of Table 1, or an alias VGG11, VGG13, VGG16, VGG19."""
+    """Configuration of Table 1: A, A-LRN, B, C, D or E, or an alias: VGG11, VGG13, VGG16, VGG19."""
     data: str = "digits"
-    """digits, tfds:NAME[/CONFIG], or a folder (train/ and val/ of class folders, or class folders alone)."""
+    """digits, tfds:NAME[/CONFIG], or a folder (train/ and val/ with one folder a class, or class
+    folders alone)."""
     out: Path | None = None
-    """Folder of the run; runs/ARCH-DATA when not given."""
+    """Folder of the run. By default runs/ARCH-DATA."""
     image_size: int | None = None
-    """Side of the square training crop, pixels; 224 when not given, 32 for digits."""
+    """Side of the square training crop, pixels. By default 224, and 32 for digits."""
     width: float = 1.0
     """Multiplies the number of filters of every convolution."""
     fc_units: int = 4096
     """Units of fc1 and fc2."""
     scale: str | None = None
-    """Training scale S: the smallest side images are rescaled to, px, fixed (256) or drawn for every image and epoch
-    (256:512); 256/224 of the crop when not given. Validation takes the middle of it."""
+    """Training scale S: each image is rescaled until its smallest side is S pixels. One number
+    (256), or a range (256:512) from which S is drawn for every image and epoch. By default 256/224
+    of the crop. Validation uses the middle of the range."""
     batch_norm: bool = False
-    """Batch normalisation after every convolution (not in the paper)."""
+    """Add batch normalization after every convolution (not in the paper)."""
     dropout: float = 0.5
-    """Dropped share of fc1's and fc2's outputs, in [0, 1)."""
-    init: str = "glorot"
-    """Initialisation: glorot, he, or paper (normal, variance 1e-2; biases are always 0)."""
+    """Dropout rate after fc1 and fc2, in [0, 1)."""
+    init: Init = "glorot"
+    """Initialization of the weights. "paper" is a normal distribution with variance 1e-2. Biases
+    always start at 0."""
     init_from: str | None = None
-    """What to start from: a run or .keras file, keras:vgg16, keras:vgg19, or keras:, torchvision:, timm: or kerashub:PATH. Of
-    the same configuration, all weights; of a shallower one, the first four convolutions and the FC layers; where the
-    classes differ, not the last layer; where the image size does, not the FC layers."""
-    freeze: str = "none"
-    """Layers that are not trained, of those that init_from gives: none, conv (all convolutions), or features (all but the
-    last layer)."""
+    """Pretrained weights to start from: a run, a .keras file, keras:vgg16, keras:vgg19, or
+    keras:PATH, torchvision:PATH, timm:PATH, kerashub:PATH. The same configuration gives all layers,
+    and a shallower one its first four convolutions and the FC layers. The last layer is not copied
+    when the classes differ, nor the FC layers when the image size differs."""
+    freeze: Freeze = "none"
+    """Layers from init_from that are not trained: none, conv (all convolutions), or features (all
+    but the last layer)."""
     copied_rate: float = 1.0
-    """Multiplies the learning rate of the layers that init_from gives, in (0, 1]."""
+    """Multiplies the learning rate of the layers copied from init_from, in (0, 1]."""
     epochs: int = 74
-    """Passes over the training images; 74 is the paper's 370K iterations."""
+    """Passes over the training images. 74 is the paper's 370K iterations."""
     batch_size: int = 256
-    """Images an update of the weights."""
+    """Images per weight update."""
     accumulate: int = 1
-    """Steps whose gradients are averaged for one update: each sees batch_size / accumulate images, to fit in memory."""
+    """Steps whose gradients are averaged for one weight update. Each step sees
+    batch_size / accumulate images, so that it fits in memory."""
     learning_rate: float = 1e-2
-    """First rate of a batch of 256, in proportion for others; divided by 10 when validation accuracy stops improving,
-    three times, then training stops."""
+    """Initial learning rate for a batch of 256; other batch sizes scale it in proportion. It is
+    divided by 10 when validation accuracy stops improving, three times, then training stops."""
     momentum: float = 0.9
-    """Of stochastic gradient descent."""
+    """Momentum of stochastic gradient descent, in [0, 1)."""
     weight_decay: float = 5e-4
-    """Multiplier w of the L2 penalty w/2 |kernel|^2 (Caffe's meaning)."""
+    """Multiplier w of the L2 penalty w/2 |kernel|^2 (Caffe's definition)."""
     patience: int = 5
-    """Epochs without a better validation accuracy before the rate drops."""
+    """Epochs without a better validation accuracy before the learning rate drops."""
     flip: bool = True
-    """Mirror half of the training images, left to right (never for digits)."""
+    """Mirror half of the training images left to right (never for digits)."""
     color: bool = True
-    """Shift each training image's colour along the principal components of the training set's RGB."""
-    precision: str = "float32"
-    """Of computation: float32, mixed_bfloat16, or mixed_float16 (with loss scaling); weights stay float32."""
+    """Shift the color of each training image along the principal components of the training set's
+    RGB values."""
+    precision: Precision = "float32"
+    """Precision of the computation; weights stay float32. mixed_float16 uses loss scaling."""
     seed: int = 0
-    """Of initialisation, dropout, order, crops and colours."""
+    """Random seed for initialization, dropout, shuffling and augmentation."""
     skip_unreadable: bool = False
-    """Go on without images that cannot be read, and say which."""
+    """Leave out images that cannot be read, and list them."""
 
     def __post_init__(self) -> None:
+        """Normalize the text fields and check every field.
+
+        Raises:
+            InputError (a ValueError): a field is out of its range, or two contradict each other.
+        """
         object.__setattr__(self, "arch", canonical_arch(self.arch))
-        if self.image_size is not None and self.image_size < MINIMUM_SIDE:
+        for field in ("scale", "init_from"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, str(getattr(self, field)))
+        for field, (good, expected) in self._checks().items():
+            if not good:
+                raise InputError(f"{field} must be {expected}; received {getattr(self, field)!r}.")
+        if self.init_from is None and (self.freeze != "none" or self.copied_rate != 1):
             raise InputError(
-                f"image_size must be {MINIMUM_SIDE} or more (five poolings halve it); received {self.image_size}."
+                "freeze and copied_rate apply to pretrained weights: set init_from as well."
             )
-        checked = {
+        scale_range(self.scale, self.image_size or MINIMUM_SIDE)
+
+    def _checks(self) -> dict[str, tuple[bool, str]]:
+        """Return for each field whether its value is good, and what is expected."""
+        least_side = f"{MINIMUM_SIDE} or more (five poolings halve it)"
+        divides = f"1 or more, and divide batch_size, {self.batch_size}"
+        return {
+            "image_size": (
+                self.image_size is None or self.image_size >= MINIMUM_SIDE,
+                least_side,
+            ),
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
@@ -94,54 +131,59 @@ class Recipe:
             "width": (0 < self.width < math.inf, "a positive number"),
             "fc_units": (self.fc_units >= 1, "1 or more"),
             "seed": (0 <= self.seed < 2**31, "in [0, 2**31)"),
-            "init": (self.init in ("glorot", "he", "paper"), "glorot, he or paper"),
-            "freeze": (self.freeze in FROZEN, ", ".join(FROZEN)),
+            "init": _one_of(self.init, Init),
+            "freeze": _one_of(self.freeze, Freeze),
+            "precision": _one_of(self.precision, Precision),
             "copied_rate": (0 < self.copied_rate <= 1, "in (0, 1]"),
-            "precision": (self.precision in PRECISIONS, ", ".join(PRECISIONS)),
             "accumulate": (
                 self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
-                f"1 or more, and divide batch_size, {self.batch_size}",
+                divides,
             ),
         }
-        for field, (good, expected) in checked.items():
-            if not good:
-                raise InputError(f"{field} must be {expected}; received {getattr(self, field)!r}.")
-        for field in ("scale", "init_from"):
-            if getattr(self, field) is not None:
-                object.__setattr__(self, field, str(getattr(self, field)))
-        if self.init_from is None and (self.freeze != "none" or self.copied_rate != 1):
-            raise InputError(
-                "freeze and copied_rate are of weights taken over: give init_from too."
-            )
-        scale_range(self.scale, self.image_size or MINIMUM_SIDE)
 
     @property
     def first_rate(self) -> float:
-        """The learning rate of the first step: `learning_rate`, in proportion to the batch."""
+        """The initial learning rate: `learning_rate`, in proportion to the batch size."""
         return self.learning_rate * self.batch_size / PAPER_BATCH
+
+    @property
+    def images_per_step(self) -> int:
+        """The number of images that one step sees."""
+        return self.batch_size // self.accumulate
+
+
+def _one_of(value: str, choices: object) -> tuple[bool, str]:
+    return value in get_args(choices), ", ".join(get_args(choices))
 
 
 def scale_range(scale: str | None, crop: int) -> tuple[int, int]:
-    """(lowest, highest) training scale S of a recipe's `scale`, px, for crops of `crop` px.
+    """Return the lowest and highest training scale S, px, of a recipe's `scale`.
 
-    Raises InputError for what is no scale, a range the wrong way round, and a scale below the crop.
+    Args:
+        scale: a number, a range, or None for 256/224 of the crop.
+        crop: side of the crop, px.
+
+    Raises:
+        InputError (a ValueError): not a scale, a reversed range, or a scale below the crop.
     """
     if scale is None:
         return (rescaled_side(crop),) * 2
     sides = scale.split(":")
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
         raise InputError(
-            f"scale must be a number of pixels, such as 256, or a range, 256:512; received {scale!r}."
+            "scale must be a number of pixels, such as 256, or a range, 256:512; "
+            f"received {scale!r}."
         )
     low, high = int(sides[0]), int(sides[-1])
     if low > high:
         raise InputError(
-            f"scale must be a range from the smaller side to the larger, {high}:{low}; received {scale}."
+            f"scale must be a range from the smaller side to the larger, {high}:{low}; "
+            f"received {scale}."
         )
     if low < crop:
         raise InputError(
-            f"scale must be at least the side of the crop, {crop} px, for it to fit; received {scale}: "
-            "give a larger --scale or a smaller --image-size."
+            f"scale must be at least the side of the crop, {crop} px, for it to fit; "
+            f"received {scale}: give a larger --scale or a smaller --image-size."
         )
     if high > LARGEST_SCALE:
         raise InputError(f"scale must be {LARGEST_SCALE} px or less; received {scale}.")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.table import Table
 
 from vggkeras import files
 from vggkeras.commands.common import console
-from vggkeras.recipe import Recipe
+from vggkeras.recipe import Precision, Recipe
 from vggkeras.terminal import load_tensorflow, print_table
 
 
@@ -43,7 +40,7 @@ class Benchmark:
     fc_units: int = 4096
     batch_norm: bool = False
     batch_size: int = 16
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    precision: Precision = "float32"
     images: int = 480
     steps: int = 4
     rounds: int = 3
@@ -68,33 +65,7 @@ class Benchmark:
         from vggkeras.training.benchmark import benchmark
 
         result = benchmark(recipe, self.images, self.steps, self.rounds, console)
-        print_table(_table(recipe, result), console)
+        print_table(result.table(), console)
         if self.json:
-            files.write_json(self.json, result)
+            files.write_json(self.json, result.to_json())
         return 0
-
-
-def _table(recipe: Recipe, result: dict[str, Any]) -> Table:
-    from vggkeras.training.benchmark import CROPS, PLAIN, STEP, TRAINING
-
-    table = Table(
-        title=f"{recipe.arch} at {recipe.image_size} px, width {recipe.width:g}, "
-        f"{recipe.batch_size} images a step, {recipe.precision}, scale {recipe.scale}, "
-        f"{result['cores']} cores"
-    )
-    table.add_column("part")
-    for column in ("images/s", "ms a step", "GFLOP/s", f"of {STEP}", f"of {PLAIN}"):
-        table.add_column(column, justify="right")
-    parts = result["parts"]
-    for name, row in parts.items():
-        speed = row["images_per_second"]
-        trains = "gflops" in row
-        table.add_row(
-            name,
-            f"{speed:.1f}" if speed < 100 else f"{speed:.0f}",
-            f"{row['milliseconds_per_step']:.1f}" if trains else "",
-            f"{row['gflops']:.0f}" if trains else "",
-            f"{speed / parts[STEP]['images_per_second']:.3f}" if name == TRAINING else "",
-            f"{speed / parts[PLAIN]['images_per_second']:.2f}" if name == CROPS else "",
-        )
-    return table

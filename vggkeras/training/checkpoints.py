@@ -1,16 +1,18 @@
-"""What a training run goes on from after kill -9: every variable and the state beside them, in one file a checkpoint.
+"""Checkpoints for exact resume: every variable and how far the run has come, one file each.
 
-A file is written beside and renamed, so that it is whole or not there. The last two are kept: one that a failing disk has
-cut or changed is noticed by the checksums of its archive, and the one before it is used.
+A file is written beside its place and renamed, so that it is whole or absent. The last two are
+kept: where a failing disk has cut or changed the newest, the checksums of its archive show it, and
+the one before is used.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,32 +21,61 @@ from vggkeras import files
 KEPT = 2
 
 
-def save(folder: Path, step: int, arrays: Sequence[np.ndarray], state: dict[str, Any]) -> None:
-    """Write `folder`/STEP.npz, and remove all but the last two checkpoints."""
+@dataclass
+class State:
+    """How far a run has come."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch under way
+    rows: list[dict[str, float]] = field(default_factory=list)  # of history.csv
+    best: dict[str, float] | None = None  # the row of the epoch whose model is kept
+    waited: int = 0  # epochs since validation accuracy improved or the learning rate dropped
+    drops: int = 0  # of the learning rate, each to a tenth
+    finished: bool = False
+    seconds: float = 0.0  # spent on training
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one file holds."""
+
+    arrays: list[np.ndarray]  # the variables of the model and its optimizer, then of its metrics
+    state: State
+
+
+def save(folder: Path, number: int, arrays: Sequence[np.ndarray], state: State) -> None:
+    """Write `folder`/NUMBER.npz, and remove all but the last two checkpoints."""
     named = {f"{i:04d}": array for i, array in enumerate(arrays)}
-    with files.replacing(folder / f"{step:09d}.npz") as beside, open(beside, "wb") as file:
-        # To a file object, for np.savez would add its suffix to a name.
-        np.savez(file, state=np.frombuffer(json.dumps(state).encode(), np.uint8), **named)  # type: ignore[arg-type]
+    text = json.dumps(dataclasses.asdict(state)).encode()
+    with files.replacing(folder / f"{number:09d}.npz") as beside, open(beside, "wb") as file:
+        # np.savez adds its suffix to a name, but not to a file object.
+        np.savez(file, state=np.frombuffer(text, np.uint8), **named)  # type: ignore[arg-type]
     for path in newest_first(folder)[KEPT:]:
         path.unlink()
 
 
-def load(folder: Path) -> tuple[list[np.ndarray], dict[str, Any] | None, list[str]]:
-    """The newest whole checkpoint: (arrays, state, damaged).
-
-    The state is None where there is no whole one; `damaged` says what is wrong with each that was passed over.
-    """
+def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint, and what is wrong with each newer one."""
     damaged: list[str] = []
     for path in newest_first(folder):
         try:
             with np.load(path, allow_pickle=False) as file:
-                names = sorted(name for name in file.files if name != "state")
-                return [file[name] for name in names], json.loads(file["state"].tobytes()), damaged
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                arrays = [file[name] for name in sorted(file.files) if name != "state"]
+                state = State(**json.loads(file["state"].tobytes()))
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            zipfile.BadZipFile,
+        ) as error:
             damaged.append(f"{path} is damaged ({error})")
-    return [], None, damaged
+        else:
+            return Checkpoint(arrays, state), damaged
+    return None, damaged
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, by step."""
+    """Return the checkpoint files of a folder, the newest first."""
     return sorted(folder.glob("*.npz"), reverse=True)

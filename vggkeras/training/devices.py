@@ -1,4 +1,4 @@
-"""TODO"""
+"""The devices that a run trains on: one, or several GPUs of this machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vggkeras.recipe import Recipe
 
 
 def gpus() -> list:
+    """Return TensorFlow's GPUs, none on another backend."""
     if keras.backend.backend() != "tensorflow":
         return []
     import tensorflow as tf
@@ -17,31 +18,32 @@ def gpus() -> list:
 
 
 def distribution_strategy(recipe: Recipe):
-    """MirroredStrategy where TensorFlow has several devices: all GPUs, or CPUs that someone has divided; else None.
+    """Return a MirroredStrategy for several GPUs (or logical CPUs) of TensorFlow, else None.
 
-    Raises InputError where a step's images cannot be shared out evenly: the gradient would weigh them unequally.
+    Raises:
+        InputError (a ValueError): the devices would get unequal numbers of a step's images, and so
+            weigh them unequally.
     """
     import tensorflow as tf
 
     if keras.backend.backend() != "tensorflow":
         if tf.config.list_physical_devices("GPU"):
-            tf.config.set_visible_devices(
-                [], "GPU"
-            )  # tf.data needs none, and TensorFlow would take its memory
+            # tf.data needs no GPU, and TensorFlow would take its memory.
+            tf.config.set_visible_devices([], "GPU")
         return None
     devices = gpus() or tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         return None
-    images = recipe.batch_size // recipe.accumulate
+    images = recipe.images_per_step
     if images % len(devices):
         raise InputError(
-            f"A step's {images} images cannot be shared out evenly to {len(devices)} devices: give a --batch-size that is a "
-            f"multiple of {len(devices) * recipe.accumulate}."
+            f"A step's {images} images cannot be divided evenly among {len(devices)} devices: give "
+            f"a --batch-size that is a multiple of {len(devices) * recipe.accumulate}."
         )
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
 def device_text(strategy) -> str:
-    return keras.backend.backend() + (
-        f" with {strategy.num_replicas_in_sync} devices" if strategy else ""
-    )
+    """Return the backend and the number of devices, in words."""
+    devices = f" with {strategy.num_replicas_in_sync} devices" if strategy else ""
+    return keras.backend.backend() + devices

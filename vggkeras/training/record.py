@@ -1,4 +1,4 @@
-"""A run's run.json: the model's card, and how far training has come."""
+"""The file run.json of a training run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = "run.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's run.json says: the model's card, and how far training has come."""
+    """What run.json says: the model's card, and how far training has come."""
 
     card: ModelCard
     status: str  # training, stopped or done
@@ -30,8 +30,11 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return what run.json holds."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "card"}
-        return {**self.card.to_json(), **own}
+        return self.card.to_json() | {name: getattr(self, name) for name in self._own_fields()}
+
+    @classmethod
+    def _own_fields(cls) -> list[str]:
+        return [f.name for f in dataclasses.fields(cls) if f.name != "card"]
 
     def write(self, folder: Path) -> None:
         """Write run.json in one step."""
@@ -47,9 +50,8 @@ class RunRecord:
         path = folder / RUN
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            own = [f.name for f in dataclasses.fields(cls) if f.name != "card"]
             defaults: dict[str, Any] = {"host": "", "process": 0, "seconds": 0.0}
-            fields = {name: value.get(name, defaults.get(name)) for name in own}
+            fields = {name: value.get(name, defaults.get(name)) for name in cls._own_fields()}
             if not isinstance(value["status"], str) or not isinstance(value["metrics"], dict):
                 raise TypeError("status and metrics are missing")
             card = ModelCard.from_json(value, path)
@@ -57,7 +59,7 @@ class RunRecord:
                 raise TypeError("recipe, images or image_size is missing")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{path} is damaged ({str(error)[:200]}): expected what training writes; restore it, give another --out, "
-                "or remove the run."
+                f"{path} is damaged ({str(error)[:200]}): expected what training writes; restore "
+                "it, give another --out, or remove the run."
             ) from error
         return cls(card, **fields)

@@ -1,4 +1,4 @@
-"""TODO"""
+"""A run's folder, the first reading of its data, and whether an old run may be resumed."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from vggkeras.data.statistics import Pixels
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
-from vggkeras.training.record import RunRecord
+from vggkeras.training.record import RUN, RunRecord
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run and its folder: model.keras, run.json, history.csv, resume/, tensorboard/."""
+    """A finished run. Its folder has model.keras, run.json, history.csv, resume/, tensorboard/."""
 
     path: Path
     record: RunRecord
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What run.json says, as JSON."""
+        """The content of run.json."""
         return self.record.to_json()
 
     @property
@@ -45,57 +45,91 @@ class Run:
         return models.load_model(self.path / "model.keras")[0]
 
 
+def default_folder(recipe: Recipe) -> Path:
+    """Return the folder of a run without `out`: runs/ARCH-DATA."""
+    data = "".join(c if c.isalnum() else "-" for c in recipe.data).strip("-")
+    return Path("runs") / f"{recipe.arch}-{data}"
+
+
+def begun_run(out: Path, resume: bool) -> RunRecord | None:
+    """Return the record of the run in `out`, None where there is no run.
+
+    Raises:
+        InputError (a ValueError): there is one and it is not to be resumed, or its run.json is
+            missing or damaged.
+    """
+    begun = RunRecord.read(out) if (out / RUN).exists() else None
+    left = [name for name in ("model.keras", "history.csv", "resume") if (out / name).exists()]
+    if (begun or left) and not resume:
+        raise InputError(
+            f"{out} holds a run already: go on with it with --resume, give another --out, or "
+            "remove it first."
+        )
+    if left and not begun:
+        raise InputError(
+            f"{out} holds {left[0]} of a run, but no run.json to resume from: give another --out, "
+            "or remove it."
+        )
+    return begun
+
+
 def read_through(data: Data, skip: bool, console: Console) -> tuple[Data, ModelCard]:
     """Read every training and validation image once.
 
-    Returns the data, with `skip` less what is unreadable, and a card with the mean and the covariance of RGB, the
-    indices of unreadable images, and how many training images have which smallest side.
+    Returns:
+        The data, with `skip` without the unreadable images; and a card with the mean and covariance
+        of RGB, the indices of unreadable images, and the number of training images by smallest
+        side.
+
+    Raises:
+        InputError (a ValueError): an image is unreadable, and `skip` is false; or all images of a
+            split are.
     """
     splits, skipped, unreadable = dict(data.splits), list(data.skipped), {}
     pixels: list[Pixels] = []
     for name, split in data.splits.items():
         if name == "test" and not skip:
             continue
-        bad: dict[int, str] = {}
+        bad: list[int] = []
         with progress_bar(console) as bar:
             for index, result in bar.track(
                 statistics.read_all(split), total=split.count, description=f"reading {split.name}"
             ):
-                if not isinstance(result, InputError):
-                    pixels += [result] if name == "train" else []
-                elif skip:
-                    bad[index] = split.image_name(index)
-                else:
-                    raise result
+                if isinstance(result, InputError):
+                    if not skip:
+                        raise result
+                    bad.append(index)
+                elif name == "train":
+                    pixels.append(result)
         if len(bad) == split.count:
             raise InputError(f"{data.spec}: split {name} has no readable image.")
         splits[name] = split.without(bad)
-        skipped += bad.values()
+        skipped += [split.image_name(index) for index in bad]
         unreadable[name] = tuple(sorted(bad))
     if skipped:
-        console.print(
-            f"skipped {len(skipped)} unreadable images: " + ", ".join(skipped), soft_wrap=True
-        )
+        names = ", ".join(skipped)
+        console.print(f"skipped {len(skipped)} unreadable images: {names}", soft_wrap=True)
     mean, covariance = statistics.rgb_statistics(pixels)
     sides, counts = np.unique([image.smallest_side for image in pixels], return_counts=True)
-    seen = ModelCard(
+    card = ModelCard(
         mean_rgb=mean,
         rgb_covariance=tuple(map(tuple, covariance.tolist())),
         unreadable=unreadable,
         smallest_sides={str(s): int(count) for s, count in zip(sides, counts, strict=True)},
     )
-    return dataclasses.replace(data, splits=splits, skipped=tuple(skipped)), seen
+    return dataclasses.replace(data, splits=splits, skipped=tuple(skipped)), card
 
 
 def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
-    """Return the data as the run in `out` began with them.
+    """Return the data with which the run in `out` began.
 
     Raises:
-        InputError (a ValueError): they are not the same data any more.
+        InputError (a ValueError): the data have changed since.
     """
     if not begun.rgb_covariance:
         raise InputError(
-            f"{out} is of an earlier version of vggkeras, which could not resume: start another run."
+            f"{out} was written by an earlier version of vggkeras, which could not resume: start "
+            "another run."
         )
     splits = {
         name: split.without(begun.unreadable.get(name, ())) for name, split in data.splits.items()
@@ -103,8 +137,9 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
     for name, split in splits.items():
         if split.count != begun.images.get(name):
             raise InputError(
-                f"{out} was begun with {begun.images.get(name, 0)} images in split {name} of {begun.data}; "
-                f"{data.spec} has {split.count} now: bring the data back as they were, or start another run."
+                f"{out} was begun with {begun.images.get(name, 0)} images in split {name} of "
+                f"{begun.data}; {data.spec} has {split.count} now: restore the data, or start "
+                "another run."
             )
     if list(begun.class_names) != data.class_names:
         raise InputError(
@@ -114,56 +149,60 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
 
 
 def check_alone(begun: RunRecord, out: Path) -> None:
-    """Raises InputError where another process is at work on the run."""
+    """Check that no other process trains the run.
+
+    Raises:
+        InputError (a ValueError): one does.
+    """
     if begun.status != "training" or begun.host != platform.node():
         return
     try:
         started = psutil.Process(begun.process).create_time()
     except psutil.NoSuchProcess:
         return
-    # A later process of the same number is another one.
-    if begun.process != os.getpid() and started < (out / "run.json").stat().st_mtime:
+    # A process that started later has the same number by chance.
+    if begun.process != os.getpid() and started < (out / RUN).stat().st_mtime:
         raise InputError(
             f"{out} is being trained by process {begun.process}: wait for it, or end it first."
         )
 
 
 def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Console) -> None:
-    """Raises InputError naming the fields of a recipe that are not those of the run it should go on with."""
+    """Check that a recipe is that of the run to be resumed; print where the libraries are others.
+
+    Raises:
+        InputError (a ValueError): fields differ; the message names them.
+    """
     now, then = recipe_json(recipe), recipe_json(begun.recipe)
     changed = [
         f"{field} was {then.get(field)!r} and is {value!r}"
         for field, value in now.items()
-        if field not in ("out", "data")
-        and value != then.get(field)  # what the data are, was compared before
+        if field not in ("out", "data") and value != then.get(field)  # data: see as_begun
     ]
     if changed:
         raise InputError(
-            f"--resume goes on with the run of {out} as it was begun, but {'; '.join(changed)}: give what it was begun with, "
-            "or start another run with --out (and --init-from, to go on from its weights)."
+            f"--resume needs the recipe with which {out} was begun, but {'; '.join(changed)}: give "
+            "that recipe, or start another run with --out (and --init-from, to start from its "
+            "weights)."
         )
     if begun.versions != versions():
         console.print(
-            f"[yellow]{out} was begun with {begun.versions}, and goes on with {versions()}: "
-            "the last bits may differ from those of a run that was not cut off[/]",
+            f"[yellow]{out} was begun with {begun.versions}, and goes on with {versions()}: the "
+            "last bits may differ from those of a run that was not cut off[/]",
             soft_wrap=True,
         )
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a run's numbers."""
+    """Return the versions of what decides a run's numbers."""
     names = ("keras", keras.backend.backend(), "numpy", "pillow")
     return {"vggkeras": vggkeras.__version__, "python": platform.python_version()} | {
         n: version(n) for n in names
     }
 
 
-def slug(spec: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in spec).strip("-")
-
-
 def point_latest(out: Path) -> None:
-    """Make runs/latest a relative link to the newest run, wherever that is; a folder of that name is left alone."""
+    """Make runs/latest a relative link to the newest run; a folder of that name is left alone."""
     latest = Path("runs/latest")
     if latest.is_dir() and not latest.is_symlink():
         return

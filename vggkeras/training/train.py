@@ -1,4 +1,4 @@
-"""Training as the paper trained (section 3.1): mini-batch SGD with momentum, L2 penalty, dropout, a falling rate.
+"""Training as in section 3.1: SGD with momentum, L2 penalty, dropout, a falling learning rate.
 
 python -m vggkeras train --arch A --data digits --batch-norm --width 0.25 --fc-units 256 --epochs 20
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,238 +19,195 @@ from rich.table import Table
 
 from vggkeras import files, models
 from vggkeras import recipe as recipe_module
-from vggkeras.card import ModelCard
 from vggkeras.data import augment, decoding, sources
-from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
-from vggkeras.terminal import print_table
+from vggkeras.terminal import print_table, progress_bar
 from vggkeras.training import checkpoints
-from vggkeras.training.callbacks import Keeper, asked_to_stop
+from vggkeras.training.callbacks import asked_to_stop, run_callbacks
 from vggkeras.training.devices import device_text, distribution_strategy
 from vggkeras.training.optimizer import compile_model, freeze
-from vggkeras.training.pipeline import rescaled_images, training_batches, validation_batches
+from vggkeras.training.pipeline import Crops, rescaled_images, training_batches, validation_batches
+from vggkeras.training.progress import Job, Progress
 from vggkeras.training.record import RUN, RunRecord
 from vggkeras.training.runs import (
     Run,
     as_begun,
+    begun_run,
     check_alone,
     check_unchanged,
+    default_folder,
     read_through,
-    slug,
     versions,
 )
 from vggkeras.weights import identify, load
 
 
-def train(recipe: Recipe, console: Console | None = None, *, resume: bool = False) -> Run:
+def train(
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Run:
     """Train one network and keep the best model by validation accuracy.
 
-    Writes the run's folder (see `Run`) and points `runs/latest` to it. Before the first step it reads every training
-    and validation image once, which finds the unreadable ones, the mean RGB and its covariance.
+    Writes the run's folder (see `Run`) and points `runs/latest` to it. Before the first step it
+    reads every training and validation image once, which finds the unreadable ones, the mean RGB
+    and its covariance.
 
     Args:
-        recipe: what to train, on what, how.
-        console: where to tell of it.
-        resume: go on where the run in the recipe's folder was cut off, even by kill -9; on the same machine with the
-            same libraries it ends, on a CPU, with the bits it would have ended with. A folder without a run is started.
+        recipe: what to train, on what, and how.
+        console: where to print.
+        resume: go on where the run in the recipe's folder was cut off, even by kill -9. On the same
+            machine with the same libraries it ends, on a CPU, with the bits it would have ended
+            with. A folder without a run is started.
+        callbacks: Keras callbacks for `fit`. Their own state is not kept across a resume, only what
+            they keep themselves; after a resume within an epoch, `fit` is called twice. One that
+            stops training ends the run.
 
     Raises:
-        InputError (a ValueError): anything wrong with the recipe, the data or an existing run (nothing is written); a
-            loss that is no number any more (the best model and the last checkpoint are kept).
+        InputError (a ValueError): anything wrong with the recipe, the data or an existing run
+            (nothing is written); or the loss became NaN or infinite (the best model and the last
+            checkpoint are kept).
         OSError: the run's folder cannot be written.
     """
     console = console or Console()
     data = sources.load_data(recipe.data, skip_unreadable=recipe.skip_unreadable)
     size = recipe.image_size or data.native_size
     scale = recipe_module.scale_range(recipe.scale, size)
-    out = Path(recipe.out or Path("runs") / f"{recipe.arch}-{slug(recipe.data)}")
-    begun = RunRecord.read(out) if (out / RUN).exists() else None
-    left = [name for name in ("model.keras", "history.csv", "resume") if (out / name).exists()]
-    if (begun or left) and not resume:
-        raise InputError(
-            f"{out} holds a run already: go on with it with --resume, give another --out, or remove it first."
-        )
-    if left and not begun:
-        raise InputError(
-            f"{out} holds {left[0]} of a run, but no run.json to go on by: give another --out, or remove it."
-        )
+    out = Path(recipe.out or default_folder(recipe))
+    begun = begun_run(out, resume)
     files.check_writable(out)
     if begun:
         check_alone(begun, out)
-    if recipe.init_from and not begun:
-        identify.open_source(recipe.init_from)  # what is wrong with it is said before long work
-    if begun:
-        data, seen = as_begun(data, begun.card, out), begun.card
+        data, card = as_begun(data, begun.card, out), begun.card
     else:
-        data, seen = read_through(data, recipe.skip_unreadable, console)
-    count = data.split("train").count
-    if recipe.batch_size > count:  # an epoch is a pass over the images, not several
-        if recipe.accumulate > 1:
-            raise InputError(
-                f"batch_size {recipe.batch_size} is more than the {count} training images: give a smaller one."
-            )
-        recipe = dataclasses.replace(recipe, batch_size=count)
-        console.print(f"batch size {recipe.batch_size}: there are no more training images")
+        if recipe.init_from:
+            identify.open_source(recipe.init_from)  # its faults are reported before long work
+        data, card = read_through(data, recipe.skip_unreadable, console)
+    recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
         check_unchanged(recipe, begun.card, out, console)
         if begun.status == "done":
-            if not (out / "model.keras").exists():
-                raise InputError(
-                    f"{out} is finished, but its model.keras is gone: start another run."
-                )
-            console.print(
-                f"{out} is finished: best validation accuracy {begun.metrics['val_accuracy']:.4f}"
-            )
-            return Run(out, begun)
-    with asked_to_stop() as asked:
-        return _run(recipe, data, seen, begun, out, size, scale, asked, console)
-
-
-def _run(
-    recipe: Recipe,
-    data: Data,
-    seen: ModelCard,
-    begun: RunRecord | None,
-    out: Path,
-    size: int,
-    scale: tuple[int, int],
-    asked: threading.Event,
-    console: Console,
-) -> Run:
-    """Build, train from the start or from a checkpoint, and leave the run's folder as `train` says."""
-    train_split, validation = data.split("train"), data.split("validation")
-    keras.utils.set_random_seed(recipe.seed)
-    strategy = distribution_strategy(recipe)
-    source = identify.open_source(recipe.init_from) if recipe.init_from and not begun else None
-    if source:  # kernels go with what was subtracted when they were trained
-        seen = dataclasses.replace(seen, mean_rgb=source.mean_rgb)
-    copied = {} if begun is None else dict(begun.card.initialized)
-    with strategy.scope() if strategy else nullcontext():
-        model = _network(recipe, size, data, seen.mean_rgb, recipe.precision)
-        if source:
-            copied = _initialise(model, source, recipe, data, console)
-            source = None  # whose weights would stay in memory
-        freeze(model, recipe, copied)
-        compile_model(model, recipe, [layer for layer, origin in copied.items() if origin])
-        model.optimizer.build(model.trainable_variables)
-    # Mixed precision is of training: the file that is kept computes in float32, as all that is made of it.
-    kept = (
-        model
-        if recipe.precision == "float32"
-        else _network(recipe, size, data, seen.mean_rgb, "float32")
-    )
+            return _finished(begun, out, console)
     card = dataclasses.replace(
-        seen,
+        card,
         arch=recipe.arch,
         recipe=dataclasses.replace(recipe, out=out),
         data=data.spec,
         class_names=tuple(data.class_names),
         image_size=size,
-        scale=(scale[0] + scale[1]) // 2,  # what it is validated at, as in Table 3
+        scale=(scale[0] + scale[1]) // 2,  # the validation scale, as in Table 3
         seed=recipe.seed,
         skipped=data.skipped,
         versions=versions(),
         images={name: split.count for name, split in data.splits.items()},
-        initialized=copied,
     )
-    steps = train_split.count // recipe.batch_size * recipe.accumulate
-    console.print(
-        f"{recipe.arch} at {size} px, {model.count_params():,} parameters, {train_split.count:,} training and "
-        f"{validation.count:,} validation images of {len(data.class_names)} classes, "
-        f"{steps} steps an epoch, on {device_text(strategy)}: {out}"
-    )
-    _tell_recipe(recipe, scale, seen, train_split, console)
-    keeper = Keeper(model, kept, out, card, recipe, steps, asked, console)
+    job = Job(recipe, data, card, out, size, scale, console)
+    with asked_to_stop() as stop:
+        return _run(job, begun, stop, callbacks)
+
+
+def _with_a_batch_that_fits(recipe: Recipe, images: int, console: Console) -> Recipe:
+    """Return the recipe with at most all images in a batch: an epoch is one pass over them."""
+    if recipe.batch_size <= images:
+        return recipe
+    if recipe.accumulate > 1:
+        raise InputError(
+            f"batch_size must be at most the number of training images, {images}; received "
+            f"{recipe.batch_size}: give a smaller one."
+        )
+    console.print(f"batch size {images}: there are no more training images")
+    return dataclasses.replace(recipe, batch_size=images)
+
+
+def _finished(begun: RunRecord, out: Path, console: Console) -> Run:
+    if not (out / "model.keras").exists():
+        raise InputError(f"{out} is finished, but its model.keras is missing: start another run.")
+    accuracy = begun.metrics["val_accuracy"]
+    console.print(f"{out} is finished: best validation accuracy {accuracy:.4f}")
+    return Run(out, begun)
+
+
+def _run(
+    job: Job,
+    begun: RunRecord | None,
+    stop: threading.Event,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> Run:
+    """Build the model, and train it from the start or from a checkpoint."""
+    recipe, out = job.recipe, job.out
+    keras.utils.set_random_seed(recipe.seed)
+    strategy = distribution_strategy(recipe)
+    job, model = _compiled_model(job, begun is None, strategy)
+    # Mixed precision is for training: the saved file computes in float32, as does all that is made
+    # from it.
+    kept = model if recipe.precision == "float32" else _network(job, "float32")
+    _print_job(job, model, device_text(strategy))
+    progress = Progress(job, stop)
     new = not out.exists()
-    if not (begun and keeper.go_on()):
-        files.remove(out / "resume")  # none that can be gone on from
+    if not (begun and progress.restore(model)):
+        files.remove(out / "resume")
         if begun and recipe.init_from:
-            load.init_from(model, recipe.init_from, data.class_names)
-        keeper.write("training")
-    keeper.progress.start()
-    try:
-        if not keeper.finished:
-            _fit(model, keeper, train_split, validation, data, seen, scale, size)
-    except BaseException as error:
-        if keeper.best is None and not checkpoints.newest_first(out / "resume"):
-            files.remove(
-                out if new else out / "run.json"
-            )  # nothing to keep: leave no half of a run behind
-        else:
-            keeper.write("stopped")
-            if not isinstance(error, InputError):  # a loss that is no number would be none again
-                console.print(
-                    f"stopped: the same command with --resume goes on with {out}", soft_wrap=True
-                )
-        _explain(error, train_split, validation, size, scale, out)
-        raise
-    finally:
-        keeper.progress.stop()
-    record = keeper.write("done")
-    console.print(
-        f"best validation accuracy {record.metrics['val_accuracy']:.4f} at epoch {record.best_epoch}, "
-        f"{record.seconds:.0f} s: {out / 'model.keras'}. Next: python -m export --model {out}",
+            load.init_from(model, recipe.init_from, job.data.class_names)
+        progress.write_record("training")
+    with progress_bar(job.console) as bar:
+        try:
+            _fit(model, progress, run_callbacks(progress, kept, bar, callbacks))
+        except BaseException as error:
+            _leave_a_stopped_run(error, progress, new)
+            explained = _explained(error, job)
+            if explained:
+                raise explained from error
+            raise
+    record = progress.write_record("done")
+    job.console.print(
+        f"best validation accuracy {record.metrics['val_accuracy']:.4f} at epoch "
+        f"{record.best_epoch}, {record.seconds:.0f} s: {out / 'model.keras'}. "
+        f"Next: python -m export --model {out}",
         soft_wrap=True,
     )
     return Run(out, record)
 
 
-def _fit(
-    model: keras.Model,
-    keeper: Keeper,
-    train_split: Split,
-    validation: Split,
-    data: Data,
-    seen: ModelCard,
-    scale: tuple[int, int],
-    size: int,
-) -> None:
-    recipe, steps = keeper.recipe, keeper.steps
-    rescaled = rescaled_images(train_split, scale, keeper.console)
-    basis = augment.color_basis(np.array(seen.rgb_covariance)) if recipe.color else None
-    validation_data = validation_batches(
-        validation, recipe.batch_size, size, keeper.card.scale or size
-    )
-    while not keeper.finished:
-        # The rest of an epoch that was cut off is a fit of its own: fit() knows no other way to begin in the middle.
-        last = keeper.epoch + 1 if keeper.step else recipe.epochs
-        left = steps - keeper.step
-        start = (keeper.epoch * steps + keeper.step) * (recipe.batch_size // recipe.accumulate)
-        try:
-            model.fit(
-                training_batches(
-                    train_split, recipe, size, scale, data.mirrors, basis, start, rescaled
-                ),
-                validation_data=validation_data,
-                initial_epoch=keeper.epoch,
-                epochs=last,
-                steps_per_epoch=left,
-                shuffle=False,  # tf.data has shuffled
-                verbose=0,
-                callbacks=[
-                    keeper,
-                    keras.callbacks.TensorBoard(keeper.out / "tensorboard", write_graph=False),
-                ],
-            )
-        except BaseException as error:
-            # Lets go of fit()'s iterators now: their threads call Python, and would wait for ever on one that is ending.
-            traceback.clear_frames(error.__traceback__)
-            raise
+def _compiled_model(job: Job, copies: bool, strategy) -> tuple[Job, keras.Model]:
+    """Return the model to train, and the job with what its weights come from.
+
+    Args:
+        job: what to train.
+        copies: whether the recipe's pretrained weights are copied; a resumed run has its own.
+        strategy: from `distribution_strategy`.
+    """
+    recipe, card = job.recipe, job.card
+    source = identify.open_source(recipe.init_from) if recipe.init_from and copies else None
+    if source:  # kernels need the mean that was subtracted when they were trained
+        card = dataclasses.replace(card, mean_rgb=source.mean_rgb)
+        job = dataclasses.replace(job, card=card)
+    with strategy.scope() if strategy else nullcontext():
+        model = _network(job, recipe.precision)
+        if source:
+            card = dataclasses.replace(card, initialized=_copy_weights(model, source, job))
+            job = dataclasses.replace(job, card=card)
+        freeze(model, recipe, card.initialized)
+        compile_model(
+            model, recipe, [layer for layer, origin in card.initialized.items() if origin]
+        )
+        model.optimizer.build(model.trainable_variables)
+    return job, model
 
 
-def _network(
-    recipe: Recipe, size: int, data: Data, mean_rgb: tuple[float, ...], precision: str
-) -> keras.Model:
+def _network(job: Job, precision: str) -> keras.Model:
+    recipe = job.recipe
     return models.build(
         recipe.arch,
-        (size, size, 3),
-        len(data.class_names),
+        (job.size, job.size, 3),
+        len(job.data.class_names),
         batch_norm=recipe.batch_norm,
         width=recipe.width,
         fc_units=recipe.fc_units,
         dropout=recipe.dropout,
-        mean_rgb=mean_rgb,
+        mean_rgb=job.card.mean_rgb,
         init=recipe.init,
         weight_decay=recipe.weight_decay,
         precision=precision,
@@ -257,87 +215,130 @@ def _network(
     )
 
 
-def _tell_recipe(
-    recipe: Recipe, scale: tuple[int, int], seen: ModelCard, split: Split, console: Console
-) -> None:
-    parts = [f"rate {recipe.learning_rate:g}"]
-    if recipe.batch_size != recipe_module.PAPER_BATCH:
-        parts[0] += f" x {recipe.batch_size}/{recipe_module.PAPER_BATCH} = {recipe.first_rate:g}"
-    batch = f"batch {recipe.batch_size}"
-    if recipe.accumulate > 1:
-        batch += f" = {recipe.accumulate} x {recipe.batch_size // recipe.accumulate}"
-    parts += [
-        batch,
-        f"scale {scale[0]}" if scale[0] == scale[1] else f"scale {scale[0]} to {scale[1]}",
-    ]
-    parts += [recipe.precision, f"seed {recipe.seed}"]
-    if recipe.freeze != "none":
-        parts.append(f"trained: {', '.join(recipe_module.FROZEN[recipe.freeze] or ())}")
-    if recipe.copied_rate != 1:
-        parts.append(f"copied layers at {recipe.copied_rate:g} of the rate")
-    console.print(", ".join(parts), highlight=False, soft_wrap=True)
-    small = sum(count for side, count in seen.smallest_sides.items() if int(side) < scale[0])
-    if small:
-        console.print(
-            f"{small:,} of {split.count:,} training images are smaller than the scale, {scale[0]} px, and are enlarged"
-        )
-
-
-def _initialise(
-    model: keras.Model, source: identify.Source, recipe: Recipe, data: Data, console: Console
-) -> dict[str, str | None]:
+def _copy_weights(model: keras.Model, source: identify.Source, job: Job) -> dict[str, str | None]:
     """Copy weights from what the recipe names, and print which layer came from where."""
-    copied = load.init_from(model, source, data.class_names)
+    recipe, console = job.recipe, job.console
+    copied = load.init_from(model, source, job.data.class_names)
     table = Table(title=f"weights from {recipe.init_from}")
     table.add_column("layer")
     table.add_column("from")
     for layer, origin in copied.items():
         table.add_row(layer, origin or f"[dim]{recipe.init}, seed {recipe.seed}[/]")
     print_table(table, console)
-    for line in load.explain(copied, source, model):
-        console.print(line, soft_wrap=True, highlight=False)
     mean = ", ".join(f"{value:.3f}" for value in source.mean_rgb)
-    console.print(
-        f"images are centred by the mean RGB of {source.name}: {mean}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    for line in (
+        *load.explain(copied, source, model),
+        f"the first layer subtracts the mean RGB of {source.name}: {mean}",
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
     return copied
 
 
-def _explain(
-    error: BaseException,
-    train_split: Split,
-    validation: Split,
-    size: int,
-    scale: tuple[int, int],
-    out: Path,
+def _print_job(job: Job, model: keras.Model, devices: str) -> None:
+    recipe, (low, high), images = job.recipe, job.scale, job.training.count
+    job.console.print(
+        f"{recipe.arch} at {job.size} px, {model.count_params():,} parameters, {images:,} training "
+        f"and {job.validation.count:,} validation images of {len(job.data.class_names)} classes, "
+        f"{job.steps} steps an epoch, on {devices}: {job.out}"
+    )
+    parts = [f"learning rate {recipe.learning_rate:g}"]
+    if recipe.batch_size != recipe_module.PAPER_BATCH:
+        parts[0] += f" x {recipe.batch_size}/{recipe_module.PAPER_BATCH} = {recipe.first_rate:g}"
+    batch = f"batch {recipe.batch_size}"
+    if recipe.accumulate > 1:
+        batch += f" = {recipe.accumulate} x {recipe.images_per_step}"
+    parts += [batch, f"scale {low}" if low == high else f"scale {low} to {high}"]
+    parts += [recipe.precision, f"seed {recipe.seed}"]
+    trained = recipe_module.TRAINED_LAYERS[recipe.freeze]
+    if trained:
+        parts.append(f"trained: {', '.join(trained)}")
+    if recipe.copied_rate != 1:
+        parts.append(f"copied layers at {recipe.copied_rate:g} of the learning rate")
+    job.console.print(", ".join(parts), highlight=False, soft_wrap=True)
+    small = sum(count for side, count in job.card.smallest_sides.items() if int(side) < low)
+    if small:
+        job.console.print(
+            f"{small:,} of {images:,} training images are smaller than the scale, {low} px, and "
+            "are enlarged"
+        )
+
+
+def _fit(
+    model: keras.Model, progress: Progress, callbacks: Sequence[keras.callbacks.Callback]
 ) -> None:
-    """Say what a user can do about it where tf.data stopped at an image, whose name it does not know, or memory was short."""
+    """Train until the run is finished."""
+    job, recipe, state = progress.job, progress.job.recipe, progress.state
+    if state.finished:
+        return
+    covariance = np.array(job.card.rgb_covariance)
+    basis = augment.color_basis(covariance) if recipe.color else None
+    crops = Crops(job.size, job.scale, recipe.flip and job.data.mirrors, basis)
+    rescaled = rescaled_images(job.training, job.scale, job.console)
+    validation_data = validation_batches(
+        job.validation, recipe.batch_size, job.size, job.card.scale or job.size
+    )
+    while not state.finished:
+        start = progress.steps_done * recipe.images_per_step
+        tensorboard = keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False)
+        try:
+            model.fit(
+                training_batches(job.training, recipe, crops, start, rescaled),
+                validation_data=validation_data,
+                initial_epoch=state.epoch,
+                # fit() can only begin in the middle of an epoch if the rest of it is a fit of its
+                # own.
+                epochs=state.epoch + 1 if state.step else recipe.epochs,
+                steps_per_epoch=job.steps - state.step,
+                shuffle=False,  # tf.data has shuffled
+                verbose=0,
+                callbacks=[*callbacks, tensorboard],
+            )
+        except BaseException as error:
+            # Frees fit()'s iterators now: their threads call Python, and would hang while it exits.
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+
+def _leave_a_stopped_run(error: BaseException, progress: Progress, new: bool) -> None:
+    """Record that the run stopped; remove it where there is nothing to go on with."""
+    out = progress.job.out
+    if progress.state.best is None and not checkpoints.newest_first(out / "resume"):
+        files.remove(out if new else out / RUN)
+        return
+    progress.write_record("stopped")
+    if not isinstance(error, InputError):  # a diverged run would diverge again
+        progress.job.console.print(
+            f"stopped: the same command with --resume goes on with {out}", soft_wrap=True
+        )
+
+
+def _explained(error: BaseException, job: Job) -> InputError | None:
+    """Return what to do where memory was short or an image unreadable, None for other errors."""
     import tensorflow as tf
 
     if not isinstance(error, Exception) or isinstance(error, InputError):
-        return
-    kept = (
-        f"the best model so far is kept in {out}"
-        if (out / "model.keras").exists()
-        else "no epoch was finished"
-    )
+        return None
+    saved = (job.out / "model.keras").exists()
+    kept = f"the best model so far is kept in {job.out}" if saved else "no epoch was finished"
     if isinstance(error, tf.errors.ResourceExhaustedError) or "RESOURCE_EXHAUSTED" in str(error):
-        raise InputError(
-            f"A step does not fit in memory: give --accumulate 2 (or 4, 8 …), which divides the batch and trains the same, "
-            f"a smaller --batch-size, --width or --image-size; {kept}."
-        ) from error
+        return InputError(
+            "A step does not fit in memory: give --accumulate 2 (or 4, 8 …), which divides the "
+            "batch and trains the same, a smaller --batch-size, --width or --image-size; "
+            + kept
+            + "."
+        )
     if not isinstance(error, tf.errors.OpError):
-        return
+        return None
     uniform = tf.zeros(4)
-    for split in (train_split, validation):
+    for split in (job.training, job.validation):  # tf.data does not say which image it was
         for index, encoded, _ in split.examples():
+            name = split.image_name(index)
             try:
-                decoding.decode(encoded, split.image_name(index))
-                augment.random_crop(tf.constant(encoded), size, scale, uniform, False)
-            except (InputError, tf.errors.OpError) as found:
-                reason = " ".join(str(found).split())[:200]
-                raise InputError(
-                    f"{split.image_name(index)} cannot be read any more ({reason}): replace it and --resume; {kept}."
-                ) from error
+                decoding.decode(encoded, name)
+                augment.random_crop(tf.constant(encoded), job.size, job.scale, uniform, False)
+            except (InputError, tf.errors.OpError) as unreadable:
+                reason = " ".join(str(unreadable).split())[:200]
+                return InputError(
+                    f"{name} cannot be read any more ({reason}): replace it and --resume; {kept}."
+                )
+    return None

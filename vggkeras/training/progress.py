@@ -1,0 +1,158 @@
+"""A training run while it goes on: its job, how far it has come, and the files that record it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+import platform
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+from rich.console import Console
+
+from vggkeras import files
+from vggkeras.card import ModelCard
+from vggkeras.data.splits import Data, Split
+from vggkeras.errors import InputError
+from vggkeras.recipe import Recipe
+from vggkeras.training import checkpoints
+from vggkeras.training.checkpoints import State
+from vggkeras.training.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run trains, on what, and where to."""
+
+    recipe: Recipe
+    data: Data
+    card: ModelCard  # of the best model, but for its epoch
+    out: Path
+    size: int  # side of the training crop, px
+    scale: tuple[int, int]  # lowest and highest training scale S, px
+    console: Console
+
+    @property
+    def training(self) -> Split:
+        """The training images."""
+        return self.data.split("train")
+
+    @property
+    def validation(self) -> Split:
+        """The validation images."""
+        return self.data.split("validation")
+
+    @property
+    def steps(self) -> int:
+        """The number of steps in an epoch."""
+        return self.training.count // self.recipe.batch_size * self.recipe.accumulate
+
+
+class Progress:
+    """How far a run has come, and the files that record it: history.csv, run.json and resume/."""
+
+    def __init__(self, job: Job, stop: threading.Event) -> None:
+        """Begin at the first step; `stop` is set when the user asks to stop."""
+        self.job, self.stop = job, stop
+        self.state = State()
+        self.metrics: list[np.ndarray] = []  # of the epoch under way, to be restored
+        self.started = self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """The time spent on the run, before it was cut off and since."""
+        return self.state.seconds + time.monotonic() - self.started
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.job.recipe.first_rate / 10**self.state.drops
+
+    @property
+    def steps_done(self) -> int:
+        """The number of finished steps, from the very first one on."""
+        return self.state.epoch * self.job.steps + self.state.step
+
+    def restore(self, model: keras.Model) -> bool:
+        """Load the run's last whole checkpoint; return False where the run begins anew."""
+        checkpoint, damaged = checkpoints.load(self.job.out / "resume")
+        instead = "the one before is used" if checkpoint else "the run begins anew"
+        for reason in damaged:
+            self.job.console.print(f"[yellow]{reason}: {instead}[/]", soft_wrap=True)
+        if checkpoint is None:
+            if not damaged:
+                self.job.console.print(f"{self.job.out} has no checkpoint yet: {instead}")
+            return False
+        kept = self.job.out / "model.keras"
+        if checkpoint.state.best and not kept.exists():
+            self.job.console.print(
+                f"[yellow]{kept} is missing: the run begins anew[/]", soft_wrap=True
+            )
+            return False
+        variables = _variables(model)
+        for variable, array in zip(variables, checkpoint.arrays, strict=False):
+            variable.assign(array)
+        self.metrics = checkpoint.arrays[len(variables) :]
+        self.state = checkpoint.state
+        self.job.console.print(
+            f"resumes after step {self.state.step} of epoch {self.state.epoch + 1}"
+        )
+        return True
+
+    def save_checkpoint(self, model: keras.Model) -> None:
+        """Write a checkpoint of the model, its optimizer, and within an epoch its metrics."""
+        arrays = [ops.convert_to_numpy(v) for v in _variables(model)]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise self.diverged("a weight")
+        if self.state.step:
+            arrays += [ops.convert_to_numpy(v) for v in model.metrics_variables]
+        state = dataclasses.replace(self.state, seconds=self.seconds)
+        checkpoints.save(self.job.out / "resume", self.steps_done, arrays, state)
+        self.saved = time.monotonic()
+
+    def write_history(self) -> None:
+        """Write history.csv, a row an epoch."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(self.state.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.state.rows)
+        files.write_text(self.job.out / "history.csv", table.getvalue())
+
+    def write_record(self, status: str) -> RunRecord:
+        """Write run.json, and return what it says."""
+        best = self.state.best or {}
+        record = RunRecord(
+            self.job.card,
+            status,
+            int(best["epoch"]) if best else None,
+            self.state.epoch,
+            {key: value for key, value in best.items() if key != "epoch"},
+            round(self.seconds, 1),
+            platform.node(),
+            os.getpid(),
+        )
+        record.write(self.job.out)
+        return record
+
+    def diverged(self, what: str) -> InputError:
+        """Return the error that `what` became NaN or infinite, with the files that are good."""
+        out, state = self.job.out, self.state
+        kept = [f"{out / 'model.keras'} of epoch {state.best['epoch']}"] if state.best else []
+        kept += [str(path) for path in checkpoints.newest_first(out / "resume")[:1]]
+        return InputError(
+            f"{what} became NaN or infinite at step {state.step} of epoch {state.epoch + 1}, "
+            f"learning rate {self.learning_rate:g}: start another run with a lower --learning-rate"
+            + (f", perhaps with --init-from {out}" if state.best else "")
+            + f"; kept as last good: {' and '.join(kept) or 'nothing yet'}."
+        )
+
+
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    return [*model.variables, *model.optimizer.variables]

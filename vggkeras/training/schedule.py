@@ -1,0 +1,87 @@
+"""The paper's learning rate schedule (section 3.1), as a Keras callback.
+
+model.fit(x, y, validation_data=…, epochs=74, callbacks=vggkeras.paper_callbacks())
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from vggkeras.training.checkpoints import State
+
+DROPS = 3  # of the learning rate, each to a tenth
+
+
+def paper_callbacks(patience: int = 5) -> list[keras.callbacks.Callback]:
+    """Return the paper's learning rate schedule for a `model.fit` of your own.
+
+    The learning rate is divided by 10 when validation accuracy stops improving, three times; then
+    training stops.
+
+    Args:
+        patience: epochs without a better validation accuracy before a drop.
+
+    Returns:
+        Callbacks for `fit`, which needs validation data and a metric with the name `accuracy`.
+    """
+    return [PlateauSchedule(patience)]
+
+
+class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
+    """Divide the learning rate by 10 on a plateau of validation accuracy; stop at the fourth.
+
+    Keras' class forgets the best accuracy and the epochs waited at the start of every `fit`; here
+    they come from a run's `state` and go back to it. Keras multiplies the float32 learning rate by
+    0.1, which rounds three times; here it is `first_rate` / 10 ** drops, rounded once.
+    """
+
+    def __init__(
+        self,
+        patience: int,
+        first_rate: float | None = None,
+        epochs: int | None = None,
+        state: State | None = None,
+    ) -> None:
+        """Create the schedule.
+
+        Args:
+            patience: epochs without a better validation accuracy before a drop.
+            first_rate: the learning rate before the first drop; by default the optimizer's when
+                `fit` begins.
+            epochs: the number of the last epoch, after which nothing drops.
+            state: how far the run has come; by default every `fit` begins anew.
+        """
+        super().__init__("val_accuracy", factor=0.1, patience=patience, mode="max", min_delta=0)
+        self.first_rate, self.epochs, self.state = first_rate, epochs, state
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Take up the state of the run."""
+        super().on_train_begin(logs)
+        state = self.state or State()
+        self.best = state.best and state.best["val_accuracy"]
+        self.wait, self.drops = state.waited, state.drops
+        self.rate = self.first_rate or self._learning_rate()
+        self.min_lr = self.rate / 10**DROPS
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Drop the learning rate or stop training where the epoch asks for it."""
+        if epoch + 1 == self.epochs:
+            return
+        # Rounded as in a run's state, with which it is compared. A copy, for Keras adds the
+        # learning rate to it.
+        rounded = {name: round(float(value), 6) for name, value in (logs or {}).items()}
+        before = self._learning_rate()
+        super().on_epoch_end(epoch, rounded)
+        if self._learning_rate() < before:
+            self.drops += 1
+            self.model.optimizer.learning_rate = self.rate / 10**self.drops
+        elif self.wait >= self.patience:  # Keras goes no lower than min_lr
+            self.model.stop_training = True
+        if self.state:
+            self.state.waited, self.state.drops = self.wait, self.drops
+
+    def _learning_rate(self) -> float:
+        return float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
