@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import onnx
 import pytest
@@ -25,7 +26,7 @@ from export import golden as golden_module
 from vggkeras import configs, models
 from vggkeras.card import ModelCard
 from vggkeras.recipe import Recipe
-from vggkeras.training import callbacks, checkpoints
+from vggkeras.training import checkpoints
 from vggkeras.training.train import train
 
 
@@ -296,25 +297,26 @@ def resealed(path: Path, change: Callable[[Path], None]) -> None:
 
 
 class Cut(Exception):
-    """What stands for an end without warning."""
+    """Stands for an end without warning."""
 
 
-def cut_at(monkeypatch: pytest.MonkeyPatch, recipe, steps: int) -> None:
-    """Train, and be cut off after that many steps."""
-    left = [steps]
-    last_callback = callbacks.StopWhenAsked
-    end_of_step = last_callback.on_train_batch_end
+class CutAfter(keras.callbacks.Callback):
+    """Raises Cut after that many steps, when the checkpoint of the last one is written."""
 
-    def step(self, batch, logs=None):
-        end_of_step(self, batch, logs)
-        left[0] -= 1
-        if left[0] == 0:
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.left == 0:
             raise Cut
+        self.left -= 1
 
-    with monkeypatch.context() as patch:
-        patch.setattr(last_callback, "on_train_batch_end", step)
-        with pytest.raises(Cut):
-            train(recipe)
+
+def cut_at(recipe, steps: int) -> None:
+    """Train, and be cut off after that many steps."""
+    with pytest.raises(Cut):
+        train(recipe, callbacks=[CutAfter(steps)])
 
 
 def assert_same_end(run, other) -> None:
@@ -337,7 +339,7 @@ def last_checkpoint(path: Path) -> checkpoints.Checkpoint:
 
 
 def on_devices(photos: str, out: Path):
-    """Twenty steps without what is drawn a device: dropout; and without batch norm, whose batch is a device's."""
+    """Train without what differs by device: dropout's draws, and batch normalization's batch."""
     changes = {
         "epochs": 5,
         "dropout": 0.0,

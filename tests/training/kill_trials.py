@@ -2,7 +2,7 @@
 
 python tests/training/kill_trials.py DATA OUT TRIAL...
 
-A trial is a share of the run's time, such as 0.37, or PLACE:N: the N-th time that a step ends (step:N), or that a file is
+A trial is a fraction of the run's time, such as 0.37, or PLACE:N: the N-th time that a step ends (step:N), or that a file is
 about to be renamed into place (before:N) or has just been (after:N). Prints a JSON line a trial. Every training runs in a
 fork of this process, which has imported TensorFlow but started nothing in it.
 """
@@ -34,7 +34,7 @@ callbacks.CHECKPOINT_SECONDS = 0.0  # after every step
 
 
 def recipe(data: str, out: Path) -> Recipe:
-    """All there is to remember: batch norm, dropout, momentum, accumulated gradients, drops of the rate, jitter, colour."""
+    """Return a recipe with all there is to restore, learning rate drops and accumulation included."""
     return Recipe(
         "A",
         data,
@@ -45,7 +45,7 @@ def recipe(data: str, out: Path) -> Recipe:
         "37:48",
         batch_norm=True,
         dropout=0.3,
-        epochs=4,
+        epochs=3,
         batch_size=6,
         accumulate=2,
         learning_rate=0.3,
@@ -63,13 +63,13 @@ def die_at(place: str, number: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if place == "step":
-        step = callbacks.Keeper.on_train_batch_end
+        step = callbacks.StopWhenAsked.on_train_batch_end
 
         def counted_step(self, batch, logs=None):
             step(self, batch, logs)
             count()
 
-        callbacks.Keeper.on_train_batch_end = counted_step
+        callbacks.StopWhenAsked.on_train_batch_end = counted_step
     else:
         move = files.move
 
@@ -138,8 +138,8 @@ def main(data: str, out: str, *trials: str) -> None:
         killed, spent = run(data, folder, trial, seconds)
         if killed:
             run(data, folder, "", 0)
-        found = end(folder)
-        wrong = [name for name, digest in expected.items() if found[name] != digest]
+        digests = end(folder)
+        wrong = [name for name, digest in expected.items() if digests[name] != digest]
         left = [path.name for path in folder.rglob(".partial-*")]
         print(
             json.dumps(

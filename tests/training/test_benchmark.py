@@ -29,8 +29,8 @@ def test_the_benchmark_counts_what_it_does(command, tmp_path):
         cli, "benchmark", "--arch", "A", *sizes, *counts, "--json", tmp_path / "b.json"
     )
     assert code == 0, err
-    found = json.loads((tmp_path / "b.json").read_text())
-    parts = found["parts"]
+    figures = json.loads((tmp_path / "b.json").read_text())
+    parts = figures["parts"]
     assert {name: row["images"] for name, row in parts.items()} == dict.fromkeys(
         (PLAIN, CROPS, "whole pipeline, with colour", STEP, TRAINING), 16
     )
@@ -44,10 +44,10 @@ def test_the_benchmark_counts_what_it_does(command, tmp_path):
         assert row["gflops"] == pytest.approx(row["images_per_second"] * 6 * multiply_adds / 1e9)
         assert row["milliseconds_per_step"] == pytest.approx(4e3 / row["images_per_second"])
     assert (
-        found["crops_over_plain"]
+        figures["crops_over_plain"]
         == parts[CROPS]["images_per_second"] / parts[PLAIN]["images_per_second"]
     )
-    assert found["images_per_step"] == 4
+    assert figures["images_per_step"] == 4
 
 
 def test_generated_photographs_weigh_what_photographs_do():

@@ -136,8 +136,16 @@ def test_a_state_is_stored_as_earlier_versions_did(tmp_path):
 @pytest.mark.parametrize(
     ("drops", "waited", "text"),
     [
-        (1, 0, "; 0.5000 of epoch 1 not improved for 1 epochs: learning rate drops to 1.6e-05, 1 of 3"),
-        (0, 1, "not improved for 1 epochs after 3 drops: training stops, that epoch's model is kept"),
+        (
+            1,
+            0,
+            "; 0.5000 of epoch 1 not improved for 1 epochs: learning rate drops to 1.6e-05, 1 of 3",
+        ),
+        (
+            0,
+            1,
+            "not improved for 1 epochs after 3 drops: training stops, that epoch's model is kept",
+        ),
         (0, 0, "images/s"),
     ],
 )
