@@ -19,7 +19,9 @@ from rich.table import Table
 
 from vggkeras import files, models
 from vggkeras import recipe as recipe_module
+from vggkeras.card import ModelCard
 from vggkeras.data import augment, decoding, sources
+from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import print_table, progress_bar
@@ -91,19 +93,8 @@ def train(
         check_unchanged(recipe, begun.card, out, console)
         if begun.status == "done":
             return _finished(begun, out, console)
-    card = dataclasses.replace(
-        card,
-        arch=recipe.arch,
-        recipe=dataclasses.replace(recipe, out=out),
-        data=data.spec,
-        class_names=tuple(data.class_names),
-        image_size=size,
-        scale=(scale[0] + scale[1]) // 2,  # the validation scale, as in Table 3
-        seed=recipe.seed,
-        skipped=data.skipped,
-        versions=versions(),
-        images={name: split.count for name, split in data.splits.items()},
-    )
+    recipe = dataclasses.replace(recipe, out=out)
+    card = _with_the_run(card, recipe, data, size, scale)
     job = Job(recipe, data, card, out, size, scale, console)
     with asked_to_stop() as stop:
         return _run(job, begun, stop, callbacks)
@@ -120,6 +111,25 @@ def _with_a_batch_that_fits(recipe: Recipe, images: int, console: Console) -> Re
         )
     console.print(f"batch size {images}: there are no more training images")
     return dataclasses.replace(recipe, batch_size=images)
+
+
+def _with_the_run(
+    card: ModelCard, recipe: Recipe, data: Data, size: int, scale: tuple[int, int]
+) -> ModelCard:
+    """Return a card of the data's statistics, with what is trained on them."""
+    return dataclasses.replace(
+        card,
+        arch=recipe.arch,
+        recipe=recipe,
+        data=data.spec,
+        class_names=tuple(data.class_names),
+        image_size=size,
+        scale=(scale[0] + scale[1]) // 2,  # the validation scale, as in Table 3
+        seed=recipe.seed,
+        skipped=data.skipped,
+        versions=versions(),
+        images={name: split.count for name, split in data.splits.items()},
+    )
 
 
 def _finished(begun: RunRecord, out: Path, console: Console) -> Run:
