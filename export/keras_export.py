@@ -225,10 +225,10 @@ def applications_network(model: keras.Model) -> str | None:
     """
     if len(getattr(model, "inputs", None) or ()) != 1 or not hasattr(model.layers[-1], "units"):
         return None
-    shape, found = tuple(model.inputs[0].shape[1:]), model.layers[1:]
+    shape, chain = tuple(model.inputs[0].shape[1:]), model.layers[1:]
     if len(shape) != 3 or None in shape or shape[2] != 3 or min(shape[:2]) < 32:
         return None
-    for layer in found:
+    for layer in chain:
         activations = ("softmax", "linear") if layer.name == "predictions" else ("relu",)
         if layer.weights and (
             type(layer) not in (layers.Conv2D, layers.Dense)
@@ -236,10 +236,10 @@ def applications_network(model: keras.Model) -> str | None:
             or getattr(layer, "kernel_size", (3, 3)) != (3, 3)
         ):
             return None
-    received = [(layer.name, tuple(layer.output.shape[1:])) for layer in found]
+    received = [(layer.name, tuple(layer.output.shape[1:])) for layer in chain]
     for name, arch in APPLICATIONS.items():
-        steps = configs.plan(arch, (shape[0], shape[1], 3), max(2, found[-1].units))
-        if received == [(step.name, step.output_shape) for step in steps]:
+        plan = configs.plan(arch, (shape[0], shape[1], 3), max(2, chain[-1].units))
+        if received == [(step.name, step.output_shape) for step in plan]:
             return name
     return None
 
@@ -272,9 +272,7 @@ def write_onnx(
 ) -> None:
     """Write what `inference_model` made as ONNX, float32, checked by onnx.checker.
 
-    Args:
-        opset: 14 to 18; by default 18.
-        plan: not used, for int8 is not written.
+    Args are those of `to_onnx.write`; `plan` is not used, for int8 is not written.
 
     Raises:
         InputError (a ValueError): a file above 2 GB, too little memory, an unknown operation.

@@ -1,4 +1,4 @@
-"""What travels inside a .tflite file for phones: TFLite's standard metadata, by which their tools find the labels."""
+"""TFLite's standard metadata, by which phones' tools find a .tflite file's labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ LABELS = "labels.txt"
 
 
 def append_labels(path: Path, card: ModelCard) -> None:
-    """Add the labels and the description to a .tflite file, as a zip archive at its end: TFLite's associated files."""
+    """Add the labels and the description to a .tflite file: TFLite's associated files.
+
+    They are a zip archive at its end.
+    """
     with zipfile.ZipFile(path, "a") as archive:
         # Without a date, so that the same network gives the same bytes.
         if card.class_names:  # features have none
@@ -24,18 +27,16 @@ def append_labels(path: Path, card: ModelCard) -> None:
 
 
 def model_metadata(card: ModelCard) -> bytes:
-    """Return the ModelMetadata, a flatbuffer of TFLite's metadata_schema.fbs, as MediaPipe and ML Kit read it.
+    """Return the ModelMetadata, a flatbuffer of TFLite's metadata_schema.fbs.
 
-    No process units: the image goes in as bytes, and the answers come out as they are. Of a classifier it names the file
-    in the zip archive at the end whose lines are the labels: phones' tools find them by it.
+    MediaPipe and ML Kit read it. It has no process units: the image goes in as bytes, and the
+    answers come out as they are. For a classifier it names the file in the zip archive at the end
+    whose lines are the labels.
     """
     assert card.input_shape is not None
     h, w, c = card.input_shape
-    uint8, uint32, color = (
-        "Uint8",
-        "Uint32",
-        {1: 2, 3: 1}.get(c, 0),
-    )  # ColorSpaceType: RGB 1, GRAYSCALE 2
+    uint8, uint32 = "Uint8", "Uint32"
+    color = {1: 2, 3: 1}.get(c, 0)  # ColorSpaceType: RGB 1, GRAYSCALE 2
     size = {0: (uint32, w), 1: (uint32, h)}
     content = {0: (uint8, 2), 1: {0: (uint8, color), 1: size}}  # ContentProperties.ImageProperties
     file = {0: LABELS, 1: "A line a class.", 2: (uint8, 2)}  # AssociatedFileType.TENSOR_AXIS_LABELS
@@ -60,8 +61,9 @@ def model_metadata(card: ModelCard) -> bytes:
 
 
 def _put(builder: Any, value: str | list | dict[int, Any]) -> int:
-    """Write a string, a list of tables or a table, whose keys are the fields' places in the schema and whose scalars are
-    (type, value); its offset.
+    """Write a string, a list of tables or a table, and return its offset.
+
+    A table's keys are the fields' numbers in the schema, and its scalars are (type, value).
     """
     if isinstance(value, str):
         return builder.CreateString(value)

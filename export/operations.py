@@ -1,7 +1,7 @@
 """The layers of an inference model as the operations that ONNX and TFLite have.
 
-Both exporters walk this one list. A ReLU belongs to the operation before it, and a tensor has the name of the layer
-whose output it is.
+Both exporters walk this one list. A ReLU belongs to the operation before it, and a tensor has the
+name of the layer whose output it is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,16 @@ Kind = Literal["center", "lrn", "conv", "pool", "flatten", "dense", "mean", "sof
 WEIGHTED = ("conv", "dense")
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 LARGEST_FILE = 2**31 - 2**20  # bytes: what a protocol buffer and a flatbuffer can hold
+# Layers that are an operation by themselves; the others need a look at their activation or name.
+KINDS: dict[type, Kind] = {
+    layers.Rescaling: "center",
+    layers.Conv2D: "conv",
+    layers.Dense: "dense",
+    LRN: "lrn",
+    layers.MaxPooling2D: "pool",
+    layers.GlobalAveragePooling2D: "mean",
+    layers.Softmax: "softmax",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Constant:
 
 
 def kernel_of(layer: Any) -> np.ndarray:
-    """Return a layer's kernel, float32, in Keras' order of axes: `[h, w, in, out]` or `[in, out]`."""
+    """Return a layer's kernel, float32, in Keras' order: `[h, w, in, out]` or `[in, out]`."""
     # TensorFlow's own memory: Keras would copy it.
     return np.asarray(layer.weights[0].value.read_value())
 
@@ -77,33 +87,22 @@ def operations(model: keras.Model) -> list[Operation]:
     Raises:
         TypeError: a layer that `vggkeras.build()` does not use.
     """
-    found: list[Operation] = []
+    chain: list[Operation] = []
     for layer in model.layers[1:]:
-        shape, before = layer.output.shape, layer.input.shape
-        activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
-        named = (layer.name, layer, shape, before)
         if isinstance(layer, layers.ReLU):
-            found[-1] = replace(found[-1], relu=True)
-        elif isinstance(layer, layers.Rescaling):
-            found.append(Operation("center", *named))
-        elif isinstance(layer, layers.Conv2D):
-            found.append(Operation("conv", *named, relu=activation == "relu"))
-        elif isinstance(layer, layers.Dense):
-            last = activation == "softmax"
-            found.append(Operation("dense", *named, relu=activation == "relu", softmax=last))
-        elif isinstance(layer, LRN):
-            found.append(Operation("lrn", *named))
-        elif isinstance(layer, layers.MaxPooling2D):
-            found.append(Operation("pool", *named))
-        elif isinstance(layer, layers.GlobalAveragePooling2D):
-            found.append(Operation("mean", *named))
-        elif isinstance(layer, layers.Softmax):
-            found.append(Operation("softmax", *named))
-        elif layer.name == "flatten":
-            found.append(Operation("flatten", *named))
-        else:
+            chain[-1] = replace(chain[-1], relu=True)
+            continue
+        kind = next((kind for make, kind in KINDS.items() if isinstance(layer, make)), None)
+        if layer.name == "flatten":
+            kind = "flatten"
+        if kind is None:
             raise TypeError(f"no operation for layer {layer.name} of class {type(layer).__name__}")
-    return found
+        activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
+        relu = activation == "relu" and kind in WEIGHTED
+        softmax = activation == "softmax" and kind == "dense"
+        shape, before = layer.output.shape, layer.input.shape
+        chain.append(Operation(kind, layer.name, layer, shape, before, relu, softmax))
+    return chain
 
 
 def check_size(model: keras.Model, precision: str, kind: str) -> int:

@@ -1,11 +1,12 @@
-"""What was asked for: the arguments of an export, checked before anything heavy is loaded."""
+"""What an export is asked for, checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from export import FORMATS, PRECISIONS, TOLERANCES, Pixels
+from export import FormatName, Pixels, Precision
+from export.formats import FORMATS, PRECISIONS, TOLERANCES, Target
 from vggkeras.card import Form
 from vggkeras.errors import InputError
 
@@ -16,84 +17,136 @@ OPSETS = range(14, 19)  # ONNX operator sets that the operators here are written
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the arguments of `export.export_model`."""
+    """Export a trained model to SavedModel, ONNX and TFLite, and prove each file.
 
-    model: Path
-    format: str = "all"
-    precision: str = "float32"
+    Proven is that a file gives Keras' answers, in the runtime that will serve it. Exit code 0:
+    written and proven; 1: a file failed its proof (it keeps the suffix .rejected); 2: bad input.
+    """
+
+    format: FormatName = "all"
+    """Which files to write; all: those that have the precision."""
+    model: Path = Path("runs/latest")
+    """A run's folder or a .keras file: of vggkeras, of keras.applications' VGG16 and VGG19, or,
+    through Keras' own exporters and as float32, any Keras 3 classifier with one image input."""
+    precision: Precision = "float32"
+    """float16 and int8 are for ONNX and TFLite, and for networks of vggkeras. They may lose 0.5
+    points of top-1 accuracy, and int8 must agree with Keras on 97% of the images. Where int8 loses
+    more, the fewest layers with which it passes are kept in float32, those first that it hurts
+    most, by their signal to noise."""
     data: str | None = None
+    """Whose validation images to prove it on: digits, tfds:NAME, a folder, or random (weak
+    evidence). By default the data the model was trained on; random where the model names none."""
     out: Path | None = None
+    """Folder; by default `export` beside the .keras file, so inside the run (NAME-export for a
+    NAME.keras beside a Python package called export)."""
     images: int | None = None
+    """Images to compare; 0 for the whole validation split. 256 when not given, 1,000 where a
+    precision may cost accuracy."""
     opset: int | None = None
+    """ONNX operator set, 14 to 18; 18 when not given."""
     dense: bool = False
+    """Write fully convolutional files instead (model.dense.onnx and so on): images of any height
+    and width from the training crop up, as the paper's dense evaluation (section 3.2) needs them;
+    the class scores are averaged over space, then go through soft-max."""
     features: bool = False
+    """Write files that give the features of the paper's Appendix B instead (model.features.onnx
+    and so on): the last FC layer dropped, fc2's activations averaged over space, float32
+    [N, fc_units]; of images of any size, as with --dense. Mirrors, scales and normalization are
+    the user's. The data may have other classes than the model."""
     calibration: int | None = None
+    """Training images from which int8's ranges come, as many of each class: 100 when not given, or
+    one a class where there are more classes."""
     input: Pixels | None = None
+    """What a model not built by vggkeras takes: 0-255 when not given, caffe for keras.applications'
+    VGG16 and VGG19; caffe and torch are keras.applications' names. The exported files take 0-255
+    all the same."""
     logits: bool = False
+    """Say that such a model gives class scores: a soft-max is added. Otherwise its last activation
+    tells."""
 
     @property
     def form(self) -> Form:
-        """Return which form of the model is written."""
+        """The form of the model that is written."""
         return Form.DENSE if self.dense else Form.FEATURES if self.features else Form.CLASSIFIER
 
     @property
     def count(self) -> int:
-        """Return how many images to compare; 0 for all."""
+        """How many images to compare; 0 for all."""
         if self.images is not None:
             return self.images
         return PARITY_IMAGES if self.precision == "float32" else GATE_IMAGES
 
+    @property
+    def source(self) -> Path:
+        """The .keras file: of a run's folder, or the file itself.
 
-def chosen_files(request: Request) -> list[tuple[str, str]]:
-    """Return (format, precision) of what to write."""
-    format, precision = request.format, request.precision
-    if request.dense and request.features:
-        raise InputError(
-            "--dense and --features write other files each: give one of them at a time."
-        )
-    if format != "all" and format not in FORMATS:
-        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(FORMATS)}, all.")
-    if precision != "all" and precision not in TOLERANCES:
-        raise InputError(
-            f"Unknown precision {precision!r}: expected one of {', '.join(TOLERANCES)}, all."
-        )
-    formats = list(FORMATS) if format == "all" else [format]
-    precisions = list(PRECISIONS) if precision == "all" else [precision]
-    chosen = [
-        (name, kind) for name in formats for kind in precisions if kind in FORMATS[name].precisions
-    ]
-    if not chosen:
-        raise InputError(
-            f"{format} has no precision {precision!r}: expected one of "
-            f"{', '.join(FORMATS[format].precisions)}, or all; float16 and int8 are of onnx and tflite."
-        )
-    if request.opset not in (None, *OPSETS):
-        raise InputError(
-            f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {request.opset}."
-        )
-    if request.calibration is not None and "int8" not in {p for _, p in chosen}:
-        raise InputError("--calibration is of int8: give --precision int8 or all too.")
-    if request.count < 0:
-        raise InputError(
-            f"images must be 1 or more, or 0 for all of the validation split; received {request.images}."
-        )
-    return chosen
+        Raises:
+            InputError (a ValueError): there is none.
+        """
+        source = self.model / "model.keras" if self.model.is_dir() else self.model
+        if not source.is_file():
+            raise InputError(
+                f"No trained model at {source}: expected a run's folder or a .keras file; train "
+                "one with `python -m vggkeras train`, or give --model."
+            )
+        if source.suffix != ".keras":
+            raise InputError(
+                f"Expected a run's folder or a .keras file to export; received {source}."
+            )
+        return source.resolve()
 
+    @property
+    def folder(self) -> Path:
+        """The folder to write to; by default beside the model, and no Python package."""
+        source = self.source
+        if self.out:
+            return self.out
+        beside = source.parent / "export"
+        package = (beside / "__init__.py").exists()
+        return source.parent / f"{source.stem}-export" if package else beside
 
-def source_of(model: Path) -> Path:
-    """Return the .keras file of a run's folder, or the file itself."""
-    source = model / "model.keras" if model.is_dir() else model
-    if not source.is_file():
-        raise InputError(
-            f"No trained model at {source}: expected a run's folder or a .keras file; train one with "
-            "`python -m vggkeras train`, or give --model."
-        )
-    if source.suffix != ".keras":
-        raise InputError(f"Expected a run's folder or a .keras file to export; received {source}.")
-    return source.resolve()
+    def targets(self) -> list[Target]:
+        """Return the files to write.
 
+        Raises:
+            InputError (a ValueError): an argument that cannot be, or no model.
+        """
+        self._check_choices()
+        formats = list(FORMATS) if self.format == "all" else [self.format]
+        precisions = PRECISIONS if self.precision == "all" else (self.precision,)
+        chosen = [(f, p) for f in formats for p in precisions if p in FORMATS[f].precisions]
+        if not chosen:
+            raise InputError(
+                f"{self.format} has no precision {self.precision!r}: expected one of "
+                f"{', '.join(FORMATS[self.format].precisions)}, or all; float16 and int8 are of "
+                "onnx and tflite."
+            )
+        if self.opset not in (None, *OPSETS):
+            raise InputError(
+                f"opset must be {OPSETS.start} to {OPSETS.stop - 1}; received {self.opset}."
+            )
+        if self.calibration is not None and "int8" not in {precision for _, precision in chosen}:
+            raise InputError("--calibration is of int8: give --precision int8 or all too.")
+        if self.count < 0:
+            raise InputError(
+                "images must be 1 or more, or 0 for all of the validation split; received "
+                f"{self.images}."
+            )
+        folder = self.folder
+        return [Target(folder, format, precision, self.form) for format, precision in chosen]
 
-def default_folder(source: Path) -> Path:
-    beside = source.parent / "export"
-    package = (beside / "__init__.py").exists()
-    return source.parent / f"{source.stem}-export" if package else beside
+    def _check_choices(self) -> None:
+        """Raise InputError for names that do not exist, which Python's callers may give."""
+        if self.dense and self.features:
+            raise InputError(
+                "--dense and --features write other files each: give one of them at a time."
+            )
+        if self.format != "all" and self.format not in FORMATS:
+            raise InputError(
+                f"Unknown format {self.format!r}: expected one of {', '.join(FORMATS)}, all."
+            )
+        if self.precision != "all" and self.precision not in TOLERANCES:
+            raise InputError(
+                f"Unknown precision {self.precision!r}: expected one of {', '.join(TOLERANCES)}, "
+                "all."
+            )

@@ -1,4 +1,4 @@
-"""Which images prove a file, calibrate int8, and travel as golden ones."""
+"""Which images prove a file, calibrate int8, and travel inside the files as golden ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export import golden, quantize
+from export import golden, parity, subjects
+from export.activations import activations
 from vggkeras.data import augment, decoding, sources
 from vggkeras.errors import InputError
 from vggkeras.evaluation import protocols
@@ -17,6 +18,8 @@ from vggkeras.evaluation import protocols
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from export.formats import Target
+    from export.request import Request
     from vggkeras.data.splits import Data, Split
     from vggkeras.runtimes.predictor import Predictor
 
@@ -24,7 +27,8 @@ RANDOM = "random"  # the --data that asks for random images
 RANDOM_IMAGES = 64
 CALIBRATION_IMAGES = 100  # of the training split; one a class where there are more classes
 GOLDEN_IMAGES = 32  # that lie beside the files
-# (height, width) beyond the training size, at which dense files are proven: odd, tall, wide, and large ones.
+# (height, width) beyond the training size, at which dense files are proven: odd, tall, wide, and
+# large ones.
 MARGINS = ((1, 0), (0, 45), (37, 77), (96, 3), (130, 130))
 SIZE_IMAGES = 8  # shown at each
 
@@ -40,14 +44,70 @@ class Samples:
     split: Split | None = None
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What every file of an export is proven against: images, and Keras' answers to them."""
+
+    samples: Samples
+    reference: Predictor  # gives these answers alone: Keras' weights are not kept for them
+    answers: np.ndarray  # Keras' own, float32 [N, classes] or [N, units]
+    # (images, answers) at other sizes, for forms that take any size.
+    sizes: Sequence[tuple[np.ndarray, np.ndarray]]
+    golden: golden.Golden  # what travels inside the files, but for their own answers
+    labels_tell: bool  # whether the labels are evidence of accuracy
+    calibration: tuple[np.ndarray, np.ndarray] | None  # images and labels, for int8
+
+
+def gather(
+    request: Request, subject: subjects.Subject, targets: Sequence[Target], console: Console
+) -> Evidence:
+    """Choose the images that every file is shown, and ask Keras about them.
+
+    Raises:
+        InputError (a ValueError): data of other classes, too few images to calibrate on, answers
+            by which no file can be proven.
+    """
+    reference, samples = parity_images(subject.reference, request.data, request.count, console)
+    precisions = {target.precision for target in targets}
+    calibration = None
+    if "int8" in precisions:
+        calibration = calibration_images(reference, samples.data, request.calibration, console)
+    with console.status(f"asking Keras about {len(samples.images)} images"):
+        answers = parity.in_batches(reference, samples.images, (32,))
+        subjects.check_answers(subject, samples.images, answers)
+        sizes: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+        if request.form.takes_any_size:
+            dense = reference if request.features else reference.dense_form()
+            sizes = other_sizes(dense, samples.split)
+        graph = subject.graph if subject.is_vgg else None
+        inside = golden_images(reference, graph, samples, answers)
+    tell = not request.features and parity.labels_tell(answers, samples.labels)
+    if samples.labels is not None and not tell and not request.features:
+        advice = "" if subject.is_vgg else "; is --input right?"
+        if precisions != {"float32"}:
+            advice = ", and float16 and int8 are judged by agreement alone"
+        console.print(
+            "Keras is right no more often than guessing: the labels are no evidence" + advice,
+            style="yellow",
+            soft_wrap=True,
+        )
+    reference = replace(reference, run=lambda _: answers, make_form=None)
+    return Evidence(samples, reference, answers, sizes, inside, tell, calibration)
+
+
 def parity_images(
     reference: Predictor, spec: str | None, count: int, console: Console
 ) -> tuple[Predictor, Samples]:
-    """Return the reference, with the data's class names if it had none, and the images to prove files on.
+    """Return the reference and the images to prove files on.
+
+    The reference gets the data's class names if it had none.
 
     Args:
-        spec: the data; None for what the model was trained on, or random images where it names none.
+        reference: the Keras model.
+        spec: the data; None for what the model was trained on, or random images where it names
+            none.
         count: how many images; 0 for the whole validation split.
+        console: for progress and warnings.
     """
     named = spec or reference.card.data or RANDOM
     if named == RANDOM:
@@ -58,7 +118,7 @@ def parity_images(
         shape = (min(count or RANDOM_IMAGES, RANDOM_IMAGES), *reference.input_shape)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return reference, Samples(images, None, "random images: weak evidence")
-    # What training went on without.
+    # Images without which the model was trained.
     skipped = set() if spec else set(reference.card.skipped)
     try:
         data = sources.load_data(named, skip_unreadable=bool(skipped))
@@ -68,16 +128,15 @@ def parity_images(
         raise InputError(
             f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)"
         ) from error
-    if not reference.features:  # which are of any images
+    if not reference.features:  # for which any images do
         protocols.check_classes(reference, data.class_names)
         if not reference.card.class_names:
             card = replace(reference.card, class_names=tuple(data.class_names))
             reference = replace(reference, card=card)
-    split = data.split("validation")
-    split = split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
-    # Evenly spaced: folders list class after class, so every class has its share.
-    places = np.linspace(0, split.count - 1, min(count or split.count, split.count)).astype(int)
-    kept = np.array(split.indices())[np.unique(places)]
+    split = _without(data.split("validation"), skipped)
+    # Evenly spaced: folders list class after class, so every class has its part.
+    indices = np.linspace(0, split.count - 1, min(count or split.count, split.count)).astype(int)
+    kept = np.array(split.indices())[np.unique(indices)]
     split = split.without(set(split.indices()) - set(kept.tolist()))
     with console.status(f"reading {split.count} images of {split.name}"):
         images, labels = protocols.central_crops(reference, split)
@@ -88,27 +147,29 @@ def parity_images(
 def calibration_images(
     reference: Predictor, data: Data | None, count: int | None, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return central crops and labels of training images, as many of each class: as the model will see images."""
+    """Return central crops and labels of training images, as many of each class.
+
+    They are cropped as the model will see images: uint8 `[N, H, W, C]`, int64 `[N]`.
+    """
     if data is None:
         raise InputError(
-            "int8 takes its ranges from training images, and there are none: give --data digits, tfds:NAME or a folder."
+            "int8 takes its ranges from training images, and there are none: give --data digits, "
+            "tfds:NAME or a folder."
         )
     classes = len(data.class_names)
     count = max(CALIBRATION_IMAGES, classes) if count is None else count
     if count < classes:
         raise InputError(
-            f"calibration: expected at least one image for each of {classes} classes; received {count}: give "
-            f"--calibration {classes} or more."
+            f"calibration: expected at least one image for each of {classes} classes; received "
+            f"{count}: give --calibration {classes} or more."
         )
-    split = data.split("train")
-    skipped = set(data.skipped) | set(reference.card.skipped)
-    split = split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
+    split = _without(data.split("train"), set(data.skipped) | set(reference.card.skipped))
     kept = _balanced(split, classes, count)
     split = split.without(i for i in split.indices() if i not in kept)
     if split.count < classes:
         raise InputError(
-            f"calibration: {split.name} has only {split.count} images for {classes} classes: expected one a class at "
-            "least; add training images, or give other --data."
+            f"calibration: {split.name} has only {split.count} images for {classes} classes: "
+            "expected one a class at least; add training images, or give other --data."
         )
     if split.count < count:
         console.print(
@@ -119,15 +180,20 @@ def calibration_images(
         return protocols.central_crops(reference, split)
 
 
+def _without(split: Split, skipped: set[str]) -> Split:
+    """Return a split without the images of these names."""
+    return split.without(i for i in split.indices() if skipped and split.image_name(i) in skipped)
+
+
 def _balanced(split: Split, classes: int, count: int) -> set[int]:
     """Return the indices of `count` images of a split, as many of each class."""
     quota = [count // classes + (label < count % classes) for label in range(classes)]
     if split.labels is not None:  # evenly spaced in each class
-        places = [np.flatnonzero(split.labels == label) for label in range(classes)]
+        by_class = [np.flatnonzero(split.labels == label) for label in range(classes)]
         return {
-            int(own[i])
-            for own, most in zip(places, quota, strict=True)
-            for i in np.linspace(0, len(own) - 1, min(most, len(own))).astype(int)
+            int(indices[i])
+            for indices, most in zip(by_class, quota, strict=True)
+            for i in np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
         }
     kept = set()  # records tell their labels only when they are read: the first of each class
     for index, _, label in split.examples():
@@ -144,50 +210,53 @@ def golden_images(
 ) -> golden.Golden:
     """Return what travels inside the files, but for their own answers.
 
-    The first image comes with the photograph it was cut from, and with the channel means of every layer's output.
+    The first image comes with the photograph it was cut from, and with the channel means of every
+    layer's output.
 
     Args:
-        graph: what `to_saved_model.inference_model` made; None for a network of another architecture, whose layers are
-            not compared.
+        reference: the Keras model.
+        graph: what `to_saved_model.inference_model` made; None for a network of another
+            architecture, whose layers are not compared.
+        samples: of which the first images are taken.
         answers: the reference's, to all images.
     """
     images, answers = samples.images[:GOLDEN_IMAGES], answers[:GOLDEN_IMAGES]
     labels = None if samples.labels is None else samples.labels[:GOLDEN_IMAGES]
-    # The least certain first: a certain answer hides much of what may be wrong with a file. Features have no such order.
-    unsure = (
-        np.arange(len(answers))
-        if reference.features
-        else answers.max(axis=1).argsort(kind="stable")
-    )
-    original, layers = None, {}
+    order = np.arange(len(answers))
+    if not reference.features:
+        # The least certain first: a certain answer hides much of what may be wrong with a file.
+        order = answers.max(axis=1).argsort(kind="stable")
     if samples.split is not None:
-        # The one of most color comes first: in a grey one the order of the channels cannot be told.
-        color = np.abs(images - images.mean(axis=3, keepdims=True)).mean(axis=(1, 2, 3))
-        order = [int(color.argmax()), *(int(i) for i in unsure if i != color.argmax())]
-        images, answers = images[order], answers[order]
-        labels = labels if labels is None else labels[order]
-        encoded = next(itertools.islice(samples.split.examples(), order[0], None))[1]
+        # The one of most color first: in a grey one the order of the channels cannot be told.
+        color = np.abs(images - images.mean(axis=3, keepdims=True)).mean(axis=(1, 2, 3)).argmax()
+        order = np.array([color, *order[order != color]])
+    images, answers = images[order], answers[order]
+    labels = None if labels is None else labels[order]
+    original, means = None, {}
+    if samples.split is not None:
+        encoded = next(itertools.islice(samples.split.examples(), int(order[0]), None))[1]
         original = golden.small_original(encoded, reference.scale)
         decoded = decoding.decode(original)
-        layers["decode"] = golden.decoded_samples(decoded)
+        means["decode"] = golden.decoded_samples(decoded)
         crop = augment.center_crop(decoded, reference.scale, reference.input_shape[:2])
         images[0] = augment.in_channels(crop, reference.input_shape[2])  # of what travels
         answers[0] = reference(images[:1])[0]
-    else:
-        images, answers = images[unsure], answers[unsure]
     if graph is not None:
-        for layer, values in quantize.activations(graph, images[:1]).items():
-            means = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64)
-            layers[layer] = means.astype(np.float32)
-    return golden.Golden(images, labels, answers, answers[:0], layers, original)
+        for layer, values in activations(graph, images[:1]).items():
+            mean = values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64)
+            means[layer] = mean.astype(np.float32)
+    return golden.Golden(images, labels, answers, answers[:0], means, original)
 
 
 def other_sizes(dense: Predictor, split: Split | None) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-    """Return (images, a dense predictor's answers) at several sizes, of a split's images or random ones."""
+    """Return (images, a dense predictor's answers) at several sizes.
+
+    The images are a split's, or random ones.
+    """
     h, w, c = dense.input_shape
     first = itertools.islice(split.examples(), SIZE_IMAGES) if split else ()
     originals = [decoding.decode(encoded) for _, encoded, _ in first]
-    found = []
+    sizes = []
     for down, right in MARGINS:
         size = (h + down, w + right)
         if originals:
@@ -195,5 +264,5 @@ def other_sizes(dense: Predictor, split: Split | None) -> Sequence[tuple[np.ndar
             images = np.stack([augment.in_channels(crop, c) for crop in crops])
         else:
             images = np.random.default_rng(0).integers(0, 256, (SIZE_IMAGES, *size, c), np.uint8)
-        found.append((images, dense(images)))
-    return found
+        sizes.append((images, dense(images)))
+    return sizes

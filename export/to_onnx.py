@@ -1,8 +1,9 @@
-"""A network's layers -> an ONNX file, with the weights in place.
+"""Write a network's layers as an ONNX file, with the weights in place.
 
-One loop emits the operators, so nothing is converted: the largest network is written in the time that its bytes take.
-The graph has one Transpose, from the images' channels-last to the convolutions' channels-first order: fc1's rows are
-permuted to C, H, W order, and no second one is needed.
+One loop emits the operators, so nothing is converted: the largest network is written in the time
+that its bytes take. The graph has one Transpose, from the images' channels-last to the
+convolutions' channels-first order: fc1's rows are permuted to C, H, W order, and no second one is
+needed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from export.operations import (
     operations,
     output_name,
 )
-from export.quantize import Plan, kernel_steps
+from export.quantize import Int8Plan, quantize_kernel
 from vggkeras.card import ModelCard
 
 DEFAULT_OPSET = 18
@@ -41,14 +42,18 @@ def write(
     path: Path,
     card: ModelCard,
     opset: int | None = None,
-    plan: Plan | None = None,
+    plan: Int8Plan | None = None,
 ) -> None:
-    """Write what `to_saved_model.inference_model` made, at `card`'s precision, checked by onnx.checker.
+    """Write what `to_saved_model.inference_model` made, checked by onnx.checker.
 
-    The tensors go by the layers' names: `block1_conv1` is that layer's output after the ReLU, `predictions` the scores
-    before soft-max. Every other runtime may ignore the metadata.
+    The tensors go by the layers' names: `block1_conv1` is that layer's output after the ReLU,
+    `predictions` the scores before soft-max. Every other runtime may ignore the metadata.
 
     Args:
+        model: the graph.
+        path: the file.
+        card: what travels in it; its precision is the file's.
+        opset: 14 to 18; by default 18.
         plan: of `quantize.calibrate`, for int8.
 
     Raises:
@@ -58,28 +63,15 @@ def write(
     check_size(model, precision, "ONNX")
     plan = plan if precision == "int8" else None
     graph = _Graph(output_name(model), half=precision == "float16", plan=plan)
-    found = operations(model)
-    for operation in found:
+    chain = operations(model)
+    for operation in chain:
         graph.emit(operation)
-    channels = model.input_shape[-1]
-    sides = [
-        side or name for side, name in zip(model.input_shape[1:3], ("height", "width"), strict=True)
-    ]
+    h, w, c = model.input_shape[1:]
+    shape, output_shape = ["batch", h or "height", w or "width", c], ["batch", chain[-1].shape[-1]]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, shape)
+    output = helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, output_shape)
     proto = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            model.name,
-            [
-                helper.make_tensor_value_info(
-                    "images", TensorProto.UINT8, ["batch", *sides, channels]
-                )
-            ],
-            [
-                helper.make_tensor_value_info(
-                    graph.output, TensorProto.FLOAT, ["batch", found[-1].shape[-1]]
-                )
-            ],
-        ),
+        helper.make_graph(graph.nodes, model.name, [images], [output]),
         opset_imports=[helper.make_opsetid("", opset or DEFAULT_OPSET)],
         ir_version=IR_VERSION,
         producer_name="vggkeras",
@@ -95,14 +87,14 @@ def write(
 class _Graph:
     """The nodes and constants so far, and the tensor that the next operation takes."""
 
-    def __init__(self, output: str, *, half: bool, plan: Plan | None) -> None:
+    def __init__(self, output: str, *, half: bool, plan: Int8Plan | None) -> None:
         self.output = output
         self.half, self.plan = half, plan
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Constant] = {}
         self.tensor = "images"
         self.is_half = False  # whether the tensor is float16
-        self.site = ""  # the layer whose scale and zero point the tensor has
+        self.quantized_as = ""  # the layer whose scale and zero point the tensor has
         self.is_quantized = False
         self.flattened: tuple[int, ...] = ()  # (H, W, C) of the map that the next layer has as rows
 
@@ -115,13 +107,13 @@ class _Graph:
                 "Sub", name, [self.constant(f"{name}.mean", -np.array(layer.offset, np.float32))]
             )
             self.add("Transpose", "transpose", perm=[0, 3, 1, 2])
-            self.quantize_from(name)
+            self.quantize_as(name)
         elif operation.kind == "lrn":
             # Its squares leave float16's range. ONNX divides alpha by n, the paper does not.
             self.cast(False)
             alpha = layer.alpha * layer.n
             self.add("LRN", name, alpha=alpha, beta=layer.beta, bias=layer.k, size=layer.n)
-            self.quantize_from(name)
+            self.quantize_as(name)
         elif operation.kind in WEIGHTED:
             self.weighted(operation)
         elif operation.kind == "pool":
@@ -156,7 +148,7 @@ class _Graph:
         if operation.relu:
             self.add("Relu", f"{name}.relu", output=name)
         if self.plan is None or name != self.plan.weighted[-1]:
-            self.quantize_from(name)
+            self.quantize_as(name)
         if operation.softmax:
             self.cast(False)
             self.add("Softmax", "softmax", output=self.output, axis=-1)
@@ -168,7 +160,6 @@ class _Graph:
             return self.int8_kernel(operation, axis)
         dtype = np.dtype(np.float16 if self.half else np.float32)
         shape = _kernel_shape(operation)
-
         rows = self.rows(operation)
         self.constants[f"{name}.kernel"] = Constant(
             shape, dtype, lambda: _in_onnx_order(rows(kernel_of(layer)), axis)
@@ -177,25 +168,26 @@ class _Graph:
         return [f"{name}.kernel", f"{name}.bias"]
 
     def int8_kernel(self, operation: Operation, axis: int) -> list[str]:
-        """Add a layer's kernel in int8 and its bias in int32, and the nodes that dequantize them."""
+        """Add a layer's int8 kernel and int32 bias, and the nodes that dequantize them."""
         assert self.plan is not None
-        name, scale = operation.name, self.plan.steps[self.site].scale
-        kernel = self.rows(operation)(kernel_of(operation.layer))
-        steps, scales, biases = kernel_steps(kernel, bias_of(operation.layer), scale, pairs=True)
+        name, scale = operation.name, self.plan.activations[self.quantized_as].scale
+        kernel, bias = self.rows(operation)(kernel_of(operation.layer)), bias_of(operation.layer)
+        integers, scales, biases = quantize_kernel(kernel, bias, scale, pairs=True)
         del kernel
-        self.constant(f"{name}.kernel.int8", _in_onnx_order(steps, axis))
+        self.constant(f"{name}.kernel.int8", _in_onnx_order(integers, axis))
         self.constant(f"{name}.kernel.scale", scales)
         self.constant(f"{name}.kernel.zero", np.zeros(len(scales), np.int8))
         self.constant(f"{name}.bias.int32", biases)
         self.constant(f"{name}.bias.scale", scales * np.float32(scale))
         for part, kind, at in (("kernel", "int8", axis), ("bias", "int32", 0)):
-            # A bias has no zero point: ONNX Runtime recognises the pattern without.
+            # A bias has no zero point: ONNX Runtime recognizes the pattern without.
             zero = [f"{name}.kernel.zero"] if part == "kernel" else []
-            inputs = [f"{name}.{part}.{kind}", f"{name}.{part}.scale", *zero]
+            inputs, output = (
+                [f"{name}.{part}.{kind}", f"{name}.{part}.scale", *zero],
+                f"{name}.{part}",
+            )
             self.nodes.append(
-                helper.make_node(
-                    "DequantizeLinear", inputs, [f"{name}.{part}"], f"{name}.{part}", axis=at
-                )
+                helper.make_node("DequantizeLinear", inputs, [output], output, axis=at)
             )
         return [f"{name}.kernel", f"{name}.bias"]
 
@@ -231,24 +223,25 @@ class _Graph:
             self.add("Cast", f"{self.tensor}.float{'16' if half else '32'}", to=kind)
             self.is_half = half
 
-    def quantize_from(self, site: str) -> None:
-        """Give the tensor the scale and zero point of a layer, where int8 is wanted."""
-        if self.plan is not None and site in self.plan.steps:
-            self.site, self.is_quantized = site, self.plan.in_steps(site)
+    def quantize_as(self, layer: str) -> None:
+        """Give the tensor the scale and zero point of a layer's output, where int8 is wanted."""
+        if self.plan is not None and layer in self.plan.activations:
+            self.quantized_as, self.is_quantized = layer, self.plan.quantizes_output(layer)
             self.requantize()
 
     def requantize(self) -> None:
         """Quantize and dequantize the tensor: pooling and flattening keep scale and zero point.
 
-        A runtime that knows the pattern computes in int8 (ONNX Runtime's QLinearConv and QGemm); any other gives the
-        same answers in float.
+        A runtime that knows the pattern computes in int8 (ONNX Runtime's QLinearConv and QGemm);
+        any other gives the same answers in float32.
         """
         if not self.is_quantized:
             return
         assert self.plan is not None
-        steps, tensor = self.plan.steps[self.site], self.tensor
-        scale = self.constant(f"{self.site}.scale", np.array(steps.scale, np.float32))
-        zero = self.constant(f"{self.site}.zero", np.array(steps.zero, np.uint8))
+        layer, tensor = self.quantized_as, self.tensor
+        quantization = self.plan.activations[layer]
+        scale = self.constant(f"{layer}.scale", np.array(quantization.scale, np.float32))
+        zero = self.constant(f"{layer}.zero", np.array(quantization.zero_point, np.uint8))
         self.add("QuantizeLinear", f"{tensor}.quantize", [scale, zero], f"{tensor}.uint8")
         self.add("DequantizeLinear", f"{tensor}.steps", [scale, zero], f"{tensor}.steps")
 
@@ -267,8 +260,8 @@ def _in_onnx_order(kernel: np.ndarray, axis: int) -> np.ndarray:
 def _write(file: BinaryIO, proto: onnx.ModelProto, constants: dict[str, Constant]) -> None:
     """Write a model with its constants as initializers, each read only when its turn comes.
 
-    The protobuf library would hold all weights twice. What is written is the same message: of a field that is a
-    message, its key, its length, its content.
+    The protobuf library would hold all weights twice. What is written is the same message: for a
+    field that is a message, its key, its length, its content.
     """
     headers = {
         name: TensorProto(

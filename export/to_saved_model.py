@@ -1,8 +1,9 @@
-"""A model -> the graph that is exported, and that graph -> a SavedModel folder.
+"""Make the graph that is exported of a model, and write that graph as a SavedModel folder.
 
-The graph takes `images`, uint8 `[batch, H, W, C]`, RGB, and gives `probabilities`, float32 `[batch, classes]`; the
-SavedModel has it as its signature serving_default. A dense one takes any H and W from the training crop up; so does one
-of features, which gives `features`, float32 `[batch, units]`.
+The graph takes `images`, uint8 `[batch, H, W, C]`, RGB, and gives `probabilities`, float32
+`[batch, classes]`; the SavedModel has it as its signature serving_default. A dense one takes any H
+and W from the training crop up; so does one of features, which gives `features`, float32
+`[batch, units]`.
 """
 
 from __future__ import annotations
@@ -23,24 +24,20 @@ from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
 ABOUT = Path("assets.extra", "vggkeras.json")
-
-
-class _Flatten(layers.Layer):
-    """Flatten to a constant target: Keras' own computes the batch size in the graph, a chain of small ops."""
-
-    def __init__(self, units: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.units = units
-
-    def call(self, x):
-        return ops.reshape(x, (-1, self.units))
-
-
-LAYERS = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
+LAYERS = {
+    "mean_rgb",
+    "flatten",
+    "fc1",
+    "fc2",
+    "predictions",
+}  # by which build()'s networks are known
 
 
 def is_vgg(model: keras.Model) -> bool:
-    """Return whether a model is a classifier of `vggkeras.build()`: a chain of its layers, from images to classes."""
+    """Return whether a model is a classifier of `vggkeras.build()`.
+
+    It is where it is a chain of those layers, from images to classes.
+    """
     names = [layer.name for layer in model.layers]
     chain = all(
         layer.input is before.output
@@ -62,31 +59,33 @@ def add_softmax(model: keras.Model) -> None:
 
 
 def inference_model(model: keras.Model, form: Form = Form.CLASSIFIER) -> keras.Model:
-    """The model as it is exported: uint8 images in, a dict of one output, no dropout, batch norm in the kernels.
+    """Return the model as it is exported: no dropout, and batch norm inside the kernels.
 
-    Layers that need no change are shared with the model, not copied; of the other forms (`models.dense_classifier`,
+    It takes uint8 images and gives a dict of one output. Layers that need no change are shared
+    with the model, not copied; of the other forms (`models.dense_classifier`,
     `models.dense_features`), a copy is.
 
-    A normalised convolution is the convolution with its kernel and bias scaled and shifted; left as it is, batch norm
-    stays between transposes in the exported graph.
+    A normalized convolution is the convolution with its kernel and bias scaled and shifted; left
+    as it is, batch norm stays between transposes in the exported graph.
 
     Raises:
-        InputError (a ValueError): the model is no classifier of `vggkeras.build()`, or does not end in soft-max, which
-            features do without.
+        InputError (a ValueError): the model is no classifier of `vggkeras.build()`, or does not
+            end in soft-max, which features do without.
     """
     names = [layer.name for layer in model.layers]
     if not is_vgg(model):
         raise InputError(
-            f"Expected a classifier of vggkeras.build(), with layers {', '.join(sorted(LAYERS))}; received {model.name!r} "
-            f"with {', '.join(names[:6])}…"
+            f"Expected a classifier of vggkeras.build(), with layers {', '.join(sorted(LAYERS))}; "
+            f"received {model.name!r} with {', '.join(names[:6])}…"
         )
-    if form == "features":
+    if form == Form.FEATURES:
         model = models.dense_features(model)
     elif keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
         raise InputError(
-            "Expected a classifier that ends in soft-max: build it with classifier_activation='softmax'."
+            "Expected a classifier that ends in soft-max: build it with "
+            "classifier_activation='softmax'."
         )
-    elif form == "dense":
+    elif form == Form.DENSE:
         model = models.dense_classifier(model)
 
     images = x = keras.Input(model.input_shape[1:], dtype="uint8", name="images")
@@ -100,13 +99,9 @@ def inference_model(model: keras.Model, form: Form = Form.CLASSIFIER) -> keras.M
             conv = layers.Conv2D.from_config(layer.get_config())
             x = conv(x)
             conv.set_weights(_folded(layer, model.get_layer(norm)))
-        else:
-            x = layer(
-                x
-            )  # the layer itself, for a copy of its weights would take as much memory again
-    return keras.Model(
-        images, {"features" if form == "features" else "probabilities": x}, name=model.name
-    )
+        else:  # the layer itself, for a copy of its weights would take as much memory again
+            x = layer(x)
+    return keras.Model(images, {Form(form).output_name: x}, name=model.name)
 
 
 def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:
@@ -123,8 +118,19 @@ def write(
     opset: int | None = None,
     plan: object = None,
 ) -> None:
-    """Write what `inference_model` made. Raises OSError when the folder cannot be written."""
-    # TensorFlow's own saving, of TensorFlow's own variables: Keras' ExportArchive stores every weight twice.
+    """Write what `inference_model` made.
+
+    Args:
+        model: the graph.
+        path: the folder.
+        card: what travels in it.
+        opset: not used: ONNX's.
+        plan: not used: int8's.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    # TensorFlow's own saving, of its own variables: Keras' ExportArchive stores every weight twice.
     module = tf.Module()
     module.weights = [weight.value for weight in model.weights]
     images = tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8, name="images")
@@ -141,8 +147,19 @@ def write(
 
 
 def _fix_fingerprint(path: Path) -> None:
-    """TensorFlow gives every file another random name; let it be one that follows from what is in the file."""
+    """Replace the random name that TensorFlow gives a file by one that follows from its content."""
     fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
     fingerprint.uuid = ""
     fingerprint.uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, fingerprint.SerializeToString().hex()))
     path.write_bytes(fingerprint.SerializeToString())
+
+
+class _Flatten(layers.Layer):
+    """Flatten to a constant target: Keras' own computes the batch size in a chain of small ops."""
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+
+    def call(self, x):
+        return ops.reshape(x, (-1, self.units))

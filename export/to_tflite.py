@@ -1,7 +1,7 @@
-"""A network's layers -> a TFLite file with built-in operators alone, with the weights in place.
+"""Write a network's layers as a TFLite file, with built-in operators alone.
 
-One loop emits the operators, so nothing is converted. The flatbuffer is built back to front in one buffer, and every
-weight is read when its turn comes.
+One loop emits the operators, with the weights in place, so nothing is converted. The flatbuffer is
+built back to front in one buffer, and every weight is read when its turn comes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from export.operations import (
     operations,
     output_name,
 )
-from export.quantize import Plan, Steps, kernel_steps
+from export.quantize import Int8Plan, Quantization, quantize_kernel
 from vggkeras.card import ModelCard
 
 FILE_IDENTIFIER = b"TFL3"
 Op, Type = schema.BuiltinOperator, schema.TensorType
-# The version of each operator that first has what is used here: (in float, in int8).
+# The version of each operator that first has what is used here: (in float32, in int8).
 VERSIONS = {
     Op.CONV_2D: (1, 3),
     Op.FULLY_CONNECTED: (1, 12),
@@ -46,13 +46,18 @@ def write(
     path: Path,
     card: ModelCard,
     opset: int | None = None,
-    plan: Plan | None = None,
+    plan: Int8Plan | None = None,
 ) -> None:
     """Write what `to_saved_model.inference_model` made, at `card`'s precision.
 
-    The tensors go by the layers' names, as in ONNX: `block1_conv1` is that layer's output after the ReLU.
+    The tensors go by the layers' names, as in ONNX: `block1_conv1` is that layer's output after the
+    ReLU.
 
     Args:
+        model: the graph.
+        path: the file.
+        card: what travels in it; its precision is the file's.
+        opset: not used: ONNX's.
         plan: of `quantize.calibrate`, for int8.
 
     Raises:
@@ -76,7 +81,7 @@ def write(
 
 
 def save(model: schema.ModelT, path: Path, weights: int) -> None:
-    """Write a flatbuffer whose buffers are `Buffer`s; `weights` is how many bytes these have."""
+    """Write a flatbuffer whose buffers are `Buffer`s; they hold about `weights` bytes."""
     # Large enough from the start, for it would grow by doubling.
     builder = flatbuffers.Builder(weights + (1 << 20))
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
@@ -91,10 +96,12 @@ class Buffer(schema.BufferT):
     """
 
     def __init__(self, constant: Constant | None = None) -> None:
+        """Make a buffer; without a constant, the empty one."""
         super().__init__()
         self.constant = constant
 
-    def Pack(self, builder):  # the generated code's name
+    def Pack(self, builder: Any) -> int:  # the generated code's name
+        """Write the buffer, and return its offset."""
         count = self.constant.nbytes if self.constant else 0
         builder.StartVector(1, count, 16)
         builder.head -= count
@@ -110,7 +117,7 @@ class Buffer(schema.BufferT):
 class _Graph:
     """The operators and tensors so far, and the tensor that the next operation takes."""
 
-    def __init__(self, output: str, *, half: bool, plan: Plan | None) -> None:
+    def __init__(self, output: str, *, half: bool, plan: Int8Plan | None) -> None:
         self.output, self.half, self.plan = output, half, plan
         self.tensors: list[schema.TensorT] = []
         self.operators: list[schema.OperatorT] = []
@@ -118,7 +125,7 @@ class _Graph:
         self.codes: list[schema.OperatorCodeT] = []
         self.buffers = [Buffer()]  # the first one is the empty one, by TFLite's convention
         self.tensor = -1  # the index of what the next operation takes
-        self.site: Steps | None = None  # the tensor's scale and zero point, or what they would be
+        self.range: Quantization | None = None  # the tensor's, or what it would be in int8
 
     def emit(self, operation: Operation) -> None:
         """Add the operators of one operation."""
@@ -129,14 +136,14 @@ class _Graph:
             self.add(Op.CAST, "cast", shape, options=cast)
             mean = self.constant(f"{name}.mean", -np.array(layer.offset, np.float32))
             self.add(Op.SUB, name, shape, [mean], schema.SubOptionsT())
-            self.site = self.plan.steps[name] if self.plan else None
+            self.range = self.plan.activations[name] if self.plan else None
         elif operation.kind == "lrn":
             options = schema.LocalResponseNormalizationOptionsT()
             options.radius, options.bias = layer.n // 2, layer.k
             options.alpha, options.beta = layer.alpha, layer.beta
             self.as_float()
             self.add(Op.LOCAL_RESPONSE_NORMALIZATION, name, shape, options=options)
-            self.site = self.plan.steps[name] if self.plan else None
+            self.range = self.plan.activations[name] if self.plan else None
         elif operation.kind in WEIGHTED:
             self.weighted(operation)
         elif operation.kind == "pool":
@@ -170,8 +177,9 @@ class _Graph:
     def weighted(self, operation: Operation) -> None:
         """Add a convolution or a fully connected layer, with its ReLU.
 
-        In int8, the last one takes floats and gives them: of 256 values between the smallest and the largest score,
-        two classes would often share one. Its kernel is int8 all the same.
+        In int8, the last one takes float32 and gives it: of 256 values between the smallest and
+        the largest score, two classes would often have the same one. Its kernel is int8 all the
+        same.
         """
         name, layer = operation.name, operation.layer
         quantized = self.plan is not None and self.plan.quantizes(name)
@@ -190,24 +198,25 @@ class _Graph:
         else:
             self.as_float()
         if quantized:
-            assert self.site is not None
-            inputs = self.int8_kernel(layer, None if last else self.site.scale)
+            assert self.range is not None
+            inputs = self.int8_kernel(layer, None if last else self.range.scale)
         else:
             inputs = [self.weight(layer, "kernel"), self.weight(layer, "bias")]
-        site = self.plan.steps.get(name) if self.plan and not last else None
+        output = self.plan.activations.get(name) if self.plan and not last else None
         kind = Op.CONV_2D if conv else Op.FULLY_CONNECTED
         self.add(
             kind, name, operation.shape, inputs, options,
-            steps=site if quantized else None, version=VERSIONS[kind][quantized],
+            quantization=output if quantized else None, version=VERSIONS[kind][quantized],
         )  # fmt: skip
-        self.site = site or self.site
+        self.range = output or self.range
         if operation.softmax:
             self.softmax(operation.shape)
 
     def weight(self, layer: Any, part: str) -> int:
-        """Add a layer's kernel, filters first, or its bias; in float16 as what DEQUANTIZE makes float32.
+        """Add a layer's kernel, filters first, or its bias.
 
-        A runtime that computes in float16 takes the halves as they are.
+        In float16, DEQUANTIZE makes float32 of them; a runtime that computes in float16 takes the
+        halves as they are.
         """
 
         def values() -> np.ndarray:
@@ -224,34 +233,36 @@ class _Graph:
         return whole
 
     def int8_kernel(self, layer: Any, scale: float | None) -> list[int]:
-        """Add a kernel in int8, a scale a filter, and its bias in int32; for a float input (`scale` None) in float."""
-        bias = bias_of(layer)
-        whole, scales, biases = kernel_steps(kernel_of(layer), bias, scale or 1.0)
-        kernel = self.constant(f"{layer.name}.kernel", np.moveaxis(whole, -1, 0), scales)
+        """Add a kernel in int8, with a scale for each filter, and its bias in int32.
+
+        For a float32 input (`scale` None) the bias is float32.
+        """
+        kernel, bias, name = kernel_of(layer), bias_of(layer), f"{layer.name}.bias"
+        integers, scales, biases = quantize_kernel(kernel, bias, scale or 1.0)
+        index = self.constant(f"{layer.name}.kernel", np.moveaxis(integers, -1, 0), scales)
         if scale is None:
-            return [kernel, self.constant(f"{layer.name}.bias", bias)]
-        return [
-            kernel,
-            self.constant(f"{layer.name}.bias", biases, scales * np.float32(scale)),
-        ]
+            return [index, self.constant(name, bias)]
+        return [index, self.constant(name, biases, scales * np.float32(scale))]
 
     def as_int8(self) -> None:
-        """Quantize the tensor, where it is float."""
+        """Quantize the tensor, where it is float32."""
         current = self.tensors[self.tensor]
         if current.type == Type.FLOAT32:
-            assert self.site is not None
-            self.follow(Op.QUANTIZE, 1, Type.INT8, "int8", self.site)
+            assert self.range is not None
+            self.follow(Op.QUANTIZE, 1, Type.INT8, "int8", self.range)
 
     def as_float(self) -> None:
         """Dequantize the tensor, where it is int8."""
         if self.tensors[self.tensor].type == Type.INT8:
             self.follow(Op.DEQUANTIZE, 2, Type.FLOAT32, "float32", None)
 
-    def follow(self, kind: int, version: int, dtype: int, suffix: str, steps: Steps | None) -> None:
+    def follow(
+        self, kind: int, version: int, dtype: int, suffix: str, quantization: Quantization | None
+    ) -> None:
         """Add an operator whose output has the shape of the tensor."""
         before = self.tensors[self.tensor]
         name = f"{before.name.decode()}.{suffix}"
-        output = self.new(name, before.shape, dtype, before.shapeSignature, steps)
+        output = self.new(name, before.shape, dtype, before.shapeSignature, quantization)
         self.operators.append(self.operator(kind, version, [self.tensor], output))
         self.tensor = output
 
@@ -263,23 +274,28 @@ class _Graph:
         inputs: list[int] | None = None,
         options: Any = None,
         *,
-        steps: Steps | None = None,
+        quantization: Quantization | None = None,
         keeps: bool = False,
         version: int = 1,
     ) -> None:
         """Add an operator that takes the tensor first; its output is the next one.
 
         Args:
-            steps: the output's scale and zero point, where it is int8.
+            kind: of operator.
+            name: of the output.
+            shape: of the output.
+            inputs: what it takes beside the tensor.
+            options: of the operator.
+            quantization: the output's, where it is int8.
             keeps: the output has the input's type, scale and zero point.
+            version: of the operator.
         """
         if keeps and self.tensors[self.tensor].type == Type.INT8:
-            steps, version = self.site, VERSIONS[kind][1]
+            quantization, version = self.range, VERSIONS[kind][1]
         signature = [-1 if side is None else side for side in shape]
-        dtype = Type.FLOAT32 if steps is None else Type.INT8
-        output = self.new(
-            name, [1 if side is None else side for side in shape], dtype, signature, steps
-        )
+        smallest = [1 if side is None else side for side in shape]
+        dtype = Type.FLOAT32 if quantization is None else Type.INT8
+        output = self.new(name, smallest, dtype, signature, quantization)
         self.operators.append(
             self.operator(kind, version, [self.tensor, *(inputs or [])], output, options)
         )
@@ -289,14 +305,14 @@ class _Graph:
         self, kind: int, version: int, inputs: list[int], output: int, options: Any = None
     ) -> schema.OperatorT:
         """Return a new operator."""
-        found = schema.OperatorT()
-        found.opcodeIndex = self.code(kind, version)
-        found.inputs, found.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self.code(kind, version)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
         if options is not None:
             name = type(options).__name__.removesuffix("T")
-            found.builtinOptionsType = getattr(schema.BuiltinOptions, name)
-            found.builtinOptions = options
-        return found
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+            operator.builtinOptions = options
+        return operator
 
     def code(self, kind: int, version: int) -> int:
         """Return the index of an operator's code, which is added where there is none."""
@@ -309,13 +325,13 @@ class _Graph:
         return len(self.codes) - 1
 
     def constant(self, name: str, array: np.ndarray, scales: np.ndarray | None = None) -> int:
-        """Add an array, with a scale a filter where it is quantized; its filters are its first axis."""
+        """Add an array; quantized, with a scale for each filter, along its first axis."""
         types = {"float32": Type.FLOAT32, "int32": Type.INT32, "int8": Type.INT8}
         index = self.stored(name, Constant.of(array), types[array.dtype.name])
         if scales is not None:
-            found = schema.QuantizationParametersT()
-            found.scale, found.zeroPoint = scales, np.zeros(len(scales), np.int64)
-            self.tensors[index].quantization = found
+            parameters = schema.QuantizationParametersT()
+            parameters.scale, parameters.zeroPoint = scales, np.zeros(len(scales), np.int64)
+            self.tensors[index].quantization = parameters
         return index
 
     def stored(self, name: str, constant: Constant, dtype: int) -> int:
@@ -331,7 +347,7 @@ class _Graph:
         shape: Any,
         dtype: int,
         signature: Any = None,
-        steps: Steps | None = None,
+        quantization: Quantization | None = None,
     ) -> int:
         """Add a tensor without content; `signature` has -1 where the shape may change."""
         tensor = schema.TensorT()
@@ -339,11 +355,11 @@ class _Graph:
         tensor.shape = np.array(shape, np.int32)
         if signature is not None:
             tensor.shapeSignature = np.array(signature, np.int32)
-        if steps is not None:  # TFLite counts activations from -128 on
-            found = schema.QuantizationParametersT()
-            found.scale = np.array([steps.scale], np.float32)
-            found.zeroPoint = np.array([steps.zero - 128], np.int64)
-            tensor.quantization = found
+        if quantization is not None:  # TFLite's integers are -128 to 127
+            parameters = schema.QuantizationParametersT()
+            parameters.scale = np.array([quantization.scale], np.float32)
+            parameters.zeroPoint = np.array([quantization.zero_point - 128], np.int64)
+            tensor.quantization = parameters
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
@@ -362,17 +378,14 @@ class _Graph:
         content = np.frombuffer(metadata.model_metadata(card), np.uint8)
         model = schema.ModelT()
         model.version, model.description = 3, f"vggkeras {card.written_with}"
-        model.operatorCodes, model.subgraphs, model.signatureDefs = (
-            self.codes,
-            [subgraph],
-            [signature],
-        )
+        model.operatorCodes, model.subgraphs = self.codes, [subgraph]
+        model.signatureDefs = [signature]
         model.buffers = [*self.buffers, Buffer(Constant.of(content))]
         model.metadata = [entry]
         return model
 
 
 def _named(name: str, index: int) -> schema.TensorMapT:
-    found = schema.TensorMapT()
-    found.name, found.tensorIndex = name.encode(), index
-    return found
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name.encode(), index
+    return entry
