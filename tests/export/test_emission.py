@@ -71,8 +71,10 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("arch", ARCHS)
+# Batch norm is in the kernels before any file is written: one configuration with each kind of layer.
+@pytest.mark.parametrize(
+    ("arch", "batch_norm"), [(arch, arch in ("A-LRN", "C", "E")) for arch in ARCHS]
+)
 def test_every_configuration_form_and_precision_is_near_keras(arch, batch_norm, tmp_path):
     model = trained_looking(arch, SHAPE, batch_norm, width=0.06, fc_units=12)
     layers = sum(bool(layer.weights) for layer in model.layers if "_bn" not in layer.name)
@@ -178,8 +180,8 @@ def test_neither_keras_private_modules_nor_a_converter_is_at_work():
     for path in Path(to_onnx.__file__).parent.glob("*.py"):
         text = path.read_text()
         assert "keras.src" not in text, path
-        assert "subprocess" not in text or path.stem == "benchmark", path
-        assert "tf2onnx" not in text or path.stem in ("keras_export", "__init__", "to_onnx"), path
+        assert "subprocess" not in text or path.stem in ("benchmark", "serving"), path
+        assert "tf2onnx" not in text or path.stem == "keras_export", path
     script = "import sys; import export.to_onnx, export.to_tflite; print('tf2onnx' in sys.modules)"
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -15,7 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from export import benchmark, golden
+from export import benchmark, golden, loadgen, serving
+from export.loadgen import Lengths, Speed
 from vggkeras import files
 from vggkeras.errors import InputError
 
@@ -26,22 +27,22 @@ SHORT = ("--rounds", 2, "--seconds", 0.05, "--batch", 4, "--threads", 1)
 
 
 @pytest.fixture(scope="module")
-def found(exports, tmp_path_factory) -> dict:
-    """The JSON of three small files, the first of them twice: the second is a copy without golden images beside it."""
+def figures(exports, tmp_path_factory) -> dict:
+    """The JSON of three small files; the second is a copy of the first without golden images."""
     alone = tmp_path_factory.mktemp("alone") / "model.onnx"
     shutil.copy(exports / "model.onnx", alone)
-    said = benchmark.benchmark(
+    measured = benchmark.benchmark(
         [exports / "model.onnx", alone, exports / "model.tflite"],
         threads=1,
         batch=4,
         rounds=2,
         seconds=0.05,
     )
-    return json.loads(json.dumps(said))
+    return json.loads(json.dumps(measured))
 
 
-def test_every_file_has_a_row_of_what_it_is(found, exports):
-    onnx, alone, tflite = found["rows"]
+def test_every_file_has_a_row_of_what_it_is(figures, exports):
+    onnx, alone, tflite = figures["rows"]
     for row, name, runtime in (
         (onnx, "model.onnx", "onnxruntime"),
         (tflite, "model.tflite", "litert"),
@@ -50,29 +51,29 @@ def test_every_file_has_a_row_of_what_it_is(found, exports):
         assert (row["runtime"], row["provider"], row["threads"]) == (runtime, "cpu", 1)
         assert (row["precision"], row["input_shape"]) == ("float32", [32, 32, 3])
         assert row["bytes"] == files.size(exports / name)
-        assert row["images"] == f"{len(golden.load_golden(exports).images)} golden images"
-    assert alone["images"] == f"{benchmark.IMAGES} random images"
-    for row in found["rows"]:
+        assert row["images"] == f"{len(golden.load_golden(exports)[0])} golden images"
+    assert alone["images"] == f"{serving.IMAGES} random images"
+    for row in figures["rows"]:
         assert row["tf32"] is False  # of a GPU's products
         assert row["cold_start_s"] > 0
         # More than a bare Python and NumPy; this process, with TensorFlow in it, is no part of it.
         assert 20 < row["peak_memory_mib"] < psutil.Process().memory_info().rss / 2**20
-    settings = found["settings"]
+    settings = figures["settings"]
     assert settings["interleaved"] is True
     assert settings["official"] is False
     assert (settings["rounds"], settings["seconds"], settings["batch"]) == (2, 0.05, 4)
     assert settings["loadgen"][0].isdigit()
 
 
-def test_counts_percentiles_and_ratios_add_up(found):
-    first = found["rows"][0]
-    for row in found["rows"]:
+def test_counts_percentiles_and_ratios_add_up(figures):
+    first = figures["rows"][0]
+    for row in figures["rows"]:
         single, offline = row["single_stream"], row["offline"]
         assert len(single["rounds"]) == len(offline["rounds"]) == 2
         assert (
             single["queries"]
             == sum(turn["queries"] for turn in single["rounds"])
-            >= benchmark.QUERIES
+            >= loadgen.QUERIES
         )
         assert 0 < single["p50_ms"] <= single["p90_ms"] <= single["p99_ms"]
         medians = [turn["p50_ms"] for turn in single["rounds"]]
@@ -94,21 +95,19 @@ def test_counts_percentiles_and_ratios_add_up(found):
 
 
 def test_pooled_latencies_are_those_loadgen_counted(exports, tmp_path):
-    """One test as its process makes it: every query's latency is in the trace, and they give LoadGen's own figures."""
+    """Every query's latency is in the trace, and they give LoadGen's own figures."""
     from vggkeras import runtimes
 
     predictor = runtimes.load(exports / "model.tflite", threads=1)
-    images = golden.load_golden(exports).images
-    asked = {"batch": 4, "rounds": 2, "seconds": 0.05, "official": False}
-    warm = benchmark._warmed(predictor, images, asked)
-    said = benchmark._tested(
-        predictor, images, {**asked, **warm, "scenario": benchmark.SINGLE}, tmp_path
-    )
-    latencies = np.sort(said["latencies_ns"]) / 1e6
-    assert len(latencies) == said["queries"]
-    for percentile in benchmark.PERCENTILES:
-        place = np.searchsorted(latencies, said[f"p{percentile}_ms"]) / len(latencies)
-        assert place == pytest.approx(percentile / 100, abs=1.01 / len(latencies))
+    images = golden.load_golden(exports)[0]
+    lengths = Lengths(batch=4, rounds=2, seconds=0.05, official=False)
+    speed = loadgen.warmed(predictor, images, lengths)
+    test = loadgen.tested(predictor, images, loadgen.SINGLE, lengths, speed, tmp_path)
+    latencies = np.sort(test.latencies_ns) / 1e6
+    assert len(latencies) == test.queries
+    for percentile, value in ((50, test.p50_ms), (90, test.p90_ms), (99, test.p99_ms)):
+        below = np.searchsorted(latencies, value) / len(latencies)
+        assert below == pytest.approx(percentile / 100, abs=1.01 / len(latencies))
 
 
 def test_the_official_lengths_are_loadgens_own(exports, tmp_path, monkeypatch):
@@ -127,18 +126,11 @@ def test_the_official_lengths_are_loadgens_own(exports, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mlperf_loadgen, "StartTestWithLogSettings", start)
     predictor = runtimes.load(exports / "model.tflite")
-    images = golden.load_golden(exports).images
-    asked = {
-        "batch": 4,
-        "rounds": 1,
-        "seconds": 1,
-        "official": True,
-        "warm_latency_s": 1,
-        "warm_images_per_second": 100,
-    }
-    for scenario, least in ((benchmark.SINGLE, 64), (benchmark.OFFLINE, 24_576)):
+    images = golden.load_golden(exports)[0]
+    lengths, speed = Lengths(4, 1, 1, official=True), Speed(1, 100)
+    for scenario, least in ((loadgen.SINGLE, 64), (loadgen.OFFLINE, 24_576)):
         with pytest.raises(Asked) as raised:
-            benchmark._tested(predictor, images, {**asked, "scenario": scenario}, tmp_path)
+            loadgen.tested(predictor, images, scenario, lengths, speed, tmp_path)
         milliseconds, count, expected = raised.value.args
         assert milliseconds == 600_000
         assert count >= least
@@ -149,13 +141,13 @@ def test_the_command_prints_and_writes_the_same(exports, command):
     arguments = ["--rounds", 1, "--seconds", 0.05, "--json", "a/speed.json"]
     code, out, err = command(benchmark.cli, exports / "model.tflite", *arguments)
     assert code == 0, err
-    found = json.loads(Path("a/speed.json").read_text())
-    (row,) = found["rows"]
+    figures = json.loads(Path("a/speed.json").read_text())
+    (row,) = figures["rows"]
     (turn,) = row["single_stream"]["rounds"]
     assert {
         name: row["single_stream"][name] for name in ("p50_ms", "p90_ms", "p99_ms")
     }.items() <= turn.items()
-    assert found["settings"]["interleaved"] is False
+    assert figures["settings"]["interleaved"] is False
     assert f"{row['single_stream']['p50_ms']:.2f}" in out
     assert f"{row['offline']['images_per_second']:.1f}" in out
     assert f"{row['bytes']:,}" in out
@@ -201,38 +193,23 @@ def test_every_mistake_is_one_line_and_exit_code_2(exports, command, tmp_path, m
 
 
 def test_a_process_that_dies_is_told(exports, tmp_path):
-    asked = {"provider": "cpu", "threads": 1}
-    with benchmark._process(exports / "model.tflite", asked, tmp_path) as ask:
-        assert ask(None)["runtime"] == "litert"
+    with serving.started(exports / "model.tflite", "cpu", 1, tmp_path) as server:
+        assert server.loaded.runtime == "litert"
         (child,) = psutil.Process().children()
         child.kill()
         with pytest.raises(InputError, match="its process ended with code -9"):
-            ask({"memory": True})
+            server.peak_memory_mib()
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_the_processes_end_with_the_command(exports, tmp_path, end):
     """Even in the middle of a long test of LoadGen, in which they answer nothing."""
     paths = [str(exports / name) for name in ("model.onnx", "model.tflite")]
-    command = [
-        sys.executable,
-        "-m",
-        "export.benchmark",
-        *paths,
-        "--rounds",
-        "2",
-        "--seconds",
-        "600",
-    ]
+    command = [sys.executable, "-m", "export.benchmark", *paths, "--rounds", "2"]
+    command += ["--seconds", "600"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-
-    def listen() -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # a shell's background jobs are born deaf to Ctrl-C
-
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    parent = subprocess.Popen(command, env=environment, preexec_fn=listen, **quiet)
+    parent = subprocess.Popen(command, env=environment, **quiet)
     try:
         # It is under way, or has ended: however slow the machine is.
         while not list(tmp_path.glob("vggkeras-benchmark-*/0/mlperf_log_detail.txt")):

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 import export
 import vggkeras
-from export import golden, quantize, samples, to_saved_model, verify
+from export import activations, golden, quantize, samples, to_saved_model, verify
 from vggkeras import files, models, processor
 from vggkeras import layers as layers_module
 from vggkeras.card import ModelCard
@@ -87,7 +87,7 @@ np.savez(
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 here (qemu-user)")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates an x86-64 by itself alone")
 def test_int8_is_right_on_a_processor_of_the_other_kind(precise_exports, tmp_path):
-    """Where there is VNNI, on a Haswell, whose AVX2 adds products in 16 bits; elsewhere on a Nehalem, which adds in 32."""
+    """Where there is VNNI, on a Haswell, whose AVX2 adds in 16 bits; else on a Nehalem: 32."""
     here = processor.this_processor()
     other = "Haswell" if any("VNNI" in name for name in here.instruction_sets) else "Nehalem"
     python = [shutil.which("qemu-x86_64"), "-cpu", other, sys.executable]
@@ -108,7 +108,7 @@ def test_int8_is_right_on_a_processor_of_the_other_kind(precise_exports, tmp_pat
 
 
 def test_both_formats_have_the_same_scales_and_zero_points(precise_exports):
-    """One plan of the activations; TFLite counts them from -128 on."""
+    """One plan of the activations; TFLite's integers are -128 to 127."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(precise_exports / "model.int8.tflite"))
@@ -132,7 +132,7 @@ def pairs_of(kernel: np.ndarray, start: int) -> np.ndarray:
 
 
 def test_no_two_adjacent_weights_of_the_onnx_file_can_saturate(precise_exports):
-    """255 (a + b) fits in 16 bits: the file has the same integers on processors that add in 16 and in 32 bits."""
+    """255 (a + b) fits in 16 bits: the sums are the same on processors that add in 16 and in 32."""
     whole = onnx.load(precise_exports / "model.int8.onnx")
     kernels = {
         tensor.name: numpy_helper.to_array(tensor)
@@ -157,7 +157,7 @@ def test_paired_kernels_are_the_nearest_that_do_not_saturate(shape, seed, spread
     """They keep the limit, whatever the weights, and are never further off than 7 bits are."""
     rng = np.random.default_rng(seed)
     kernel = (rng.choice([-1, 1], shape) * rng.uniform(0.1, 1, shape) ** spread).astype(np.float32)
-    whole, scales, _ = quantize.kernel_steps(
+    whole, scales, _ = quantize.quantize_kernel(
         kernel, np.zeros(shape[-1], np.float32), 0.1, pairs=True
     )
     starts = (0, 1) if len(shape) == 4 and shape[2] % 2 else (0,)
@@ -248,18 +248,18 @@ def graph_of(run):
     return to_saved_model.inference_model(models.load_model(run.path / "model.keras")[0])
 
 
-def test_steps_hold_zero_exactly_and_kernels_reach_127():
+def test_ranges_hold_zero_exactly_and_kernels_reach_127():
     for low, high in ((-3, 5), (0, 7.5), (2, 9), (-4, -1), (0, 0)):
-        steps = quantize.Steps.between(low, high)
-        assert steps.rounded(0.0) == 0
+        ends = quantize.Quantization.of_range(low, high)
+        assert ends.round(0.0) == 0
         values = np.linspace(min(low, 0), max(high, 0), 1000, dtype=np.float32)
-        assert np.abs(steps.rounded(values) - values).max() <= steps.scale * 1.01
+        assert np.abs(ends.round(values) - values).max() <= ends.scale * 1.01
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(3, 3, 4, 6)).astype(np.float32) * np.array(
         [1e-6, 1, 10, 0, 1, 1], np.float32
     )
     bias = np.array([1, 2, 3, 0, -1, 1e4], np.float32)
-    whole, scales, biases = quantize.kernel_steps(kernel, bias, 0.05)
+    whole, scales, biases = quantize.quantize_kernel(kernel, bias, 0.05)
     assert np.abs(whole).reshape(-1, 6).max(axis=0)[[1, 2, 4]].tolist() == [127, 127, 127]
     np.testing.assert_allclose(
         biases * scales.astype(np.float64) * 0.05, bias, rtol=1e-2, atol=1e-3
@@ -273,22 +273,22 @@ def test_ranges_end_where_the_squared_error_is_least(run):
     images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
     images[7] = 255 * (images[7] > 127)  # a late batch with larger values than those before
     plan = quantize.calibrate(graph, images, 1)
-    outputs = quantize.activations(graph, images)
+    outputs = activations.activations(graph, images)
     for layer in ("block1_conv1", "lrn", "block4_conv2", "fc1"):
         values = outputs[layer]
         errors = [
             np.square(
-                quantize.Steps.between(0, values.max() * share).rounded(values) - values
+                quantize.Quantization.of_range(0, values.max() * share).round(values) - values
             ).sum()
-            for share in quantize.SHARES
+            for share in quantize.FRACTIONS
         ]
-        chosen = np.square(plan.steps[layer].rounded(values) - values).sum()
+        chosen = np.square(plan.activations[layer].round(values) - values).sum()
         assert chosen <= 1.1 * min(errors), layer
     # Every byte less any mean is within the first range.
     mean = np.array(layers_module.mean_rgb(graph))
     for byte in (0, 255):
         np.testing.assert_allclose(
-            plan.steps["mean_rgb"].rounded(byte - mean), byte - mean, atol=0.6
+            plan.activations["mean_rgb"].round(byte - mean), byte - mean, atol=0.6
         )
 
 
@@ -310,10 +310,14 @@ def test_signal_to_noise_is_what_rounding_makes_it(run):
         return np.maximum(np.einsum("nyxchw,hwcf->nyxf", windows, kernel) + bias, 0)
 
     signal = convolved(x, kernel, bias)
-    whole, scales, _ = quantize.kernel_steps(kernel, bias, plan.steps["mean_rgb"].scale, pairs=True)
-    step = plan.steps["block1_conv1"].scale
-    centred = plan.steps["mean_rgb"]
-    x = (np.clip(np.rint(x / centred.scale) + centred.zero, 0, 255) - centred.zero) * centred.scale
+    whole, scales, _ = quantize.quantize_kernel(
+        kernel, bias, plan.activations["mean_rgb"].scale, pairs=True
+    )
+    step = plan.activations["block1_conv1"].scale
+    centered = plan.activations["mean_rgb"]
+    x = (
+        np.clip(np.rint(x / centered.scale) + centered.zero_point, 0, 255) - centered.zero_point
+    ) * centered.scale
     rough = convolved(x, whole * scales, bias)
     noise = signal - np.clip(np.rint(rough / step), 0, 255) * step
     assert found["block1_conv1"] == pytest.approx(
@@ -340,11 +344,11 @@ def hard_for_int8(run, workplace):
     return workplace / "hard.keras"
 
 
-def test_the_layers_that_int8_hurts_are_left_in_float_and_named(hard_for_int8, tmp_path, capsys):
+def test_the_layers_that_int8_hurts_are_kept_in_float32_and_named(hard_for_int8, tmp_path, capsys):
     entries = export.export_model(hard_for_int8, "onnx", "int8", out=tmp_path / "e")
     entry = entries["model.int8.onnx"]
     assert entry["passed"]
-    # The outlier is one layer's output and the next one's input: in float, the fewest that mend it.
+    # The outlier is one layer's output and the next one's input: in float32, the fewest that fix it.
     assert 1 <= len(entry["left_in_float"]) <= 2
     assert set(entry["left_in_float"]) <= {"block3_conv1", "block3_conv2"}
     assert "kept in float32, as int8 hurts them most: block3_conv" in " ".join(
@@ -375,9 +379,9 @@ def test_an_int8_file_that_loses_too_much_is_rejected(hard_for_int8, tmp_path, m
 def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path):
     """Again, in this process; and what the fixture wrote."""
     for kind in ("onnx", "tflite"):
-        export.export_model(run.path, kind, "all", out=tmp_path / "again")
+        export.export_model(run.path, kind, "int8", out=tmp_path / "again")
     names = sorted(path.name for path in (tmp_path / "again").iterdir())
-    assert len(names) == 8  # six files, golden.npz, certificate.json
+    assert len(names) == 4  # two files, golden.npz, certificate.json
     for name in names:
         if name != "certificate.json":  # which has times
             assert files.sha256(precise_exports / name) == files.sha256(
@@ -501,10 +505,8 @@ def test_bad_input(run, tmp_path, photos, command):
         assert not (tmp_path / "e").exists()
 
 
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_a_handful_of_images_is_enough_to_calibrate_on_and_is_counted(
-    count, tmp_path, photos, capsys
-):
+def test_a_handful_of_images_is_enough_to_calibrate_on_and_is_counted(tmp_path, photos, capsys):
+    count = 2
     vggkeras.build("A", (32, 32, 3), 2, width=0.05, fc_units=8, seed=0).save(tmp_path / "m.keras")
     entries = export.export_model(
         tmp_path / "m.keras", "onnx", "int8", data=str(photos), calibration=count
@@ -566,11 +568,8 @@ def test_every_form_has_every_precision_and_finds_the_others(form, run, precise_
         assert 0.98 <= cosine < entries["model.float16.features.onnx"]["smallest_cosine"]
 
 
-@pytest.mark.parametrize("opset", [14, 18])
-def test_every_opset_has_every_precision(run, tmp_path, opset):
-    entries = export.export_model(
-        run.path, "onnx", "all", out=tmp_path / "e", opset=opset, images=100
-    )
+def test_the_oldest_opset_has_every_precision(run, tmp_path):
+    entries = export.export_model(run.path, "onnx", "all", out=tmp_path / "e", opset=14, images=100)
     assert [entry["passed"] for entry in entries.values()] == [True] * 3
 
 
