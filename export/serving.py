@@ -76,11 +76,8 @@ def started(
 ) -> Iterator[Server]:
     """Start a process that serves one file; it ends with the block, however that ends.
 
-    Args:
-        path: the file.
-        provider: as of `runtimes.load`.
-        threads: of the runtime; None for its own choice.
-        logs: folder for stderr and LoadGen's logs.
+    `logs` is a folder for its stderr and LoadGen's logs; the others are arguments of
+    `runtimes.load`.
 
     Raises:
         InputError (a ValueError): what the process refuses, or it ended.

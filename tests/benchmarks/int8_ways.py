@@ -1,11 +1,12 @@
-"""Four ways to store int8 kernels in ONNX, by what they cost in accuracy and how fast they are on this processor.
+"""Compare four ways to store int8 kernels in ONNX: accuracy and speed on this processor.
 
-    python tests/benchmarks/int8_ways.py runs/imagenette        (or d10.keras --data ... --images 100)
+    python tests/benchmarks/int8_ways.py runs/imagenette    (or d10.keras --data ... --images 100)
 
-8 bits: S8 kernels with all 8 bits, which saturate where ONNX Runtime adds products in 16 bits (AVX2 and AVX-512 without
-VNNI). 7 bits: S8 kernels of half the range. U8: 8 bits with zero point 128. Paired: what `python -m export` writes, 8
-bits in which no two adjacent weights can saturate. Each is shown the validation images, optimized and unoptimized; times
-are of one image and of batches of 8, all files in turn, and ratios the medians of the rounds'.
+8 bits: S8 kernels with all 8 bits, which saturate where ONNX Runtime adds products in 16 bits (AVX2
+and AVX-512 without VNNI). 7 bits: S8 kernels of half the range. U8: 8 bits with zero point 128.
+Paired: what `python -m export` writes, 8 bits in which no two adjacent weights can saturate. Each
+is shown the validation images, optimized and unoptimized; times are of one image and of batches of
+8, all files in turn, and ratios the medians of the rounds'.
 """
 
 from __future__ import annotations
@@ -114,7 +115,10 @@ def main() -> None:
     expected = reference(shown.images)
     accuracy = f", Keras {(expected.argmax(1) == shown.labels).mean():.2%}"
     table = Table(title=f"{processor.this_processor()}; {shown.evidence}{accuracy}")
-    for column in ("kernels", "top-1", "agreement", "rms error", "largest", "optimized - unoptimized: rms", "largest", "1 image, x float32", "batches of 8, x float32"):  # fmt: skip
+    columns = ["kernels", "top-1", "agreement", "rms error", "largest"]
+    columns += ["optimized - unoptimized: rms", "largest"]
+    columns += ["1 image, x float32", "batches of 8, x float32"]
+    for column in columns:
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as folder:
         card = artifact.describe(card, reference, "", precision="int8")

@@ -1,4 +1,4 @@
-"""Our ONNX and TFLite files beside those of Keras' own export, of one network, in one run: ms a call with one image.
+"""Compare the ONNX and TFLite files of vggkeras and of Keras' own export: ms a call with one image.
 
     python tests/benchmarks/stock_export.py --width 0.25
 
@@ -75,7 +75,8 @@ def main(
                     call()
                 times[key].append((time.perf_counter() - start) / 5 * 1e3)
     table = Table(
-        title=f"{arch}, width {width:g}, 224 px, one image, {threads} threads: ms a call, median [quartiles]"
+        title=f"{arch}, width {width:g}, 224 px, one image, {threads} threads: ms a call, median "
+        "[quartiles]"
     )
     for column in ("file", "ours", "Keras' own", "ours / Keras' own, median of the rounds'"):
         table.add_column(column, justify="left" if column == "file" else "right")

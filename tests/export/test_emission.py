@@ -1,4 +1,4 @@
-"""The exporters' loop against Keras, and against Keras' own exporters: every configuration, form and precision."""
+"""The exporters' loop against Keras and Keras' own exporters: every form and precision."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-# Batch norm is in the kernels before any file is written: one configuration with each kind of layer.
+# Batch norm is in the kernels before any file is written, so half of them have it.
 @pytest.mark.parametrize(
     ("arch", "batch_norm"), [(arch, arch in ("A-LRN", "C", "E")) for arch in ARCHS]
 )

@@ -1,4 +1,4 @@
-"""Deployed models side by side: what the JSON says adds up, and what cannot be measured is refused."""
+"""The benchmark's JSON adds up, and what cannot be measured is refused."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def test_ranges_hold_zero_exactly_and_kernels_reach_127():
 
 
 def test_ranges_end_where_the_squared_error_is_least(run):
-    """By hand: every candidate tried on the very values; the histogram's choice is as good, within a tenth."""
+    """The histogram's choice is as good as every candidate tried on the very values, within 10%."""
     graph = graph_of(run)
     images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
     images[7] = 255 * (images[7] > 127)  # a late batch with larger values than those before
@@ -327,7 +327,7 @@ def test_signal_to_noise_is_what_rounding_makes_it(run):
 
 @pytest.fixture(scope="module")
 def hard_for_int8(run, workplace):
-    """The trained network, to the same function, with one channel of a layer 3,000 times as large as the others."""
+    """The same function, with one channel of a layer 3,000 times as large as the others."""
     model, card = models.load_model(run.path / "model.keras")
     first, norm, second = (
         model.get_layer(n) for n in ("block3_conv1", "block3_bn1", "block3_conv2")
@@ -348,7 +348,7 @@ def test_the_layers_that_int8_hurts_are_kept_in_float32_and_named(hard_for_int8,
     entries = export.export_model(hard_for_int8, "onnx", "int8", out=tmp_path / "e")
     entry = entries["model.int8.onnx"]
     assert entry["passed"]
-    # The outlier is one layer's output and the next one's input: in float32, the fewest that fix it.
+    # The outlier is one layer's output and the next one's input: the fewest that fix it.
     assert 1 <= len(entry["left_in_float"]) <= 2
     assert set(entry["left_in_float"]) <= {"block3_conv1", "block3_conv2"}
     assert "kept in float32, as int8 hurts them most: block3_conv" in " ".join(
@@ -577,7 +577,7 @@ def test_the_oldest_opset_has_every_precision(run, tmp_path):
     ("arch", "shape", "width"), [("C", (64, 96, 1), 0.06), ("A", (32, 32, 3), 0.01)]
 )
 def test_other_configurations_keep_their_answers(arch, shape, width, tmp_path, photos):
-    """1 x 1 convolutions, grey, not square; one filter a layer: near Keras' answers at every precision."""
+    """1 x 1 convolutions, grey, not square; one filter a layer: near Keras at every precision."""
     vggkeras.build(arch, shape, 2, width=width, fc_units=12, seed=0).save(tmp_path / "m.keras")
     entries = export.export_model(
         tmp_path / "m.keras", precision="all", data=str(photos), calibration=16
