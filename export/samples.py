@@ -227,7 +227,7 @@ def golden_images(
         # The least certain first: a certain answer hides much of what may be wrong with a file.
         order = answers.max(axis=1).argsort(kind="stable")
     if samples.split is not None:
-        # The one of most color first: in a grey one the order of the channels cannot be told.
+        # The one of most color first: in a gray one the order of the channels cannot be told.
         color = np.abs(images - images.mean(axis=3, keepdims=True)).mean(axis=(1, 2, 3)).argmax()
         order = np.array([color, *order[order != color]])
     images, answers = images[order], answers[order]

@@ -24,13 +24,8 @@ from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
 ABOUT = Path("assets.extra", "vggkeras.json")
-LAYERS = {
-    "mean_rgb",
-    "flatten",
-    "fc1",
-    "fc2",
-    "predictions",
-}  # by which build()'s networks are known
+# By these layers the networks of vggkeras.build() are known.
+LAYERS = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
 
 
 def is_vgg(model: keras.Model) -> bool:

@@ -106,7 +106,7 @@ class Buffer(schema.BufferT):
         builder.StartVector(1, count, 16)
         builder.head -= count
         if self.constant:
-            builder.Bytes[builder.head : builder.head + count] = memoryview(self.constant.content())
+            builder.Bytes[builder.head : builder.head + count] = self.constant.content().data
         vector = builder.EndVector()
         schema.BufferStart(builder)
         if count:

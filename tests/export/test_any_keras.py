@@ -421,13 +421,14 @@ def test_vgg16_and_vgg19_of_keras_applications_are_recognized(vgg16):
         assert keras_export.applications_network(other) is None
 
 
-@pytest.mark.parametrize("pixels", keras_export.SCALINGS)
+# BGR less a mean, a mean and a scale for each channel, and one of both for all channels.
+@pytest.mark.parametrize("pixels", ["caffe", "torch", "-1-1"])
 def test_the_lean_network_gives_vgg16s_own_answers(vgg16, pixels):
     network, card = keras_export.lean(vgg16, pixels)
     assert (network.name, card.arch) == ("vgg_d", "D")
     images = photos(6, 32, 64)
     expected = np.asarray(vgg16(prepared(images, pixels)))
-    # Pixels that are larger than this network is given otherwise make it surer of one class.
+    # Smaller pixels than this network was made for give nearly the same answer for every image.
     assert expected.std(axis=0).max() > (1e-6 if pixels in ("0-1", "-1-1", "torch") else 1e-3)
     np.testing.assert_allclose(network(images), expected, atol=1e-5)
 

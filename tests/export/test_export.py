@@ -30,6 +30,12 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes import keras
 
 
+@pytest.fixture
+def copied(exports, tmp_path):
+    shutil.copytree(exports, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
 def write_and_compare(
     model, folder, *images, dense=False, formats=tuple(export.FORMATS)
 ) -> dict[str, parity.Parity]:
@@ -474,12 +480,6 @@ def test_a_damaged_certificate_is_said_before_anything_is_written(copied, run):
     with pytest.raises(InputError, match="remove it and export again"):
         export.export_model(run.path, "onnx", data="random", out=copied)
     assert {p.name: p.stat().st_mtime_ns for p in copied.iterdir()} == before
-
-
-@pytest.fixture
-def copied(exports, tmp_path):
-    shutil.copytree(exports, tmp_path / "copy")
-    return tmp_path / "copy"
 
 
 def test_a_file_keras_alone_saved_is_exported_on_random_images_or_the_data_given(tmp_path, photos):
