@@ -333,7 +333,10 @@ def test_parity_finds_every_planted_fault(exports, run):
     for name, faulty in faults.items():
         result = parity.compare(reference, faulty, images)
         assert not result.passed
-        assert any(name.strip() in failure for failure in result.failures), (name, result.failures)
+        assert any(name.strip() in str(failure) for failure in result.failures), (
+            name,
+            result.failures,
+        )
     two = dataclasses.replace(
         altered(good, lambda p: p * np.float32(0.5)), card=ModelCard(("x",) * 10)
     )

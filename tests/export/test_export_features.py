@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 from helpers import (
-    DOCS,
     NOTHING_ELSE,
+    README,
     REPOSITORY,
     STRANGER,
     edit_onnx,
@@ -353,10 +353,9 @@ def test_golden_answers_of_another_models_dense_files_are_not_kept(made, tmp_pat
 
 
 def test_golden_features_lie_beside(made, keras_form):
-    golden = golden_module.load_golden(made / "export", Form.FEATURES)
-    images, features, sizes = golden.images, golden.answers, golden.sizes
+    images, labels, features, sizes = golden_module.load_golden(made / "export", features=True)
     np.testing.assert_allclose(features, keras_form(images), rtol=0, atol=1e-6 * features.max())
-    assert golden.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [one.shape[1:3] for one, _ in sizes] == [
         (64 + down, 96 + right) for down, right in samples.MARGINS
     ]
@@ -442,7 +441,7 @@ def altered(predictor, change):
 
 
 def test_parity_finds_every_planted_fault(made, keras_form):
-    images = golden_module.load_golden(made / "export", Form.FEATURES).images
+    images = golden_module.load_golden(made / "export", features=True)[0]
     good, plain = (
         vggkeras.load(made / "export" / name) for name in ("model.features.onnx", "model.onnx")
     )
@@ -473,7 +472,10 @@ def test_parity_finds_every_planted_fault(made, keras_form):
     assert parity.compare(keras_form, altered(good, lambda f: f + 5e-6 * largest), images).passed
     for name, faulty in faults.items():
         result = parity.compare(keras_form, faulty, images)
-        assert any(name.strip() in str(failure) for failure in result.failures), (name, result)
+        assert any(name.strip() in str(failure) for failure in result.failures), (
+            name,
+            result.failures,
+        )
         assert result.top1_agreement is result.top1_agreement_interval is None
 
 
@@ -729,16 +731,16 @@ def test_full_width_at_224(tmp_path):
         assert entry["features"] == 4096
         assert entry["max_rel_error"] <= 1e-5
         assert entry["smallest_cosine"] > 1 - 1e-9
-    features = golden_module.load_golden(tmp_path / "export", Form.FEATURES).answers
+    features = golden_module.load_golden(tmp_path / "export", features=True)[2]
     assert np.ptp(features, axis=0).max() > 1e-3 * features.max()  # other images, other features
     shutil.rmtree(tmp_path / "export")  # half a gigabyte a file
 
 
-def test_the_documented_lines_give_the_features_without_vggkeras(made, tmp_path):
+def test_the_readmes_lines_give_the_features_without_vggkeras(made, tmp_path):
     """A stranger's script, over two scales with mirrors, beside `vggkeras.features`."""
     blocks = re.findall(
         r"^```python\n# (features_\w+\.py)\n(.*?)^```$",
-        (DOCS / "features.md").read_text("utf-8"),
+        README.read_text("utf-8"),
         re.MULTILINE | re.DOTALL,
     )
     ((name, code),) = blocks
