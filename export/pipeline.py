@@ -51,8 +51,10 @@ def run(request: Request, console: Console | None = None) -> dict[str, Entry]:
     subject = subjects.load(request, targets, console)
     evidence = samples.gather(request, subject, targets, console)
     plan = _quantized(subject, evidence, targets, console)
-    # From here on, the answers stand for the reference, and so its weights need no memory.
+    # From here on, the answers stand for the reference; neither its weights need memory any more,
+    # nor do the images that int8 was calibrated on.
     subject = replace(subject, reference=evidence.reference)
+    evidence = replace(evidence, calibration=None)
     export = _Export(request, subject, evidence, plan, console)
     with _folder_of(targets):
         kept = _kept_sizes(request, subject.model_sha256)
