@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 
 import flatbuffers
 import numpy as np
 import onnx
+import pytest
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import encode
 from flatbuffers.table import Table
 
+import export
 from vggkeras import files
 
 
@@ -144,3 +148,37 @@ def test_the_saved_model(exports, run):
     assert list(loaded.signatures["serving_default"].structured_outputs) == ["probabilities"]
     about = exports / "saved_model" / "assets.extra" / "vggkeras.json"
     check_description(json.loads(about.read_text()), run)
+
+
+def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path):
+    """Again, in this process; and what the fixture wrote."""
+    for kind in ("onnx", "tflite"):
+        export.export_model(run.path, kind, "int8", out=tmp_path / "again")
+    names = sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert len(names) == 4  # two files, golden.npz, certificate.json
+    for name in names:
+        if name != "certificate.json":  # which has times
+            assert files.sha256(precise_exports / name) == files.sha256(
+                tmp_path / "again" / name
+            ), name
+
+
+@pytest.mark.slow
+def test_the_same_command_writes_the_same_saved_model(run, tmp_path):
+    """TensorFlow numbers its functions within a process: two of them."""
+    for folder in ("one", "two"):
+        command = [
+            sys.executable,
+            "-m",
+            "export",
+            "--format",
+            "saved_model",
+            "--model",
+            run.path,
+            "--images",
+            "20",
+        ]
+        subprocess.run([*command, "--out", tmp_path / folder], check=True, capture_output=True)
+    assert files.sha256(tmp_path / "one" / "saved_model") == files.sha256(
+        tmp_path / "two" / "saved_model"
+    )

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 import export
 import vggkeras
 from export import golden, quantize, verify
-from vggkeras import files, models, processor
+from vggkeras import models, processor
 from vggkeras.evaluation import protocols
 from vggkeras.runtimes import onnx as onnx_module
 
@@ -243,40 +243,6 @@ def test_an_int8_file_that_loses_too_much_is_rejected(hard_for_int8, tmp_path, m
     assert (tmp_path / "e" / "model.int8.tflite.rejected").exists()
     assert not (tmp_path / "e" / "model.int8.tflite").exists()
     assert "in float32 do not fix it" in " ".join(capsys.readouterr().out.split())
-
-
-def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path):
-    """Again, in this process; and what the fixture wrote."""
-    for kind in ("onnx", "tflite"):
-        export.export_model(run.path, kind, "int8", out=tmp_path / "again")
-    names = sorted(path.name for path in (tmp_path / "again").iterdir())
-    assert len(names) == 4  # two files, golden.npz, certificate.json
-    for name in names:
-        if name != "certificate.json":  # which has times
-            assert files.sha256(precise_exports / name) == files.sha256(
-                tmp_path / "again" / name
-            ), name
-
-
-@pytest.mark.slow
-def test_the_same_command_writes_the_same_saved_model(run, tmp_path):
-    """TensorFlow numbers its functions within a process: two of them."""
-    for folder in ("one", "two"):
-        command = [
-            sys.executable,
-            "-m",
-            "export",
-            "--format",
-            "saved_model",
-            "--model",
-            run.path,
-            "--images",
-            "20",
-        ]
-        subprocess.run([*command, "--out", tmp_path / folder], check=True, capture_output=True)
-    assert files.sha256(tmp_path / "one" / "saved_model") == files.sha256(
-        tmp_path / "two" / "saved_model"
-    )
 
 
 def planted(run, tmp_path, layer, change):
