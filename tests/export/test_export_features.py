@@ -32,6 +32,7 @@ from vggkeras import files, runtimes
 from vggkeras.card import FEATURES_USE, Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes import keras as keras_module
+from vggkeras.runtimes.forms import forms_beside
 
 
 def by_hand(model, images: np.ndarray) -> np.ndarray:
@@ -248,12 +249,10 @@ def test_what_gives_no_features_says_how_to_get_them(made, photos, tmp_path):
             InputError, match=f"python -m export --features --format {kind} --model RUN"
         ):
             vggkeras.load(made / "before" / plain).features_form()
-    predictor = vggkeras.load(made / "before" / "model.onnx")
-    predictor = dataclasses.replace(
-        predictor, card=dataclasses.replace(predictor.card, precision="int8")
-    )  # the description is read once, and shared
+    path = made / "before" / "model.onnx"
+    card = dataclasses.replace(vggkeras.load(path).card, precision="int8")
     with pytest.raises(InputError, match="--features --format onnx --precision int8 --model RUN"):
-        predictor.features_form()
+        forms_beside(path, card, vggkeras.load)(Form.FEATURES)
     folder = tmp_path / "mixed"
     shutil.copytree(made / "before", folder)
     shutil.copy(folder / "model.onnx", folder / "model.features.onnx")
