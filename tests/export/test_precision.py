@@ -66,6 +66,7 @@ import sys
 
 import numpy as np
 from vggkeras import runtimes
+from vggkeras.runtimes import onnx
 
 folder = sys.argv[1]
 with np.load(f"{folder}/golden.npz") as golden:
@@ -73,7 +74,7 @@ with np.load(f"{folder}/golden.npz") as golden:
 np.savez(
     sys.argv[2],
     optimized=runtimes.load(f"{folder}/model.int8.onnx", threads=1)(images),
-    unoptimized=runtimes.load_unoptimized(f"{folder}/model.int8.onnx")(images),
+    unoptimized=onnx.load_unoptimized(f"{folder}/model.int8.onnx")(images),
     tflite=runtimes.load(f"{folder}/model.int8.tflite", threads=1)(images),
 )
 """
