@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.loadgen import OFFLINE, PERCENTILES, SECONDS, SINGLE, Lengths, Test
+from export.loadgen import OFFLINE, PERCENTILES, SECONDS, SINGLE, Lengths, Outcome
 from export.serving import Loaded, started
 from vggkeras.errors import InputError
 
@@ -99,7 +99,7 @@ class Row:
     cold_start_s: float
     images: str = ""  # which the file was shown
     peak_memory_mib: float = 0.0
-    tests: dict[str, list[Test]] = field(default_factory=lambda: {SINGLE: [], OFFLINE: []})
+    tests: dict[str, list[Outcome]] = field(default_factory=lambda: {SINGLE: [], OFFLINE: []})
 
     def ratio(self, first: Row, scenario: str) -> tuple[float, float, float]:
         """Return this file's figure over the first file's: the rounds' median, least and most."""
@@ -127,7 +127,7 @@ class Row:
         images = sum(test.images or 0 for test in offline)
         seconds = sum((test.images or 0) / (test.images_per_second or 1) for test in offline)
 
-        def compared(scenario: str, tests: list[Test]) -> dict[str, Any]:
+        def compared(scenario: str, tests: list[Outcome]) -> dict[str, Any]:
             ratio, low, high = self.ratio(first, scenario)
             rounds = [test.to_json() for test in tests]
             return {"ratio": ratio, "ratio_range": [low, high], "rounds": rounds}

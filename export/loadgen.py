@@ -48,7 +48,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Test:
+class Outcome:
     """How a test came out. Fields of the other scenario are None."""
 
     min_seconds: float  # the test's length, at least
@@ -91,7 +91,7 @@ def tested(
     lengths: Lengths,
     speed: Speed,
     logs: Path,
-) -> Test:
+) -> Outcome:
     """Run one test of LoadGen.
 
     In single-stream, every query is one image; in offline, one query has all images, which are
@@ -163,12 +163,12 @@ def _settings(scenario: str, lengths: Lengths, speed: Speed) -> Any:
     return settings
 
 
-def _read(logs: Path, scenario: str, settings: Any, *, official: bool, traced: bool) -> Test:
+def _read(logs: Path, scenario: str, settings: Any, *, official: bool, traced: bool) -> Outcome:
     """Return how a test came out, from LoadGen's logs."""
     lines = (logs / "mlperf_log_detail.txt").read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line.partition(" ")[2]) for line in lines]
     log = {entry["key"]: entry["value"] for entry in entries}
-    test = Test(
+    test = Outcome(
         min_seconds=settings.min_duration_ms / 1000,
         min_queries=settings.min_query_count,
         valid=log["result_validity"] == "VALID" if official else None,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from export.loadgen import Lengths, Speed, Test, tested, warmed
+from export.loadgen import Lengths, Outcome, Speed, tested, warmed
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor
 
@@ -60,10 +60,10 @@ class Server:
         answer = self.ask({"warm": True, "lengths": dataclasses.asdict(lengths)})
         return answer["images"], Speed(**answer["speed"])
 
-    def test(self, scenario: str, lengths: Lengths, speed: Speed) -> Test:
+    def test(self, scenario: str, lengths: Lengths, speed: Speed) -> Outcome:
         """Run one test of LoadGen."""
         lasting, expected = dataclasses.asdict(lengths), dataclasses.asdict(speed)
-        return Test(**self.ask({"scenario": scenario, "lengths": lasting, "speed": expected}))
+        return Outcome(**self.ask({"scenario": scenario, "lengths": lasting, "speed": expected}))
 
     def peak_memory_mib(self) -> float:
         """Return the most physical memory that the process has held, MiB."""
