@@ -1,21 +1,27 @@
-"""TODO"""
+"""Readers of weight files: .safetensors, torch, and Keras' .h5 and .keras.
+
+A reader reads the headers and returns the tensors by name; each is read when it is asked for, a
+part at a time, because fc1 alone has 411 MB in the paper's networks.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import io
-import json
 import math
 import os
+import re
 import struct
-import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,29 +30,42 @@ from vggkeras import configs
 from vggkeras.configs import FC
 from vggkeras.errors import InputError
 
-SLICE = 32 << 20  # bytes of a tensor that are read at once
-# keras.applications' downloads, as its get_file checks them (MD5).
+# keras.applications' files: its class, and the MD5 that Keras checks after the download.
 KERAS_DOWNLOADS = {
     "vgg16": ("VGG16", "64373286793e3c8b2b4e3219cbf3544b"),
     "vgg19": ("VGG19", "cbe5617147190e668d6c5d5026f83318"),
 }
 
 
-class Tensors(NamedTuple):
-    """A file's tensors by name."""
+PART = 32 << 20  # bytes that are read at once
 
-    shapes: dict[str, tuple[int, ...]]
-    read: Callable[..., np.ndarray]  # (name, slices of its first axes) -> float32
-    called: Callable[[str], str] = str  # what the file itself calls one of them
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file."""
+
+    name: str  # in the file
+    shape: tuple[int, ...]
+    rows: Callable[[slice], np.ndarray]  # reads some of the first axis
+
+    def copy_to(self, target: np.ndarray) -> None:
+        """Copy the tensor into a float32 array, or a view of one, of as many numbers."""
+        if target.flags.c_contiguous:
+            target = target.reshape(self.shape)
+        step = max(1, PART // (4 * max(1, math.prod(self.shape[1:]))))
+        for start in range(0, self.shape[0], step):
+            part = target[start : start + step]
+            part[...] = self.rows(slice(start, start + step)).reshape(part.shape)
 
 
 def download(name: str) -> Path:
-    """keras.applications' file in Keras' cache: the one that lies there as it is, else the download that Keras checks.
+    """Return keras.applications' file in Keras' cache; Keras downloads and checks a missing one.
 
-    keras.applications itself would build its network beside ours only to fill it.
+    keras.applications itself would build a second network only to fill it.
     """
     function, md5 = KERAS_DOWNLOADS[name]
-    address = sys.modules[getattr(keras.applications, function).__module__].WEIGHTS_PATH  # type: ignore[attr-defined]
+    module = sys.modules[getattr(keras.applications, function).__module__]
+    address = module.WEIGHTS_PATH  # type: ignore[attr-defined]
     home = os.path.expanduser(os.environ.get("KERAS_HOME") or "~/.keras")
     path = Path(home) / "models" / address.rsplit("/", 1)[1]
     if not path.is_file():
@@ -58,156 +77,229 @@ def download(name: str) -> Path:
         except Exception as error:  # Keras raises Exception itself
             raise InputError(
                 f"keras:{name}: {path.name} is not in {path.parent} and could not be downloaded "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): download {address} where there is a network "
-                f"and put it at {path}, or give another file as keras:FILE.h5."
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): download "
+                f"{address} where there is a network and put it at {path}, or give another file "
+                "as keras:FILE.h5."
             ) from error
     return path
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def _damaged(name: str, error: object, kind: str) -> InputError:
+def _damaged(name: str, error: object, expected: str) -> InputError:
     reason = " ".join(str(error).split())[:300]
     return InputError(
-        f"{name} cannot be read as {kind} ({reason}): it is damaged, cut short or of another kind; fetch it again."
+        f"{name} cannot be read as {expected} ({reason}): it is damaged, cut short or of another "
+        "kind; fetch it again."
     )
 
 
-NUMBERS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
+# ---- safetensors and torch ----------------------------------------------------------------------
 
 
-def safetensors(path: Path, name: str) -> Tensors:
-    """Checked by its package, then read without: what that maps of a file stays in memory, and a column maps it all."""
+def read_torch(path: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, or of one that torch saved, by name."""
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_state_dict
+    tensors = read(path, name)
+    prefix = "module."  # which torch's DataParallel gives every name
+    if all(key.startswith(prefix) for key in tensors):
+        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
+def _read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    def rows(key: str, part: slice) -> np.ndarray:
+        with safe_open(path, framework="numpy") as file:  # what it maps of a file stays in memory
+            return file.get_slice(key)[part]
+
+    tensors = {}
     try:
-        from safetensors import SafetensorError, safe_open
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                header = file.get_slice(key)
+                if header.get_dtype() not in ("F16", "F32", "F64", "I64"):
+                    raise InputError(
+                        f"{name}: {key} is of type {header.get_dtype()}: expected float16, float32 "
+                        "or float64; convert it first."
+                    )
+                shape = tuple(header.get_shape())
+                tensors[key] = Tensor(key, shape, functools.partial(rows, key))
+    except (SafetensorError, OSError) as error:
+        raise _damaged(name, error, "a .safetensors file") from error
+    return tensors
+
+
+def import_torch(name: str) -> ModuleType:
+    """Return torch. Raises InputError where it is not installed."""
+    try:
+        import torch
     except ImportError as error:
         raise InputError(
-            f"{name} needs a package that is not installed: pip install safetensors."
+            f"{name} needs torch, which is not installed: pip install 'vggkeras[torch]', or use a "
+            ".safetensors file, which does not need it."
         ) from error
+    return torch
+
+
+def _read_state_dict(path: Path, name: str) -> dict[str, Tensor]:
+    def rows(key: str, part: slice) -> np.ndarray:
+        return _state_dict(path, name)[key][part].detach().float().numpy()
+
+    return {
+        key: Tensor(key, tuple(tensor.shape), functools.partial(rows, key))
+        for key, tensor in _state_dict(path, name).items()
+    }
+
+
+def _state_dict(path: Path, name: str) -> dict[str, Any]:
+    """Return the tensors of a state dict, mapped; it may be inside {"state_dict": …}."""
+    torch = import_torch(name)
+    content = _unpickled(torch, path, name)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    entries = content if isinstance(content, dict) else {"it": content}
+    for key, tensor in entries.items():
+        if not torch.is_tensor(tensor) or entries is not content:
+            reason = f"expected a state dict; {key} is a {type(tensor).__name__}, not a tensor"
+            raise _damaged(name, reason, "a torch file")
+    return {str(key): tensor for key, tensor in entries.items()}
+
+
+def _unpickled(torch: ModuleType, path: Path, name: str) -> Any:
+    """Return what a torch file holds. Code in it does not run: weights_only takes only tensors."""
+    mmap = zipfile.is_zipfile(path)  # not so before torch 1.6
     try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except (SafetensorError, ValueError, struct.error) as error:
-        raise _damaged(name, error, "a .safetensors file") from error
-    header.pop("__metadata__", None)
-    for key, entry in header.items():
-        if entry["dtype"] not in NUMBERS:
-            raise InputError(
-                f"{name}: {key} is of type {entry['dtype']}: convert it to float32 first."
-            )
-
-    def read(key: str, rows: slice, columns: slice | None = None) -> np.ndarray:
-        entry, shape = header[key], header[key]["shape"]
-        kind = np.dtype(NUMBERS[entry["dtype"]])
-        each = math.prod(shape[2:])  # numbers of a column of a row
-        row = math.prod(shape[1:])
-        first, last = (columns.start * each, columns.stop * each) if columns else (0, row)
-        found = np.empty((rows.stop - rows.start, last - first), kind)
-        start = 8 + length + entry["data_offsets"][0] + kind.itemsize * (rows.start * row + first)
-        with open(path, "rb", buffering=0) as file:
-            for i in range(len(found) if columns else 1):
-                file.seek(start + kind.itemsize * i * row)
-                whole = found[i] if columns else found.reshape(-1)
-                if file.readinto(whole.data.cast("B")) != whole.nbytes:
-                    raise OSError(f"{name} was cut short while it was read")
-        return found.reshape(len(found), -1, *shape[2:]) if len(shape) > 1 else found.reshape(-1)
-
-    def plain(key: str, *where: slice) -> np.ndarray:
-        return read(key, *where).astype(np.float32, copy=False)
-
-    return _unwrapped(Tensors({key: tuple(entry["shape"]) for key, entry in header.items()}, plain))
-
-
-def torch_tensors(path: Path, name: str) -> Tensors:
-    """By way of a copy as .safetensors among the temporary files, which goes when the last reader does."""
-    folder = tempfile.TemporaryDirectory(prefix="vggkeras-")
-    copy = Path(folder.name) / "weights.safetensors"
-    said = in_torch("read", path, copy, name)
-    if "refused" in said:
-        raise InputError(
-            f"{name} holds more than tensors ({' '.join(said['refused'].split())[:160]}): loading that would run code, so it "
-            "was refused and nothing of it was run. Save the network's state_dict() alone, or as .safetensors."
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UnpicklingError as error:
+        # A global or an operation that is not allowed, in the words of several versions of torch.
+        refused = re.search(
+            r"[^\n]*(unsupported|not an allowed|blocked)[^\n]*", str(error), re.IGNORECASE
         )
-    if "damaged" in said:
-        raise _damaged(name, said["damaged"], "a torch file")
-    tensors = safetensors(copy, name)
-
-    def read(
-        key: str, *where: slice, folder: Any = folder
-    ) -> np.ndarray:  # which lives as long as this function
-        return tensors.read(key, *where)
-
-    return Tensors(tensors.shapes, read, tensors.called)
-
-
-def in_torch(what: str, source: Path, target: Path, name: str) -> dict[str, str]:
-    """Read or write a torch file in a process of its own (see torch_file.py), and what that says."""
-    if importlib.util.find_spec("torch") is None:
+        if not refused:
+            raise _damaged(name, error, "a torch file") from error
         raise InputError(
-            f"{name} needs torch, which is not installed: pip install 'vggkeras[torch]', or use a .safetensors file, which "
-            "needs it not."
+            f"{name} holds more than tensors ({' '.join(refused[0].split())[:160]}): loading that "
+            "would run code, so it was refused and nothing of it was run. Save the network's "
+            "state_dict() alone, or as .safetensors."
+        ) from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise _damaged(name, f"{type(error).__name__}: {error}", "a torch file") from error
+
+
+# ---- Keras --------------------------------------------------------------------------------------
+
+
+def read_keras(path: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a weights file of Keras, by layer/kernel, layer/bias and so on.
+
+    Raises InputError for a file of vggkeras too, whose preprocessing is another.
+    """
+    return _read_h5(path, name, own=False)
+
+
+def read_own(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .keras file of vggkeras, named as by `read_keras`."""
+    return _read_h5(path, str(path), own=True)
+
+
+def read_kerashub(folder: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a preset's folder: its backbone, and the head of a classifier."""
+    parts = [folder / "task.weights.h5", folder / "model.weights.h5"]
+    if not parts[1].is_file():
+        raise InputError(
+            f"{name}: expected a preset's folder with config.json and model.weights.h5 in it; "
+            f"there is none at {folder}: give the folder that save_to_preset wrote."
         )
-    script = Path(__file__).with_name("torch_file.py")
-    command = [sys.executable, "-P", str(script), what, str(source), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise OSError(f"{name}: torch could not {what} it: {reason}")
-    return json.loads(done.stdout.splitlines()[-1])
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        if part.is_file():
+            tensors |= read_keras(part, name)
+    return tensors
 
 
-def _unwrapped(tensors: Tensors) -> Tensors:
-    """Without the prefix that torch's DataParallel gives every name."""
-    prefix = "module."
-    if not tensors.shapes or not all(key.startswith(prefix) for key in tensors.shapes):
-        return tensors
-    return Tensors(
-        {key.removeprefix(prefix): shape for key, shape in tensors.shapes.items()},
-        lambda key, *where: tensors.read(prefix + key, *where),
-        lambda key: prefix + key,
-    )
+def _read_h5(path: Path, name: str, *, own: bool) -> dict[str, Tensor]:
+    def rows(dataset: str, part: slice) -> np.ndarray:
+        with _opened_h5(path) as file:
+            return file[dataset][part]
+
+    tensors = {}
+    try:
+        with _opened_h5(path) as file:
+            # Keras names a layer without weights by its class: MeanRGB in version 0.1, Rescaling.
+            if not own and ("layers/mean_rgb" in file or "layers/rescaling" in file):
+                raise InputError(
+                    f"{name} is of a network of vggkeras, which prepares images otherwise than "
+                    "keras.applications: give the run's folder or the .keras file, without keras: "
+                    "before it."
+                )
+            for layer, datasets in _h5_layers(file):
+                for weight, dataset in zip_longest(_weight_names(layer), datasets):
+                    if dataset is not None:
+                        shape = tuple(file[dataset].shape)
+                        key = f"{layer}/{weight or dataset}"
+                        tensors[key] = Tensor(dataset, shape, functools.partial(rows, dataset))
+    except InputError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise _damaged(name, error, "a weights file of Keras") from error
+    return tensors
 
 
-class _Window(io.RawIOBase):
-    """A stored entry of a zip archive as a file of its own, that can be read from anywhere."""
+def _weight_names(layer: str) -> tuple[str, ...]:
+    if "_bn" in layer:
+        return "gamma", "beta", "moving_mean", "moving_variance"
+    return "kernel", "bias"
 
-    def __init__(self, path: Path, entry: str) -> None:
-        self.file = open(path, "rb")  # noqa: SIM115 (closed below)
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(entry)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{entry} in it is compressed, which Keras does not do")
-        self.file.seek(info.header_offset + 26)
-        self.start = info.header_offset + 30 + sum(struct.unpack("<HH", self.file.read(4)))
-        self.size, self.place = info.file_size, 0
 
-    def readable(self) -> bool:
-        return True
+def _h5_layers(file: Any) -> Iterator[tuple[str, list[str]]]:
+    """Yield (layer, its datasets in order) of a file of Keras 2, or of Keras 3."""
+    legacy = file.get("model_weights", file)
+    if "layer_names" in legacy.attrs:
+        for group in legacy.values():
+            names = [
+                name.decode() if isinstance(name, bytes) else str(name)
+                for name in group.attrs.get("weight_names", ())
+            ]
+            if names:
+                yield group.name.rsplit("/", 1)[1], [f"{group.name}/{name}" for name in names]
+        return
+    # layers/conv2d_3/vars/0 … The group says its layer's name, but not in older files of Keras 3.
+    groups: list[Any] = []
+    file.visititems(lambda _, item: groups.append(item) if item.name.endswith("/vars") else None)
+    groups = [g for g in groups if len(g) and not g.name.startswith(("/optimizer", "/vars"))]
+    unnamed = [group for group in groups if "name" not in group.attrs]
+    names_by_group = {group.name: str(group.attrs.get("name")) for group in groups}
+    names_by_group |= _counted([group.name for group in unnamed])
+    for group in groups:
+        if group.name in names_by_group:
+            datasets = [f"{group.name}/{i}" for i in sorted(group, key=int)]
+            yield names_by_group[group.name], datasets
 
-    def seekable(self) -> bool:
-        return True
 
-    def tell(self) -> int:
-        return self.place
+def _counted(groups: list[str]) -> dict[str, str]:
+    """Return group -> layer of unnamed groups: layers/conv2d_3/vars is the fourth convolution."""
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.place = offset + (0, self.place, self.size)[whence]
-        return self.place
+    def position(group: str) -> tuple[bool, int]:
+        layer_class, _, number = group.split("/")[-2].partition("_")
+        return layer_class == "dense", int(number or 0)
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(0, self.size - self.place)]
-        self.file.seek(self.start + self.place)
-        count = self.file.readinto(view)  # type: ignore[attr-defined]
-        self.place += count
-        return count
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
+    count = sum(not position(group)[0] for group in groups)
+    layers: list[str] = []
+    if count:
+        by_depth = {8: "A", 10: "B", 13: "D", 16: "E"}
+        if count not in by_depth:
+            raise ValueError(f"it has {count} convolutions, as no VGG network has")
+        layers = [step.name for step in configs.plan(by_depth[count]) if step.kind == "conv"]
+    return dict(zip(sorted(groups, key=position), [*layers, *FC], strict=False))
 
 
 @contextmanager
@@ -216,88 +308,37 @@ def _opened_h5(path: Path) -> Iterator[Any]:
 
     zipped = zipfile.is_zipfile(path)
     with (
-        _Window(path, "model.weights.h5") if zipped else nullcontext(path) as file,
+        _StoredEntry(path, "model.weights.h5") if zipped else nullcontext(path) as file,
         h5py.File(file, "r") as h5,
     ):
         yield h5
 
 
-WEIGHTS = {"conv": ("kernel", "bias"), "bn": ("gamma", "beta", "moving_mean", "moving_variance")}
+class _StoredEntry(io.RawIOBase):
+    """An uncompressed entry of a zip archive, for h5py to read without a copy of it."""
 
+    def __init__(self, path: Path, entry: str) -> None:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(entry)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{entry} in it is compressed, which Keras does not do")
+        self._file = open(path, "rb")  # noqa: SIM115 (closed below)
+        self._file.seek(info.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", self._file.read(4))
+        self._start = info.header_offset + 30 + name_length + extra_length
+        self._size = info.file_size
+        self.seek(0)
 
-def _weight_names(layer: str) -> tuple[str, ...]:
-    return WEIGHTS["bn" if "_bn" in layer else "conv"]
+    def tell(self) -> int:
+        return self._file.tell() - self._start
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        origin = (0, self.tell(), self._size)[whence]
+        return self._file.seek(self._start + origin + offset) - self._start
 
-def h5_tensors(path: Path, name: str, *, ours: bool = False) -> Tensors:
-    """Of a weights file of Keras: layer/kernel, layer/bias …, whatever the file calls them."""
-    places: dict[str, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        with _opened_h5(path) as file:
-            # The layer mean_rgb, under its class: MeanRGB in files of version 0.1, Rescaling since.
-            own = "layers/mean_rgb" in file or "layers/rescaling" in file
-            for layer, found in _h5_layers(file):
-                names = _weight_names(layer)
-                for number, dataset in enumerate(found):
-                    key = f"{layer}/{names[number] if number < len(names) else number}"
-                    shapes[key], places[key] = tuple(file[dataset].shape), dataset
-    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        raise _damaged(name, error, "a weights file of Keras") from error
-    if own and not ours:
-        raise InputError(
-            f"{name} is of a network of vggkeras, whose convention is another than keras.applications': give the run's "
-            "folder or the .keras file, without keras: before it."
-        )
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
 
-    def read(key: str, *where: slice) -> np.ndarray:
-        with _opened_h5(path) as file:
-            return np.asarray(file[places[key]][where], np.float32)
-
-    return Tensors(shapes, read, places.__getitem__)
-
-
-def _h5_layers(file: Any) -> Iterator[tuple[str, list[str]]]:
-    """(layer, its datasets in order) of a file of the old layout, or of Keras 3's."""
-    import h5py
-
-    old = file.get("model_weights", file)
-    if "layer_names" in old.attrs:
-        for group in old.values():
-            names = [
-                n.decode() if isinstance(n, bytes) else str(n)
-                for n in group.attrs.get("weight_names", ())
-            ]
-            if names:
-                yield group.name.rsplit("/", 1)[1], [f"{group.name}/{n}" for n in names]
-        return
-    # layers/conv2d_3/vars/0, in groups that say their layer's name; older files of Keras 3 do not, but count.
-    found: list[h5py.Group] = []
-    file.visititems(lambda _, item: found.append(item) if item.name.endswith("/vars") else None)
-    unnamed: list[str] = []
-    for group in found:
-        if group.name.startswith("/optimizer") or group.name == "/vars":
-            continue
-        layer = group.attrs.get("name")
-        if len(group) and layer is None:
-            unnamed.append(group.name)
-        elif len(group):
-            yield str(layer), [f"{group.name}/{i}" for i in sorted(group, key=int)]
-    if unnamed:
-
-        def count(place: str) -> tuple[int, int]:
-            kind, _, number = place.split("/")[-2].partition("_")
-            return kind == "dense", int(number or 0)
-
-        unnamed.sort(key=count)
-        convolutions = sum(not count(place)[0] for place in unnamed)
-        by_depth = {8: "A", 10: "B", 13: "D", 16: "E"}
-        if convolutions not in (0, *by_depth):
-            raise ValueError(f"it has {convolutions} convolutions, as no VGG network has")
-        layers = (
-            [s.name for s in configs.plan(by_depth.get(convolutions, "A")) if s.kind == "conv"]
-            if convolutions
-            else []
-        )
-        for layer, place in zip([*layers, *FC], unnamed, strict=False):
-            yield layer, [f"{place}/{i}" for i in sorted(file[place], key=int)]
+    def close(self) -> None:
+        self._file.close()
+        super().close()

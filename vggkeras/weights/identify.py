@@ -1,27 +1,22 @@
-"""Weights from elsewhere in our one convention (RGB, 0-255, minus a mean), into a network of ours; and ours in others'.
+"""Find weights and identify the network that they are of, by what is in the file.
 
 A source is named by one string:
 
-    runs/NAME, FILE.keras             a run's folder, or a .keras file of ours
-    keras:vgg16, keras:vgg19          keras.applications' own files, from Keras' cache or downloaded into it
-    keras:FILE.h5, .weights.h5        a file of that layout, old or of Keras 3, with or without the FC layers
-    torchvision:FILE, timm:FILE       .safetensors, or .pth through torch; key names of either
+    runs/NAME, FILE.keras             a run's folder, or a .keras file of vggkeras
+    keras:vgg16, keras:vgg19          keras.applications' files, in Keras' cache or downloaded
+    keras:FILE.h5, .weights.h5        a file of that layout, with or without the FC layers
+    torchvision:FILE, timm:FILE       .safetensors, or .pth through torch; names of either
     kerashub:FOLDER                   a preset of KerasHub's VGG, backbone or classifier
-
-What the other library does to an image before its network is folded into the first kernel and the mean that our first
-layer subtracts; nothing is approximated, for padding comes after centring in all of them. Tensors are read one at a time
-and the largest in slices, so that no more than one copy of the weights is ever in memory.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
+import mmap
 import os
 import statistics
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,398 +27,357 @@ from vggkeras import configs, models
 from vggkeras.card import ModelCard
 from vggkeras.data import imagenet
 from vggkeras.errors import InputError
-from vggkeras.weights.files import (
-    KERAS_DOWNLOADS,
-    Tensors,
-    download,
-    h5_tensors,
-    safetensors,
-    torch_tensors,
-)
-from vggkeras.weights.layouts import (
-    COUNTER,
-    TORCH_MEAN_RGB,
-    TORCH_STD,
-    Part,
-    layer_parts,
-    tensor_names,
-    their_shape,
-)
+from vggkeras.weights import files
+from vggkeras.weights.files import KERAS_DOWNLOADS, Tensor
+from vggkeras.weights.layouts import FIRST, LAYOUTS, OWN, Layout, Preprocessing
 
-OTHERS = ("keras", "torchvision", "timm", "kerashub")
 EXPECTED = (
-    "expected a run's folder or a .keras file of ours, keras:vgg16, keras:vgg19, keras:FILE.h5, torchvision:FILE.pth, "
-    "torchvision:FILE.safetensors, timm:FILE or kerashub:FOLDER"
+    "expected a run's folder or a .keras file of vggkeras, keras:vgg16, keras:vgg19, "
+    "keras:FILE.h5, torchvision:FILE.pth, torchvision:FILE.safetensors, timm:FILE or "
+    "kerashub:FOLDER"
 )
+COUNTER = ".num_batches_tracked"  # of torch's batch normalization; no answer depends on it
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights that were found and understood, by their files' headers: the numbers are read when they are asked for."""
+    """Weights that were found and identified. Only headers were read; `read` gives the numbers."""
 
-    name: str  # what a message calls it
-    kind: str  # ours, keras, torchvision, timm or kerashub
+    name: str  # in messages
+    layout: Layout
+    preprocessing: Preprocessing
     arch: str
     batch_norm: bool
     width: float
-    fc_units: int | None  # None, as the classes: in a file without FC layers
+    fc_units: int | None  # None, like classes, in a file without these layers
     classes: int | None
     input_shape: tuple[int, int, int]  # (H, W, C)
-    mean_rgb: tuple[float, ...]  # 0-255, what the weights expect to have been subtracted
-    card: ModelCard = field(repr=False)  # what else should travel on with the weights
-    shapes: dict[str, list[tuple[int, ...]]] = field(
-        repr=False
-    )  # our layer name -> its weights' shapes, our convention
-    tensors: dict[str, list[str]] = field(
-        repr=False
-    )  # our layer name -> the names of what it is made from
-    parts: dict[str, Callable[[], Iterator[Part]]] = field(
-        repr=False
-    )  # our layer name -> its numbers, slice by slice
+    card: ModelCard = field(repr=False)  # what else travels on with the weights
+    shapes: dict[str, list[tuple[int, ...]]] = field(repr=False)  # layer -> as build() has them
+    parts: dict[str, list[Tensor]] = field(repr=False)  # layer -> the tensors that it is made from
 
     @property
-    def layers(self) -> dict[str, Callable[[], list[np.ndarray]]]:
-        """Our layer name -> a function that reads its weights (kernel, bias; gamma, beta, mean, variance), float32."""
-        return {name: functools.partial(self._read, name) for name in self.shapes}
-
-    def _read(self, name: str) -> list[np.ndarray]:
-        arrays = [np.empty(shape, np.float32) for shape in self.shapes[name]]
-        for number, rows, block in self.parts[name]():
-            arrays[number][rows] = block
-        return arrays
+    def mean_rgb(self) -> tuple[float, ...]:
+        """The mean, 0-255, that a network with these weights has to subtract."""
+        return tuple(float(mean) for mean in self.preprocessing.mean_rgb)
 
     @property
     def network(self) -> str:
-        """What `build` calls such a network: vgg_d."""
+        """The name that `build` gives such a network: vgg_d."""
         return f"vgg_{self.arch.lower().replace('-', '_')}"
 
+    @property
+    def tensors(self) -> dict[str, list[str]]:
+        """Layer -> the names, in the file, of the tensors that it is made from."""
+        return {layer: [tensor.name for tensor in parts] for layer, parts in self.parts.items()}
+
+    def read(self, layer: str) -> list[np.ndarray]:
+        """Return a layer's weights as `build()` has them, float32.
+
+        Kernel and bias, or gamma, beta, moving mean and moving variance.
+        """
+        weights = [_aligned(shape) for shape in self.shapes[layer]]
+        for weight, tensor in zip(weights, self.parts[layer], strict=False):
+            tensor.copy_to(self.layout.view(layer, weight, _grid(self.input_shape)))
+        if layer == FIRST:
+            weights[0][...] = self.preprocessing.fold(weights[0])
+        return weights
+
     def origin(self, layer: str) -> str:
-        """Where a layer comes from, in words: the other network and its layer."""
-        if self.kind == "ours":
+        """Return where a layer comes from, in words: the other network and its layer."""
+        if self.layout is OWN:
             return f"{self.network} {layer}"
-        if self.kind in ("keras", "kerashub"):  # whose layers have our names
+        if not self.layout.sequence:  # its layers have our names
             return f"{self.name} {layer}"
-        first = self.tensors[layer][0]
-        return f"{self.name} {first.rpartition('.')[0]}"
+        return f"{self.name} {self.parts[layer][0].name.rpartition('.')[0]}"
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array that begins on a memory page, as TensorFlow needs it to take it over."""
+    return np.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), np.float32).reshape(shape)
+
+
+@dataclass(frozen=True)
+class _File:
+    """Weights that were opened, before they are identified."""
+
+    spec: str
+    name: str
+    layout: Layout
+    tensors: dict[str, Tensor]
+    preprocessing: Preprocessing
+    # What only a file of vggkeras says.
+    input_shape: tuple[int, int, int] | None = None
+    lrn: bool = False
+    card: ModelCard | None = None
+
+
+def open_source(spec: str | os.PathLike) -> Source:
+    """Find weights and identify the network that they are of. Reads headers only.
+
+    Args:
+        spec: see the module's docstring. torchvision and timm files, and KerasHub's presets
+            without a preprocessor, take ImageNet's preprocessing of those libraries
+            (0-1, mean .485 .456 .406, deviation .229 .224 .225).
+
+    Raises:
+        InputError (a ValueError): nothing is there, a damaged file, another network (with the first
+            missing and unexpected names), a tensor of another shape, a pickle that would run code,
+            a package that is missing.
+    """
+    spec = os.fspath(spec)
+    library, _, rest = spec.partition(":")
+    if library not in LAYOUTS:
+        if rest and not Path(spec).exists():
+            raise InputError(f"Unknown weights {spec!r}: {EXPECTED}.")
+        return _identified(_open_own(spec))
+    if not rest:
+        raise InputError(f"{spec!r} names no file: {EXPECTED}.")
+    layout = LAYOUTS[library]
+    downloaded = library == "keras" and rest in KERAS_DOWNLOADS
+    path = files.download(rest) if downloaded else Path(rest)
+    if not path.exists() or (path.is_dir() and library != "kerashub"):
+        raise InputError(f"{spec}: there is no file {path}; {EXPECTED}.")
+    name = f"{library}:{rest if downloaded else path.name}"
+    preprocessing = layout.preprocessing
+    if library == "kerashub":
+        preprocessing = _hub_preprocessing(path / "preprocessor.json", name) or preprocessing
+    return _identified(_File(spec, name, layout, layout.read(path, name), preprocessing))
 
 
 def trained_file(path: Path | str) -> Path:
-    """The .keras file of a run's folder, or the file itself. Raises InputError where there is none."""
+    """Return the .keras file of a run's folder, or the file itself.
+
+    Raises InputError where there is none.
+    """
     file = Path(path) / "model.keras" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise InputError(
-            f"--init-from {path}: expected a run's folder with model.keras in it, or a .keras file; there is none."
+            f"--init-from {path}: expected a run's folder with model.keras in it, or a .keras "
+            "file; there is none."
         )
     return file
 
 
-def open_source(spec: str | os.PathLike) -> Source:
-    """Find weights and understand them: which network they are of, and what each tensor is for. Reads headers alone.
+def _open_own(spec: str) -> _File:
+    path = trained_file(spec)
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            f"{path} is not a .keras file (they are zip archives): it is damaged or of another "
+            "kind; save it again."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))["config"]
+            named = models.ABOUT in archive.namelist()
+            card = ModelCard.from_json(
+                json.loads(archive.read(models.ABOUT)) if named else {}, path
+            )
+        layers = {layer["config"].get("name"): layer["config"] for layer in config["layers"]}
+        shape = tuple(layers["images"]["batch_shape"][1:])
+        mean = _mean(layers["mean_rgb"])
+    except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is no network of vggkeras: expected a .keras file that it saved "
+            f"({type(error).__name__}: {error}); weights of keras.applications are given as "
+            "keras:FILE."
+        ) from error
+    tensors = files.read_own(path)
+    preprocessing = Preprocessing(tuple(mean))
+    return _File(spec, spec, OWN, tensors, preprocessing, shape, "lrn" in layers, card)
 
-    Args:
-        spec: see the module's docstring. Of KerasHub's presets without a preprocessor, and of all torchvision and timm
-            files, the preprocessing is ImageNet's of those libraries (0-1, mean .485 .456 .406, deviation .229 .224 .225).
 
-    Raises:
-        InputError (a ValueError): nothing there, a damaged file, another network (the first missing and unexpected names),
-            a tensor of another shape, a pickle that would run code, a package that is missing.
-    """
-    spec = os.fspath(spec)
-    kind, _, rest = spec.partition(":")
-    if kind not in OTHERS:
-        if rest and not Path(spec).exists():
-            raise InputError(f"Unknown weights {spec!r}: {EXPECTED}.")
-        return _open_ours(spec)
-    if not rest:
-        raise InputError(f"{spec!r} names no file: {EXPECTED}.")
-    if kind == "kerashub":
-        return _open_hub(spec, Path(rest))
-    path = download(rest) if kind == "keras" and rest in KERAS_DOWNLOADS else Path(rest)
+def _mean(config: dict[str, Any]) -> list[float]:
+    """Return the mean RGB in a layer's config: a Rescaling's, or a MeanRGB's of version 0.1."""
+    return config["mean"] if "mean" in config else [-value for value in config["offset"]]
+
+
+def _hub_preprocessing(path: Path, name: str) -> Preprocessing | None:
+    """Return what a preset's image converter does: image x scale + offset. None without one."""
     if not path.is_file():
-        raise InputError(f"{spec}: there is no file {path}; {EXPECTED}.")
-    name = f"{kind}:{rest if rest in KERAS_DOWNLOADS else path.name}"
-    if kind == "keras":
-        return _understand(spec, name, kind, h5_tensors(path, name), ["keras"])
-    tensors = (
-        safetensors(path, name) if path.suffix == ".safetensors" else torch_tensors(path, name)
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        converter = content["config"]["image_converter"]["config"]
+        scale = _three(converter.get("scale"), 1.0)
+        offset = _three(converter.get("offset"), 0.0)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{name}: {path.name} does not say scale and offset of its image converter ({error}): "
+            "expected what KerasHub's save_to_preset writes; save the preset again."
+        ) from error
+    if not all(scale):
+        raise InputError(
+            f"{name}: {path.name} has an image converter of scale {scale}: expected numbers other "
+            "than 0."
+        )
+    mean = tuple(-o / s for o, s in zip(offset, scale, strict=True))
+    return Preprocessing(mean, tuple(1 / s for s in scale))
+
+
+def _three(value: Any, default: float) -> list[float]:
+    return [float(v) for v in np.broadcast_to(default if value is None else value, 3)]
+
+
+# ---- which network it is ------------------------------------------------------------------------
+
+
+def _identified(file: _File) -> Source:
+    """Return the network that a file's tensors are of: all of its tensors, with its shapes."""
+    arch, batch_norm, layout, names = _configuration(file)
+    parts = {
+        layer: [file.tensors[n] for n in own if n in file.tensors] for layer, own in names.items()
+    }
+    # The sizes of biases, which every library lays out alike.
+    outputs = {layer: math.prod(tensors[1].shape) for layer, tensors in parts.items()}
+    width = _width(arch, [n for layer, n in outputs.items() if "_conv" in layer])
+    input_shape = file.input_shape or _input_shape(layout, width, parts)
+    fc_units, classes = outputs.get("fc1"), outputs.get("predictions")
+    expected = weight_shapes(arch, input_shape, classes or 2, batch_norm, width, fc_units or 1)
+    shapes = {layer: expected[layer] for layer in parts}
+    described = f"configuration {arch} of width {width:g} at {input_shape[0]} px"
+    for layer, tensors in parts.items():
+        for tensor, shape in zip(tensors, shapes[layer], strict=False):
+            four_axes = len(tensor.shape) == 4
+            stored = layout.shape(layer, shape, _grid(input_shape), four_axes=four_axes)
+            if tensor.shape != stored:
+                raise InputError(
+                    f"{file.name}: {tensor.name} ({layer}) has shape {list(tensor.shape)}; "
+                    f"expected {list(stored)} in a {described}: give the weights of one network of "
+                    "Table 1."
+                )
+    card = file.card
+    if card is None:
+        labels = tuple(imagenet.class_names()) if classes == imagenet.CLASSES else ()
+        mean = file.preprocessing.mean_rgb
+        card = ModelCard(labels, mean, arch=arch, pretrained=file.spec)
+    return Source(
+        name=file.name,
+        layout=layout,
+        preprocessing=file.preprocessing,
+        arch=arch,
+        batch_norm=batch_norm,
+        width=width,
+        fc_units=fc_units,
+        classes=classes,
+        input_shape=input_shape,
+        card=card,
+        shapes=shapes,
+        parts=parts,
     )
-    styles = ["torchvision", "timm"] if kind == "torchvision" else ["timm", "torchvision"]
-    return _understand(spec, name, kind, tensors, styles)
 
 
-def _understand(
-    spec: str,
-    name: str,
-    kind: str,
-    tensors: Tensors,
-    styles: Sequence[str],
-    scale: Sequence[float] = (),
-    mean: Sequence[float] = (),
-    ours: dict[str, Any] | None = None,
-) -> Source:
-    """Which network a file's tensors are of; every one accounted for, of the shape it should have.
+def _configuration(file: _File) -> tuple[str, bool, Layout, dict[str, list[str]]]:
+    """Return (arch, whether with batch normalization, layout, layer -> tensor names) of a file.
 
-    Args:
-        scale: what the first kernel is multiplied by, one number a channel of its own order; by default the library's.
-        mean: what is subtracted from RGB, 0-255; by default the library's.
-        ours: input_shape, lrn and card, of our own files.
+    The number of convolutions says which configuration it is; that of D is C's too, which differs
+    by its 1 x 1 kernels. torchvision's and timm's files differ by the names of the FC layers.
     """
-    found = set(tensors.shapes)
-    best: tuple[list[str], list[str], str, bool, str, dict[str, list[str]]] | None = None
-    for style in styles:
-        for fc in (3, 2, 0):
-            for batch_norm in (False, True):
-                for arch in ("A", "B", "D", "E"):
-                    layers = tensor_names(style, arch, batch_norm, fc)
-                    wanted = [n for names in layers.values() for n in names]
-                    counters = {
-                        f"{v[0].rsplit('.', 1)[0]}.{COUNTER}"
-                        for k, v in layers.items()
-                        if "_bn" in k
-                    }
-                    missing = [n for n in wanted if n not in found]
-                    unexpected = [n for n in tensors.shapes if n not in set(wanted) | counters]
-                    if best is None or len(missing) + len(unexpected) < len(best[0]) + len(best[1]):
-                        best = missing, unexpected, arch, batch_norm, style, layers
-    assert best is not None
-    missing, unexpected, arch, batch_norm, style, layers = best
+    tensors = file.tensors
+
+    def fc_tensors(layout: Layout) -> list[int]:
+        return [
+            sum(name + weight in tensors for weight in layout.conv_weights)
+            for name in layout.fc_layers
+        ]
+
+    layout = max((file.layout, *LAYOUTS.values()), key=lambda layout: sum(fc_tensors(layout)))
+    fc1, fc2, predictions = fc_tensors(layout)
+    fc = 3 if predictions else 2 if fc1 or fc2 else 0
+    batch_norm = any(name.endswith(layout.norm_weights[2]) for name in tensors)
+    prefix, kernel = layout.sequence or "block", layout.conv_weights[0]
+    convolutions = sum(
+        name.startswith(prefix) and name.endswith(kernel) and len(tensor.shape) == 4
+        for name, tensor in tensors.items()
+    )
+    arch = min("ABDE", key=lambda letter: abs(len(_filters(letter)) - convolutions))
+    names = layout.tensor_names(arch, batch_norm, fc)
+    for layer in names:
+        counter = names[layer][0].rpartition(".")[0] + COUNTER
+        if "_bn" in layer and counter in tensors:
+            names[layer].append(counter)
+    _check_names(file, arch, batch_norm, names)
+    if arch == "D" and tensors[names["block3_conv3"][0]].shape[:2] == (1, 1):
+        arch = "C"
+    return "A-LRN" if file.lrn else arch, batch_norm, layout, names
+
+
+def _check_names(file: _File, arch: str, batch_norm: bool, names: dict[str, list[str]]) -> None:
+    wanted = [name for own in names.values() for name in own]
+    missing = [name for name in wanted if name not in file.tensors]
+    unexpected = [name for name in file.tensors if name not in set(wanted)]
     if missing or unexpected:
         alias = next(alias for alias, letter in configs.ALIASES.items() if letter == arch)
-        told = [
-            f"{len(names)} {what}, first {', '.join(map(repr, names[:3]))}"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
-            if names
+        differences = [
+            f"{len(own)} {what}, first {', '.join(map(repr, own[:3]))}"
+            for what, own in (("missing", missing), ("unexpected", unexpected))
+            if own
         ]
         raise InputError(
-            f"{name} is not a VGG network of Table 1 as {' or '.join(styles)} names it; the nearest is {alias}"
-            f"{' with batch normalisation' if batch_norm else ''}, of whose tensors {'; '.join(told)}: give the weights of "
-            "such a network."
+            f"{file.name} is not a VGG network of Table 1 as {file.layout.library} names it; the "
+            f"nearest is {alias}{' with batch normalization' if batch_norm else ''}, of whose "
+            f"tensors {'; '.join(differences)}: give the weights of such a network."
         )
-    for layer, names in layers.items():
-        counter = f"{names[0].rsplit('.', 1)[0]}.{COUNTER}"
-        if "_bn" in layer and counter in found:
-            names.append(counter)
-    if style == "keras" and tensors.shapes.get("block3_conv3/kernel", ())[:1] == (1,):
-        arch = "C"  # which differs from D by its 1 x 1 kernels alone
-    if ours and ours["lrn"]:
-        arch = "A-LRN"
-    return _sized(spec, name, kind, tensors, style, arch, batch_norm, layers, scale, mean, ours)
 
 
-def _sized(
-    spec: str,
-    name: str,
-    kind: str,
-    tensors: Tensors,
-    style: str,
-    arch: str,
-    batch_norm: bool,
-    layers: dict[str, list[str]],
-    scale: Sequence[float],
-    mean: Sequence[float],
-    ours: dict[str, Any] | None,
-) -> Source:
-    """A network's sizes, by its tensors' shapes; every shape is checked against them."""
-    torch = style != "keras"
-
-    def size(layer: str, number: int, axis: int) -> int:
-        shape = tensors.shapes[layers[layer][number]]
-        return shape[axis] if len(shape) > (axis if axis >= 0 else ~axis) else 1
-
-    filters = {layer: size(layer, 1, 0) for layer in layers if "_conv" in layer}  # the biases'
-    width = _width(arch, list(filters.values()))
-    with_fc = "fc1" in layers
-    fc_units = size("fc1", 1, 0) if with_fc else None
-    classes = size("predictions", 1, 0) if "predictions" in layers else None
-    channels = size("block1_conv1", 0, 1 if torch else 2)
-    if ours:
-        shape = ours["input_shape"]
-    else:
-        last = max(1, round(512 * width))
-        kernel = tensors.shapes[layers["fc1"][0]] if with_fc else (7, 7, last, 0)
-        if len(kernel) == 2:
-            area = kernel[1 if torch else 0] // last
-        else:
-            area = kernel[-1] * kernel[-2] if torch else kernel[0] * kernel[1]
-        side = 32 * max(1, math.isqrt(area))
-        shape = (side, side, 3)
-    expected = weight_shapes(arch, shape, classes or 2, batch_norm, width, fc_units or 1)
-    turned: dict[str, list[tuple[int, ...]]] = {}
-    for layer, names in layers.items():
-        turned[layer] = expected[layer]
-        for names_own, wanted in zip(names, expected[layer], strict=False):
-            received = tensors.shapes[names_own]
-            theirs = their_shape(style, layer, wanted, received, shape)
-            if received != theirs:
-                raise InputError(
-                    f"{name}: {tensors.called(names_own)} ({layer}) has shape {list(received)}; expected {list(theirs)} in a "
-                    f"configuration {arch} of width {width:g} at {shape[0]} px: give the weights of one network of Table 1."
-                )
-    if ours:
-        mean, scale, card = ours["mean"], (), ours["card"]
-    else:
-        if kind == "keras":
-            mean = mean or configs.IMAGENET_MEAN_RGB
-        else:
-            mean = mean or TORCH_MEAN_RGB
-            scale = scale or [1 / (255 * std) for std in TORCH_STD]
-        names_of_classes = imagenet.class_names() if classes == imagenet.CLASSES else ()
-        card = ModelCard(tuple(names_of_classes), tuple(mean), arch=arch, pretrained=spec)
-    grid = shape[0] // 32, shape[1] // 32
-    parts: dict[str, Callable[[], Iterator[Part]]] = {
-        layer: functools.partial(
-            layer_parts,
-            tensors,
-            layer,
-            names[: len(expected[layer])],
-            torch,
-            kind == "keras",
-            tuple(scale),
-            grid,
-        )
-        for layer, names in layers.items()
-    }
-    called = {layer: [tensors.called(n) for n in names] for layer, names in layers.items()}
-    sizes = (
-        arch,
-        batch_norm,
-        width,
-        fc_units,
-        classes,
-        (shape[0], shape[1], channels),
-        tuple(float(m) for m in mean),
-    )
-    return Source(name, kind, *sizes, card, turned, called, parts)
+def _filters(arch: str) -> list[int]:
+    """Return the numbers of filters in Table 1."""
+    blocks = configs.CONFIGURATIONS[arch]
+    return [entry[1] for block in blocks for entry in block if not isinstance(entry, str)]
 
 
 def _width(arch: str, filters: list[int]) -> float:
-    """The multiplier that gives these numbers of filters; where none does, the middle one of what each would need."""
-    table = [
-        e[1] for block in configs.CONFIGURATIONS[arch] for e in block if not isinstance(e, str)
-    ]
-    ratios = sorted({n / t for n, t in zip(filters, table, strict=True)})
-    low = max((n - 0.5) / t if n > 1 else 0 for n, t in zip(filters, table, strict=True))
-    high = min((n + 0.5) / t for n, t in zip(filters, table, strict=True))
-    for width in (*ratios, (low + high) / 2):
-        if width > 0 and all(
-            max(1, round(t * width)) == n for n, t in zip(filters, table, strict=True)
-        ):
+    """Return the multiplier of Table 1 that gives these numbers of filters.
+
+    Where there is none, the middle one of what each needs: the shapes then say what is wrong.
+    """
+    pairs = list(zip(filters, _filters(arch), strict=True))
+    ratios = sorted(count / table for count, table in pairs)
+    lowest = max((count - 0.5) / table if count > 1 else 0 for count, table in pairs)
+    highest = min((count + 0.5) / table for count, table in pairs)
+    for width in (*ratios, (lowest + highest) / 2):
+        if width > 0 and all(max(1, round(table * width)) == count for count, table in pairs):
             return width
-    return statistics.median(n / t for n, t in zip(filters, table, strict=True)) or 1.0
+    return statistics.median(ratios) or 1.0
+
+
+def _input_shape(
+    layout: Layout, width: float, parts: dict[str, list[Tensor]]
+) -> tuple[int, int, int]:
+    """Return the square crop for which fc1 has its size; the paper's without an fc1."""
+    if "fc1" not in parts:
+        return 224, 224, 3
+    kernel, bias = (math.prod(tensor.shape) for tensor in parts["fc1"][:2])
+    positions = kernel // (max(1, bias) * max(1, round(512 * width)))
+    side = 32 * max(1, math.isqrt(positions))
+    return side, side, 3
+
+
+def _grid(input_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Return height and width of the last feature map."""
+    return input_shape[0] // 32, input_shape[1] // 32
 
 
 def weight_shapes(
     arch: str,
-    shape: tuple[int, int, int],
+    input_shape: tuple[int, int, int],
     classes: int,
     batch_norm: bool,
     width: float,
     fc_units: int,
 ) -> dict[str, list[tuple[int, ...]]]:
-    """Layer -> its weights' shapes, in `build`'s order and convention."""
-    found: dict[str, list[tuple[int, ...]]] = {}
-    inputs = shape[2]
+    """Return layer -> its weights' shapes, in `build`'s order and convention."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    inputs = input_shape[2]
     for step in configs.plan(
-        arch, shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units
+        arch, input_shape, classes, batch_norm=batch_norm, width=width, fc_units=fc_units
     ):
         outputs = step.output_shape[-1]
         if step.kind == "conv":
-            found[step.name] = [(step.kernel, step.kernel, inputs, outputs), (outputs,)]
+            shapes[step.name] = [(step.kernel, step.kernel, inputs, outputs), (outputs,)]
             if batch_norm:
-                found[step.name.replace("conv", "bn")] = [(outputs,)] * 4
+                shapes[step.name.replace("conv", "bn")] = [(outputs,)] * 4
         elif step.kind in ("dense", "predictions"):
-            found[step.name] = [(inputs, outputs), (outputs,)]
+            shapes[step.name] = [(inputs, outputs), (outputs,)]
         inputs = outputs
-    return found
-
-
-# ---- ours, KerasHub's --------------------------------------------------------------------------------------------------
-
-
-def _open_ours(spec: str) -> Source:
-    path = trained_file(spec)
-    if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"{path} is not a .keras file (they are zip archives): it is damaged or of another kind; save it again."
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-            described = (
-                json.loads(archive.read(models.ABOUT)) if models.ABOUT in archive.namelist() else {}
-            )
-        card = ModelCard.from_json(described, path)
-        layers = {layer["config"].get("name"): layer for layer in config["layers"]}
-        mean = _mean(layers["mean_rgb"]["config"])
-        (shape,) = (
-            lay["config"]["batch_shape"][1:]
-            for lay in config["layers"]
-            if lay["class_name"] == "InputLayer"
-        )
-    except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is no network of vggkeras: expected a .keras file that it saved ({type(error).__name__}: {error}); "
-            "weights of keras.applications are given as keras:FILE."
-        ) from error
-    known = {"input_shape": tuple(shape), "mean": mean, "lrn": "lrn" in layers, "card": card}
-    return _understand(
-        spec, spec, "ours", h5_tensors(path, str(path), ours=True), ["keras"], ours=known
-    )
-
-
-def _mean(config: dict[str, Any]) -> list[float]:
-    """Return the mean RGB in a layer's configuration: a Rescaling's, or a MeanRGB's of version 0.1."""
-    return config["mean"] if "mean" in config else [-value for value in config["offset"]]
-
-
-def _open_hub(spec: str, folder: Path) -> Source:
-    """A preset folder: config.json, model.weights.h5 of the backbone, task.weights.h5 of a classifier's head."""
-    name = f"kerashub:{folder.name}"
-    if not (folder / "model.weights.h5").is_file():
-        raise InputError(
-            f"{spec}: expected a preset's folder with config.json and model.weights.h5 in it; there is none."
-        )
-    tensors = h5_tensors(folder / "model.weights.h5", name)
-    if (folder / "task.weights.h5").is_file():
-        head = h5_tensors(folder / "task.weights.h5", name)
-        backbone = tensors
-
-        def of(key: str) -> Tensors:
-            return backbone if key in backbone.shapes else head
-
-        tensors = Tensors(
-            {**head.shapes, **backbone.shapes},
-            lambda key, *where: of(key).read(key, *where),
-            lambda key: of(key).called(key),
-        )
-    scale, mean = _hub_preprocessing(folder, name)
-    return _understand(spec, name, "kerashub", tensors, ["keras"], scale, mean)
-
-
-def _hub_preprocessing(folder: Path, name: str) -> tuple[list[float], list[float]]:
-    """(scale, mean RGB 0-255) of a preset's image converter, whose images are image x scale + offset; ([], []) without."""
-    path = folder / "preprocessor.json"
-    if not path.is_file():
-        return [], []
-    try:
-        converter = json.loads(path.read_text(encoding="utf-8"))["config"]["image_converter"][
-            "config"
-        ]
-        scale, offset = (
-            [
-                float(v)
-                for v in np.broadcast_to(
-                    default if converter.get(key) is None else converter[key], 3
-                )
-            ]
-            for key, default in (("scale", 1.0), ("offset", 0.0))
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{name}: {path.name} does not say scale and offset of its image converter ({error})."
-        ) from error
-    if not all(scale):
-        raise InputError(
-            f"{name}: {path.name} has an image converter of scale {scale}: expected numbers other than 0."
-        )
-    return scale, [-o / s for o, s in zip(offset, scale, strict=True)]
+    return shapes
