@@ -1,7 +1,7 @@
-"""What travels with a model: its class names, its preprocessing, where it comes from, and which form of it a file has.
+"""The card that travels with a model: its class names, preprocessing, origin and form.
 
-`ModelCard` is read from JSON and written to JSON here alone: in a .keras file and a run's run.json as `to_json` gives it,
-in an exported file as `to_description` does.
+`ModelCard` is read from JSON and written to JSON only here: for a .keras file and a run's run.json
+by `to_json`, for an exported file by `to_description`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vggkeras.recipe import Recipe
 
 INPUT_NAME = "images"
 FEATURES_USE = (
-    "Not normalised: average an image's and its mirror's and divide by their length at each scale, then average or stack "
-    "the scales and divide by the length again."
+    "Not normalised: average an image's and its mirror's and divide by their length at each scale, "
+    "then average or stack the scales and divide by the length again."
 )
 
 
@@ -83,7 +83,7 @@ class ModelCard:
     input_shape: tuple[int, int, int] | None = None  # smallest (H, W, C) that it takes
     outputs: int = 0  # number of classes, or of features
     pixels: str = ""  # preprocessing inside the file, where build() did not make the network
-    tolerance: float | None = None  # of a deep network; None: that of the precision
+    tolerance: float | None = None  # of a deep network; None: the precision's own
     model_sha256: str = ""  # of the .keras file
     written_with: str = ""  # version of vggkeras
     processor: Processor | None = None  # on which the file was proven
@@ -101,7 +101,7 @@ class ModelCard:
 
     @property
     def shapes(self) -> tuple[list[str | int], list[str | int]]:
-        """The shapes of input and output, for people and JSON: ["batch", 224, 224, 3], ["batch", 1000]."""
+        """The shapes of input and output: ["batch", 224, 224, 3], ["batch", 1000]."""
         assert self.input_shape is not None
         h, w, c = self.input_shape
         sides: list[str | int] = ["height", "width"] if self.form.takes_any_size else [h, w]
@@ -113,7 +113,7 @@ class ModelCard:
 
         Args:
             value: the parsed JSON.
-            where: the file it is of, for the message.
+            where: the file that it comes from, for the message.
 
         Raises:
             InputError (a ValueError): a field is missing or of another type.
@@ -122,8 +122,8 @@ class ModelCard:
             return cls(**(_exported(value) if "provenance" in value else _trained(value)))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise InputError(
-                f"{where}: its description is damaged ({type(error).__name__}: {str(error)[:200]}): expected what "
-                "vggkeras writes; train or export it again."
+                f"{where}: its description is damaged ({type(error).__name__}: "
+                f"{str(error)[:200]}): expected what vggkeras writes; train or export it again."
             ) from error
 
     def to_json(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class ModelCard:
             "tolerance": self.tolerance,
             "processor": self.processor and self.processor.to_json(),
         }
-        found = {
+        description = {
             "precision": self.precision,
             "class_names": list(self.class_names),
             "mean_rgb": list(self.mean_rgb),
@@ -189,12 +189,12 @@ class ModelCard:
             **{key: v for key, v in optional.items() if v},
         }
         if self.calibration:
-            found |= {
+            description |= {
                 "calibration": dataclasses.asdict(self.calibration),
                 "left_in_float": list(self.left_in_float),
                 "signal_to_noise_db": dict(self.signal_to_noise_db),
             }
-        return found
+        return description
 
 
 def recipe_json(recipe: Recipe | None) -> dict[str, Any]:
@@ -209,8 +209,8 @@ def _recipe(value: Any) -> Recipe | None:
     if not value:
         return None
     fields = {f.name for f in dataclasses.fields(Recipe)}
-    known = {key: v for key, v in value.items() if key in fields}
-    return Recipe(**known | {"out": Path(known["out"]) if known.get("out") else None})
+    values = {key: v for key, v in value.items() if key in fields}
+    return Recipe(**values | {"out": Path(values["out"]) if values.get("out") else None})
 
 
 def _trained(value: Mapping[str, Any]) -> dict[str, Any]:

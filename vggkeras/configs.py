@@ -15,7 +15,8 @@ from vggkeras.errors import InputError
 
 LRN = "lrn"
 
-# Simonyan & Zisserman 2015, Table 1. Five blocks a network; (k, n) is a k x k convolution with n filters.
+# Simonyan & Zisserman 2015, Table 1. Five blocks a network; (k, n) is a k x k convolution with n
+# filters, and a 2 x 2 max pooling ends every block.
 CONFIGURATIONS: dict[str, list[list[tuple[int, int] | str]]] = {
     "A": [[(3, 64)], [(3, 128)], [(3, 256)] * 2, [(3, 512)] * 2, [(3, 512)] * 2],
     "A-LRN": [[(3, 64), LRN], [(3, 128)], [(3, 256)] * 2, [(3, 512)] * 2, [(3, 512)] * 2],
@@ -43,12 +44,16 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def canonical_arch(arch: str) -> str:
-    """The paper's letter for a configuration or its alias, in any case. Raises InputError for an unknown one."""
+    """Return the paper's letter for a configuration or its alias, in any case.
+
+    Raises InputError for an unknown one.
+    """
     name = str(arch).upper().replace("_", "-")
     name = ALIASES.get(name.replace("-", ""), name)
     if name not in CONFIGURATIONS:
         raise InputError(
-            f"Unknown configuration {arch!r}: expected one of {', '.join(CONFIGURATIONS)}, or an alias {', '.join(ALIASES)}."
+            f"Unknown configuration {arch!r}: expected one of {', '.join(CONFIGURATIONS)}, or an "
+            f"alias {', '.join(ALIASES)}."
         )
     return name
 
@@ -74,7 +79,7 @@ def plan(
     width: float = 1.0,
     fc_units: int = 4096,
 ) -> Iterator[Layer]:
-    """The layers of a configuration, in order: the one loop that the networks and the tables are made from.
+    """Yield the layers of a configuration, in order; the networks and the tables are made from it.
 
     Raises InputError for an unknown configuration, an image below 32 px, and counts below one.
     """
@@ -120,7 +125,8 @@ def _checked_shape(input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     h, w, c = shape
     if h < MINIMUM_SIDE or w < MINIMUM_SIDE:
         raise InputError(
-            f"Images must be at least {MINIMUM_SIDE} px high and wide (five poolings halve them); received {h} x {w}."
+            f"Images must be at least {MINIMUM_SIDE} px high and wide (five poolings halve them); "
+            f"received {h} x {w}."
         )
     if c < 1:
         raise InputError(f"Images must have one channel or more; received {c}.")
@@ -128,5 +134,5 @@ def _checked_shape(input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def rescaled_side(crop: int) -> int:
-    """Smallest side S an image is rescaled to before a crop of `crop` pixels is taken: the paper's 256 for 224."""
+    """Return the smallest side S that images are rescaled to before a crop: 256 for 224."""
     return round(crop * 256 / 224)

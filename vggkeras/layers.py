@@ -1,4 +1,4 @@
-"""TODO"""
+"""The layer that subtracts the mean (section 2.1), and LRN (Table 1, A-LRN)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vggkeras.errors import InputError
 def mean_layer(mean: Sequence[float]) -> layers.Layer:
     """Return the layer `mean_rgb`, which subtracts the training set's mean RGB (section 2.1).
 
-    It is Keras' own `Rescaling`, so that any Keras 3 loads the file. It has no weights: the mean travels in the
-    layer's config, and a model cannot be parted from it. Images `[N, H, W, C]`, 0-255, become
-    centred float32 values of the same shape: of 0-255, bfloat16 would keep whole numbers alone.
+    It is Keras' own `Rescaling`, so that any Keras 3 loads the file. It has no weights: the mean
+    travels in the layer's config, and a model cannot be parted from it. Images `[N, H, W, C]`,
+    0-255, become centered float32 values of the same shape; bfloat16 has no fractions there.
 
     Args:
         mean: one number a channel, 0-255.
@@ -36,6 +36,7 @@ class MeanRGB(layers.Rescaling):
     """The layer `mean_rgb` of files that version 0.1 wrote. Loading one makes it a `Rescaling`."""
 
     def __init__(self, mean: Sequence[float], **kwargs: Any) -> None:
+        """Take the mean, one number a channel, 0-255."""
         super().__init__(1.0, offset=[-float(value) for value in mean], **kwargs)
 
     @classmethod
@@ -47,9 +48,10 @@ class MeanRGB(layers.Rescaling):
 
 @keras.saving.register_keras_serializable(package="vggkeras")
 class LRN(layers.Layer):
-    """Local response normalisation across channels, b = a / (k + alpha * sum a^2)^beta (Krizhevsky 2012, 3.3).
+    """Normalizes across channels: b = a / (k + alpha * sum a^2)^beta (Krizhevsky 2012, 3.3).
 
-    The sum runs over the n channels around each one, fewer at the ends; alpha is not divided by n (ONNX and Caffe divide).
+    The sum runs over the n channels around each one, fewer at the ends. alpha is not divided by n;
+    ONNX and Caffe divide it.
     """
 
     def __init__(
@@ -60,12 +62,16 @@ class LRN(layers.Layer):
         beta: float = configs.LRN_BETA,
         **kwargs: Any,
     ) -> None:
+        """Take AlexNet's constants, or others; n is odd."""
         super().__init__(**kwargs)
         if n < 1 or n % 2 == 0:
-            raise InputError(f"LRN's n must be a positive odd number of channels; received {n}.")
+            raise InputError(
+                f"LRN's n must be a positive odd number of channels; received {n}: the paper has 5."
+            )
         self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
 
     def call(self, x):
+        """Return the normalized feature maps, [N, H, W, C] as x."""
         reach = self.n // 2
         if keras.backend.backend() == "tensorflow":
             # One op here is one op in ONNX and TFLite; written with slices it becomes fifteen.
@@ -78,9 +84,11 @@ class LRN(layers.Layer):
         return x / ops.power(self.k + self.alpha * total, self.beta)
 
     def compute_output_shape(self, input_shape):
+        """Return the input's shape."""
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
         return {
             **super().get_config(),
             "n": self.n,

@@ -64,7 +64,7 @@ class Source:
     @property
     def network(self) -> str:
         """The name that `build` gives such a network: vgg_d."""
-        return f"vgg_{self.arch.lower().replace('-', '_')}"
+        return models.network_name(self.arch)
 
     @property
     def tensors(self) -> dict[str, list[str]]:
