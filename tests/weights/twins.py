@@ -1,4 +1,4 @@
-"""The VGG networks as torchvision and timm lay them out, in torch, written for the tests: nothing of vggkeras is in here."""
+"""The VGG networks as torchvision and timm lay them out, in torch, without code of vggkeras."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Timm(nn.Module):
         return self.head["fc"](x.mean((2, 3)))
 
 
-def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(net: nn.Module, seed: int = 0) -> nn.Module:
     """Weights and statistics drawn so that signals keep their size and no two numbers are alike."""
     random = torch.Generator().manual_seed(seed)
     for module in net.modules():
@@ -90,7 +90,7 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def logits(net: nn.Module, images):
-    """Class scores [N, classes] of uint8 RGB images [N, H, W, 3], by ToTensor's and Normalize's arithmetic."""
+    """Class scores [N, classes] of uint8 RGB images [N, H, W, 3], as ToTensor and Normalize do."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 255
     x = (x - torch.tensor(MEAN).reshape(3, 1, 1)) / torch.tensor(STD).reshape(3, 1, 1)
     with torch.no_grad():

@@ -37,7 +37,7 @@ KERAS_DOWNLOADS = {
 }
 
 
-PART = 32 << 20  # bytes that are read at once
+PART = 8 << 20  # bytes that are read at once
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Tensor:
             target = target.reshape(self.shape)
         step = max(1, PART // (4 * max(1, math.prod(self.shape[1:]))))
         for start in range(0, self.shape[0], step):
-            part = target[start : start + step]
-            part[...] = self.rows(slice(start, start + step)).reshape(part.shape)
+            rows = slice(start, min(start + step, self.shape[0]))
+            target[rows] = self.rows(rows).reshape(target[rows].shape)
 
 
 def download(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Pre-initialisation: which layers come from where, and what is refused."""
+"""Which layers `init_from` and `load_weights` fill from where, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import json
 import numpy as np
 import pytest
 from helpers import CLASSES, equal_layers, history, saved, shaken, tiny, write_photos
+from networks import ours, photographs, write
 
 import vggkeras
+from vggkeras import layers
 from vggkeras.errors import InputError
 from vggkeras.training.train import train
 from vggkeras.weights import identify, load
@@ -29,10 +31,9 @@ FIRST_FOUR = {
 }
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
-    ("shallow", "deep"),
-    [("A", "B"), ("A", "C"), ("A", "D"), ("A", "E"), ("A-LRN", "D"), ("B", "E"), ("B", "C")],
+    ("shallow", "deep", "batch_norm"),
+    [("A", "B", False), ("A", "C", True), ("A-LRN", "D", True), ("B", "E", False)],
 )
 def test_a_deeper_network_takes_the_first_four_convolutions_and_the_fc_layers(
     tmp_path, shallow, deep, batch_norm
@@ -49,7 +50,7 @@ def test_a_deeper_network_takes_the_first_four_convolutions_and_the_fc_layers(
     assert equal_layers(model, before) == set(copied) - expected
 
 
-@pytest.mark.parametrize(("one", "other"), [("D", "D"), ("A", "A-LRN"), ("A-LRN", "A")])
+@pytest.mark.parametrize(("one", "other"), [("C", "C"), ("A", "A-LRN"), ("A-LRN", "A")])
 def test_the_same_configuration_takes_all(tmp_path, one, other):
     source, model = shaken(build(one, batch_norm=True)), build(other, 1, batch_norm=True)
     load.init_from(model, saved(tmp_path / "a.keras", source), CLASSES)
@@ -67,11 +68,15 @@ def test_other_classes_take_all_but_the_last_layer(tmp_path, names):
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ({"arch": "D"}, {"arch": "A"}, r"vgg_d with a layer 'block1_conv2' that vgg_a has not"),
+        (
+            {"arch": "D"},
+            {"arch": "A"},
+            r"vgg_d with a layer 'block1_conv2' that vgg_a does not have",
+        ),
         (
             {"width": 0.1},
             {},
-            r"layer block1_conv1 has shapes \[\(3, 3, 3, 6\), \(6,\)\] there and \[\(3, 3, 3, 3\), \(3,\)\]",
+            r"layer block1_conv1 has shapes \[\(3, 3, 3, 6\), \(6,\)\] there and \[\(3, 3, 3, 3\)",
         ),
         ({"fc_units": 9}, {}, r"layer fc1 has shapes .* --fc-units differ"),
         (
@@ -79,9 +84,8 @@ def test_other_classes_take_all_but_the_last_layer(tmp_path, names):
             {"arch": "D"},
             r"layer block3_conv3 has shapes \[\(1, 1, 13, 13\).* there and \[\(3, 3, 13, 13\)",
         ),
-        ({"batch_norm": True}, {}, "a layer 'block1_bn1' that vgg_a has not"),
-        ({}, {"batch_norm": True}, "without batch normalisation, which vgg_a has"),
-        ({}, {"arch": "D", "batch_norm": True}, "without batch normalisation, which vgg_d has"),
+        ({"batch_norm": True}, {}, "a layer 'block1_bn1' that vgg_a does not have"),
+        ({}, {"arch": "D", "batch_norm": True}, "without batch normalization, which vgg_d has"),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_copied(tmp_path, source, target, message):
@@ -92,22 +96,17 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(tmp_path, source, targ
     assert equal_layers(model, before) == {layer.name for layer in model.layers if layer.weights}
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_another_image_size_keeps_the_convolutions_and_says_what_happens_to_fc1(
-    tmp_path, batch_norm
-):
-    path = saved(tmp_path / "a.keras", shaken(build(side=64, batch_norm=batch_norm)))
-    source, model = identify.open_source(path), build(seed=1, batch_norm=batch_norm)
-    before = build(seed=1, batch_norm=batch_norm)
+def test_another_image_size_keeps_the_convolutions_and_says_what_happens_to_fc1(tmp_path):
+    network = shaken(build(side=64, batch_norm=True))
+    source = identify.open_source(saved(tmp_path / "a.keras", network))
+    model, before = build(seed=1, batch_norm=True), build(seed=1, batch_norm=True)
     copied = load.init_from(model, source, CLASSES)
-    assert equal_layers(model, build(side=64, batch_norm=batch_norm)) == set()
-    assert (
-        equal_layers(model, before)
-        == FC
-        == {name for name, origin in copied.items() if origin is None}
-    )
+    assert equal_layers(model, network) == set(copied) - FC
+    assert equal_layers(model, before) == FC
+    assert {name for name, origin in copied.items() if origin is None} == FC
     assert load.explain(copied, source, model) == [
-        "fc1 starts anew: its kernel covers 2 x 2 x 26 there and 1 x 1 x 26 here; so do fc2 and predictions, which read it"
+        "fc1 starts anew: its kernel covers 2 x 2 x 26 there and 1 x 1 x 26 here; "
+        "so do fc2 and predictions, which read it"
     ]
 
 
@@ -116,7 +115,8 @@ def test_what_was_not_taken_is_explained(tmp_path):
     model = build("B", 1)
     assert load.explain(load.init_from(model, source, CLASSES), source, model) == [
         "6 layers start anew (block1_conv2, block2_conv2, block4_conv1 …): "
-        f"{tmp_path / 'a.keras'} is a shallower network, of which the first 4 convolutions are taken",
+        f"{tmp_path / 'a.keras'} is a shallower network, of which the first 4 convolutions are "
+        "taken",
         "predictions starts anew: the 2 classes there have other names, or none",
     ]
 
@@ -126,8 +126,79 @@ def test_no_run_there_is_said(tmp_path):
         load.init_from(build(), tmp_path, CLASSES)
 
 
+# ---- load_weights
+
+
+def test_every_weight_is_filled_and_traced_answers_are_made_anew(state):
+    spec = write("net.safetensors", state)
+    model = vggkeras.build("A", (64, 64, 3), 10, width=0.125, fc_units=24, mean_rgb=(1, 2, 3))
+    images = photographs(64)
+    before = model.predict(images, verbose=0)
+    origins = vggkeras.load_weights(model, spec)
+    assert list(origins) == [layer.name for layer in model.layers if layer.weights]
+    assert origins["block3_conv2"] == "torchvision:net.safetensors features.8"
+    assert layers.mean_rgb(model) == (255 * 0.485, 255 * 0.456, 255 * 0.406)
+    after = model.predict(images, verbose=0)
+    assert np.abs(after - before).max() > 1e-3
+    expected = vggkeras.pretrained(spec).predict(images, verbose=0)
+    np.testing.assert_allclose(after, expected, atol=1e-6)
+
+
+def test_head_false_keeps_the_last_layer(state):
+    model = ours("A", classes=3)
+    before = model.get_layer("predictions").get_weights()[0]
+    spec = write("net.safetensors", state)
+    assert "predictions" not in vggkeras.load_weights(model, spec, head=False)
+    np.testing.assert_array_equal(model.get_layer("predictions").get_weights()[0], before)
+    bias = model.get_layer("fc2").get_weights()[1]
+    np.testing.assert_array_equal(bias, state["classifier.3.bias"])
+
+
+def test_a_network_trains_on_from_loaded_weights_and_leaves_the_source_alone(state):
+    """The weights' memory is the network's own: training one changes no other."""
+    source = identify.open_source(write("net.safetensors", state))
+    one, other = vggkeras.pretrained(source), vggkeras.pretrained(source)
+    before = other.get_weights()
+    one.compile("sgd", "sparse_categorical_crossentropy")
+    one.fit(photographs(64), np.array([0, 1]), verbose=0)
+    assert not np.array_equal(one.get_weights()[0], before[0])
+    for a, b in zip(before, other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"arch": "A", "classes": 3},
+            r"has 10 classes and the model 3: build it with classes=10, or pass head=False",
+        ),
+        (
+            {"arch": "D"},
+            r"is vgg_a and the model vgg_d: 5 layers of the model are not in it, first block1_conv",
+        ),
+        ({"arch": "A-LRN"}, "local response normalization"),
+        (
+            {"arch": "A", "batch_norm": True},
+            "8 layers of the model are not in it, first block1_bn1",
+        ),
+        ({"arch": "A", "side": 96}, r"layer fc1 has shapes \[\(256, 24\), \(24,\)\] there"),
+    ],
+)
+def test_load_weights_names_what_does_not_fit(state, options, message):
+    model = ours(**options)
+    before = model.get_weights()
+    with pytest.raises(InputError, match=message):
+        vggkeras.load_weights(model, write("net.safetensors", state))
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ---- training
+
+
 def test_staged_training_says_where_layers_came_from(tmp_path, photos, capsys):
-    """A, then D from A, then D from D at a larger scale; the third begins where the second ended."""
+    """A, then D from A, then D from D at a larger scale, which begins where the second ended."""
     fields = {"data": str(photos), "batch_norm": False, "dropout": 0.0, "epochs": 1}
     train(tiny(tmp_path / "a", **fields))
     capsys.readouterr()
