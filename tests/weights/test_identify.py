@@ -54,8 +54,8 @@ def test_another_network_is_refused_by_name(state):
     )
     with pytest.raises(InputError, match=message):
         identify.open_source(write("net.safetensors", state))
+    spec = write("other.safetensors", {"stem.weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(InputError, match=r"nearest is VGG11, .* 16 missing.* 1 unexpected"):
-        spec = write("other.safetensors", {"stem.weight": np.zeros((2, 2), np.float32)})
         identify.open_source(spec)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 from networks import ours
 
 import vggkeras
+from vggkeras import models
+from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
+from vggkeras.weights import save
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,15 @@ def test_another_mean_is_warned_of():
     with pytest.warns(UserWarning, match=message):
         asked = vggkeras.save_weights(model, "torchvision:out.safetensors")
     np.testing.assert_allclose(asked["mean"], [10 / 255, 20 / 255, 30 / 255])
+
+
+def test_the_lean_save_is_keras_own():
+    model = ours("A-LRN", 32, batch_norm=True)
+    card = ModelCard(tuple("abcdefghij"))
+    save.save_model(model, Path("lean.keras"), card)
+    loaded, loaded_card = models.load_model(Path("lean.keras"))
+    assert loaded_card == card
+    assert json.loads(loaded.to_json()) == json.loads(model.to_json())
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [path.name for path in Path().iterdir()] == ["lean.keras"]

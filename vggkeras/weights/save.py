@@ -5,19 +5,23 @@ python -m vggkeras convert runs/latest torchvision:vgg16.safetensors
 
 from __future__ import annotations
 
+import json
+import time
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypedDict
 
 import keras
 import numpy as np
 
-from vggkeras import configs
+from vggkeras import configs, models
 from vggkeras import layers as layers_module
+from vggkeras.card import ModelCard
 from vggkeras.configs import FC
 from vggkeras.errors import InputError
-from vggkeras.files import replacing
+from vggkeras.files import remove, replacing
 from vggkeras.weights.files import import_torch
 from vggkeras.weights.layouts import LAYOUTS, Layout
 from vggkeras.weights.load import weighted
@@ -138,6 +142,26 @@ def _listed(values: tuple[float, ...] | list[float], form: str) -> str:
     return ", ".join(format(value, form) for value in values)
 
 
+def save_model(model: keras.Model, path: Path, card: ModelCard) -> None:
+    """Write a .keras file as `models.save_model` does, for a model that is not compiled. Atomic.
+
+    One layer at a time is copied; Keras' own `save` gathers the whole file in memory.
+    """
+    saved = {"keras_version": keras.__version__, "date_saved": time.strftime("%Y-%m-%d@%H:%M:%S")}
+    with replacing(path) as beside:
+        weights = beside.with_name(f"{beside.name}.weights.h5")
+        try:
+            layers = weighted(model).items()
+            _write_groups(weights, ((name, layer.get_weights()) for name, layer in layers))
+            with zipfile.ZipFile(beside, "w") as archive:
+                archive.writestr("metadata.json", json.dumps(saved))
+                archive.writestr("config.json", model.to_json())
+                archive.writestr(models.ABOUT, json.dumps(card.to_json()))
+                archive.write(weights, "model.weights.h5")
+        finally:
+            remove(weights)
+
+
 # ---- writers ------------------------------------------------------------------------------------
 
 
@@ -184,17 +208,21 @@ def _write_legacy(path: Path, weights: Weights) -> None:
 
 
 def _write_keras3(path: Path, weights: Weights) -> None:
+    _write_groups(path, ((layer, list(arrays.values())) for layer, arrays in weights.items()))
+
+
+def _write_groups(path: Path, layers: Iterable[tuple[str, list[np.ndarray]]]) -> None:
     """Write the layout of Keras 3, which finds a layer by its class and its number in the class."""
     import h5py
 
-    counts = {"conv2d": 0, "dense": 0}
+    counts = {"conv2d": 0, "batch_normalization": 0, "dense": 0}
     with h5py.File(path, "w") as file:
-        for layer, arrays in weights.items():
-            layer_class = "dense" if layer in FC else "conv2d"
-            number = counts[layer_class]
+        for layer, arrays in layers:
+            before_fc = "batch_normalization" if "_bn" in layer else "conv2d"
+            layer_class = "dense" if layer in FC else before_fc
+            suffix = f"_{counts[layer_class]}" if counts[layer_class] else ""
             counts[layer_class] += 1
-            suffix = f"_{number}" if number else ""
             group = file.create_group(f"layers/{layer_class}{suffix}/vars")
             group.attrs["name"] = layer
-            for index, array in enumerate(arrays.values()):
+            for index, array in enumerate(arrays):
                 group.create_dataset(str(index), data=array)
