@@ -29,6 +29,7 @@ PARAMETERS = {  # 224 px, 1000 classes
 }
 WEIGHT_LAYERS = {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}
 TINY = {"width": 0.05, "fc_units": 16}
+EVERY_ARCH = [(arch, number % 2 == 0) for number, arch in enumerate(PARAMETERS)]
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -50,8 +51,7 @@ def test_keras_counts_the_papers_parameters(arch):
     assert vggkeras.build(arch).count_params() == PARAMETERS[arch]
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("arch", PARAMETERS)
+@pytest.mark.parametrize(("arch", "batch_norm"), EVERY_ARCH)
 def test_the_plan_is_what_is_built(arch, batch_norm):
     model = vggkeras.build(arch, (40, 72, 1), 7, batch_norm=batch_norm, **TINY)
     plan = list(configs.plan(arch, (40, 72, 1), 7, batch_norm=batch_norm, **TINY))
@@ -65,15 +65,16 @@ def test_layer_names_are_an_api():
     names = [layer.name for layer in vggkeras.build("A-LRN", (32, 32, 3), 10, **TINY).layers]
     assert [n for n in names if not n.endswith("dropout")] == [
         "images", "mean_rgb", "block1_conv1", "lrn", "block1_pool", "block2_conv1", "block2_pool",
-        "block3_conv1", "block3_conv2", "block3_pool", "block4_conv1", "block4_conv2", "block4_pool",
+        "block3_conv1", "block3_conv2", "block3_pool",
+        "block4_conv1", "block4_conv2", "block4_pool",
         "block5_conv1", "block5_conv2", "block5_pool", "flatten", "fc1", "fc2", "predictions",
     ]  # fmt: skip
 
 
 def test_aliases_and_case():
-    assert [configs.canonical_arch(a) for a in ("vgg11", "VGG13", "VGG-16", "VGG19", "a-lrn", "A_LRN")] == [
-        "A", "B", "D", "E", "A-LRN", "A-LRN",
-    ]  # fmt: skip
+    aliases = ("vgg11", "VGG13", "VGG-16", "VGG19", "a-lrn", "A_LRN")
+    archs = ["A", "B", "D", "E", "A-LRN", "A-LRN"]
+    assert [configs.canonical_arch(alias) for alias in aliases] == archs
 
 
 @settings(max_examples=12, deadline=None)
@@ -198,8 +199,7 @@ def test_lrn_is_alexnets(backend, monkeypatch):
     assert vggkeras.LRN.from_config(layer.get_config()).get_config() == layer.get_config()
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("arch", PARAMETERS)
+@pytest.mark.parametrize(("arch", "batch_norm"), EVERY_ARCH)
 def test_to_dense_equals_the_classifier_on_the_training_size(arch, batch_norm):
     model = vggkeras.build(arch, (64, 96, 3), 5, batch_norm=batch_norm, **TINY)
     x = images(3, 64, 96, 3)
@@ -220,7 +220,7 @@ def test_to_dense_at_224_has_a_map_of_a_32nd_less_six():
 
 
 def test_to_dense_is_the_fc_layers_at_every_place():
-    """Two roads: convolutions, and the classifier's own matrices on every window of the last feature map."""
+    """Two ways: convolutions, and the classifier's own matrices on every window of the map."""
     model = vggkeras.build("A", (64, 96, 3), 4, **TINY)
     dense = vggkeras.to_dense(model)
     x = images(1, 160, 192, 3)
@@ -314,7 +314,7 @@ for path in sys.argv[1:]:
     assert "tensorflow" not in sys.modules
     assert sum(not np.array_equal(a, b) for a, b in zip(before, model.get_weights())) > 10, path
 
-from vggkeras.configs import Recipe
+from vggkeras.recipe import Recipe
 from vggkeras.training.optimizer import compile_model
 moved = []
 for rate in (1.0, 0.1):
