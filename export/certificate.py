@@ -171,7 +171,7 @@ def print_table(console: Console, rows: list[Row]) -> None:
             console.print(f"{row.path.name}: {failure}", style="red", soft_wrap=True)
     folder, last = rows[0].target.folder, rows[-1]
     passed = all(row.entry.passed for row in rows)
-    beside = golden.golden_path(folder, features=bool(last.entry.features)).name
+    beside = golden.golden_path(folder, last.target.form).name
     console.print(
         f"{'proven' if passed else 'NOT proven'}: {folder} (certificate.json, {beside})",
         soft_wrap=True,

@@ -231,9 +231,9 @@ class _Export:
             candidate = self.sealed(target)
             gate = parity.gate_of(
                 target.precision,
-                evidence.labels_tell,
-                self.request.features,
-                self.subject.card.tolerance,
+                target.form,
+                labels_tell=evidence.labels_tell,
+                tolerance=self.subject.card.tolerance,
             )
             labels = evidence.samples.labels
             parts = [parity.compare((reference, answers), candidate, images, labels, gate)]
@@ -243,9 +243,8 @@ class _Export:
             ]
             result = parity.merged(parts)
             if target.precision == "int8" and target.format == "onnx" and result.passed:
-                some = images[:ROUNDING_IMAGES]
-                parity.check_rounding(
-                    result, target.beside, candidate(some), some, answers[:ROUNDING_IMAGES]
+                result = parity.with_integers_checked(
+                    result, candidate, images[:ROUNDING_IMAGES], answers[:ROUNDING_IMAGES]
                 )
         return _Proof(candidate, result, peak)
 
@@ -347,11 +346,10 @@ def _save_golden(
 
     images, labels = evidence.samples.images, evidence.samples.labels
     count = samples.GOLDEN_IMAGES
-    golden.save_golden(
-        request.folder,
+    content = golden.GoldenFile(
         images[:count],
         None if labels is None else labels[:count],
         evidence.answers[:count],
-        [(shown[:2], answers[:2]) for shown, answers in sizes],
-        features=request.features,
+        tuple((shown[:2], answers[:2]) for shown, answers in sizes),
     )
+    golden.save_golden(request.folder, content, request.form)

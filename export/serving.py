@@ -211,10 +211,9 @@ def _images(predictor: Predictor) -> tuple[np.ndarray, str]:
     """
     from export import golden
 
-    features = bool(predictor.features)
     for folder in (predictor.path.parent, predictor.path.parent / "export"):
-        if golden.golden_path(folder, features=features).is_file():
-            images = golden.load_golden(folder, features=features)[0]
+        if golden.golden_path(folder, predictor.form).is_file():
+            images = golden.load_golden(folder, predictor.form).images
             if images.shape[1:] == tuple(predictor.input_shape):
                 return images, f"{len(images)} golden images"
     return _random_images(predictor, IMAGES), f"{IMAGES} random images"

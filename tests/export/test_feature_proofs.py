@@ -66,7 +66,7 @@ def test_the_certificate_says_what_features_have(made):
     )
 
 
-def test_the_others_are_left_as_they_were_and_leave_these(made, copied):
+def test_the_others_are_left_as_they_were_and_leave_these(made, copied_features):
     names = {path.name for path in (made / "export").iterdir()}
     before = {path.name for path in (made / "before").iterdir()}
     assert names - before == {*NAMES, "golden.features.npz"}
@@ -74,14 +74,16 @@ def test_the_others_are_left_as_they_were_and_leave_these(made, copied):
     assert {name: certificate[name] for name in PLAIN} == files.read_certificate(made / "before")
     for name in before - {"certificate.json"}:
         assert files.sha256(made / "export" / name) == files.sha256(made / "before" / name), name
-    golden = (copied / "golden.features.npz").read_bytes()
-    export.export_model(made / "net.keras", "onnx", data=str(made / "photos"), out=copied, images=6)
-    after = files.read_certificate(copied)
+    golden = (copied_features / "golden.features.npz").read_bytes()
+    export.export_model(
+        made / "net.keras", "onnx", data=str(made / "photos"), out=copied_features, images=6
+    )
+    after = files.read_certificate(copied_features)
     assert {name: after[name] for name in NAMES} == {name: certificate[name] for name in NAMES}
     assert after["model.onnx"]["images"] == 6
-    assert (copied / "golden.features.npz").read_bytes() == golden
+    assert (copied_features / "golden.features.npz").read_bytes() == golden
     for name in NAMES:
-        assert verify.verify(copied / name) == []
+        assert verify.verify(copied_features / name) == []
 
 
 def test_golden_answers_of_another_models_dense_files_are_not_kept(made, tmp_path):
@@ -107,19 +109,19 @@ def test_golden_features_lie_beside(made, keras_form):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_file_is_verified_alone(name, alone, command):
-    path = alone(name)
+def test_each_file_is_verified_alone(name, alone_features, command):
+    path = alone_features(name)
     assert [p.name for p in path.parent.iterdir()] == [name]
     assert command(verify.cli, path)[:2] == (0, f"{path}: passed\n")
 
 
 @pytest.mark.parametrize("name", ["model.features.onnx", "model.features.tflite"])
-def test_numpy_pillow_and_the_runtime_are_enough(name, alone):
+def test_numpy_pillow_and_the_runtime_are_enough(name, alone_features):
     packages = {
         ".onnx": "onnxruntime,flatbuffers,google,packaging",
         ".tflite": "ai_edge_litert,flatbuffers,ml_dtypes,google,tqdm,typing_extensions,backports",
     }
-    path = alone(name)
+    path = alone_features(name)
     child = subprocess.run(
         [sys.executable, "-c", NOTHING_ELSE, packages[path.suffix], "--explain", name],
         cwd=path.parent,
@@ -146,8 +148,8 @@ def test_no_flipped_byte_escapes(name, made, tmp_path):
             continue
 
 
-def test_a_flipped_byte_of_a_saved_model_is_found(alone):
-    path = alone("saved_model.features")
+def test_a_flipped_byte_of_a_saved_model_is_found(alone_features):
+    path = alone_features("saved_model.features")
     for file in (
         "saved_model.pb",
         "variables/variables.data-00000-of-00001",
@@ -163,20 +165,20 @@ def test_a_flipped_byte_of_a_saved_model_is_found(alone):
 
 
 @pytest.mark.parametrize("name", ["model.features.onnx", "model.features.tflite"])
-def test_altered_weights_with_new_checksums_are_caught_by_their_answers(name, alone):
-    path = alone(name)
+def test_altered_weights_with_new_checksums_are_caught_by_their_answers(name, alone_features):
+    path = alone_features(name)
     resealed(path, the_mean_of_the_graph)
     (problem,) = verify.verify(path)
     assert re.search(r"values: largest error .* of the largest feature and exceeds 1e-05", problem)
 
 
-def test_answers_at_other_sizes_are_held_against_the_golden_ones_beside(copied):
-    golden = dict(np.load(copied / "golden.features.npz"))
+def test_answers_at_other_sizes_are_held_against_the_golden_ones_beside(copied_features):
+    golden = dict(np.load(copied_features / "golden.features.npz"))
     golden["features_101x173"] = np.roll(golden["features_101x173"], 1, axis=1)
-    np.savez(copied / "golden.features.npz", **golden)
-    (problem,) = verify.verify(copied / "model.features.onnx")
+    np.savez(copied_features / "golden.features.npz", **golden)
+    (problem,) = verify.verify(copied_features / "model.features.onnx")
     assert "at 101 x 173 px: values: largest error" in problem
-    assert verify.verify(copied / "model.onnx") == []
+    assert verify.verify(copied_features / "model.onnx") == []
 
 
 def altered(predictor, change):
@@ -241,8 +243,8 @@ def test_cosines_by_hand(made, keras_form):
     assert smallest(ours * np.float32(np.nan)) == 0
 
 
-def test_explain_names_the_stage(alone, monkeypatch):
-    path = alone("model.features.onnx")
+def test_explain_names_the_stage(alone_features, monkeypatch):
+    path = alone_features("model.features.onnx")
     stages = stages_module.stages(path)
     assert [stage.name for stage in stages[-3:]] == ["fc1", "fc2", "features"]
     assert all(stage.passed for stage in stages)
@@ -255,7 +257,7 @@ def test_explain_names_the_stage(alone, monkeypatch):
         "fc2",
         "features",
     ]
-    path = alone("model.features.tflite")
+    path = alone_features("model.features.tflite")
     golden = artifact.read(path).golden
     resealed(path, lambda p: None)
     spoilt = dataclasses.replace(golden, probabilities=golden.probabilities * np.float32(1.01))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.table import Table
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import keras
 
     from vggkeras.weights.identify import Source
+    from vggkeras.weights.save import ReaderPreprocessing
 
 OTHER_LIBRARIES = ("torchvision", "timm", "keras")
 
@@ -62,7 +63,7 @@ class Conversion:
     destination: str
     path: Path
     parameters: int
-    preprocessing: dict[str, Any] | None  # of another library's reader; None: a .keras file
+    preprocessing: ReaderPreprocessing | None  # of another library's reader; None: a .keras file
     warnings: tuple[str, ...]
 
     def table(self) -> Table:
@@ -92,7 +93,10 @@ class Conversion:
                 f"vggkeras predict --model {self.path} YOUR_IMAGE, or python -m export --format "
                 f"all --model {self.path}"
             )
-        mean, std = (", ".join(f"{value:.5g}" for value in reader[key]) for key in ("mean", "std"))
+        mean, std = (
+            ", ".join(f"{value:.5g}" for value in values)
+            for values in (reader["mean"], reader["std"])
+        )
         scale = "0-1" if reader["scale"] != 1 else "0-255"
         return (
             f"{network}; its reader takes {reader['order']}, {scale}, minus ({mean}), over ({std})"
@@ -145,7 +149,7 @@ def destination_path(destination: str) -> Path:
 
 def _write(
     model: keras.Model, weights: Source, destination: str, path: Path
-) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+) -> tuple[ReaderPreprocessing | None, tuple[str, ...]]:
     """Write the file; return the preprocessing of another library's reader, and its warnings."""
     from vggkeras.weights import save
 
