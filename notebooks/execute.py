@@ -1,4 +1,7 @@
-"""Run every notebook top to bottom, in a folder of its own: `make notebooks`. The files here are left as they are."""
+"""Run every notebook top to bottom, in a folder of its own: `make notebooks`.
+
+The files here are left as they are.
+"""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def precise_exports(run, exports, workplace) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Run a console script in this process: command(cli, *arguments) -> (exit code, stdout, stderr)."""
+    """Run a console script here: command(cli, *arguments) -> (exit code, stdout, stderr)."""
 
     def call(cli, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])

@@ -92,10 +92,11 @@ CARD = ModelCard(
 
 
 def trained_looking(arch: str, shape, batch_norm: bool, **options):
-    """A network whose biases and batch norm are not what they start as, and whose answers follow the image.
+    """Return a network with biases and batch norm like a trained one's: answers follow the image.
 
-    Moving averages are near those of images, for with any others the maps end up constant. Batch norm shifts by one
-    deviation on average: without, rectified sums of large terms that cancel are mostly rounding, as no trained network's are.
+    Moving averages are near those of images, for with any others the maps end up constant. Batch
+    norm shifts by one deviation on average: without, rectified sums of large terms that cancel are
+    mostly rounding, as no trained network's are.
     """
     model = vggkeras.build(arch, shape, 5, batch_norm=batch_norm, seed=0, **options)
     rng = np.random.default_rng(0)
@@ -399,7 +400,7 @@ def shaken(model):
 
 
 def bare_run(folder: Path, classes: list[str], data: str, **changes) -> Path:
-    """Write a run's folder as before its first epoch's end, with a network that has learned nothing."""
+    """Write a run's folder as before its first epoch's end, with an untrained network."""
     recipe = vggkeras.Recipe("A", data, folder, **changes)
     folder.mkdir(parents=True)
     about = {

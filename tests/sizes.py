@@ -2,7 +2,8 @@
 
     python tests/sizes.py
 
-The limits of the source (400 lines a module, 60 a function, 100 columns) are kept by tests/test_layout.py and by ruff.
+tests/test_layout.py and ruff keep the limits of the source: 400 lines a module, 60 a function,
+100 columns.
 """
 
 from __future__ import annotations

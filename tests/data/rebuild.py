@@ -2,9 +2,9 @@
 
     python tests/data/rebuild.py
 
-digits.keras is the network (A-LRN with batch normalization, on the handwritten digits), digits.json its run.json and
-digits.csv its history.csv. The bits differ from machine to machine; tests/training/test_digits.py holds what it gives
-against a network trained anew.
+digits.keras is the network (A-LRN with batch normalization, on the handwritten digits),
+digits.json its run.json and digits.csv its history.csv. The bits differ from machine to machine;
+tests/training/test_digits.py compares what it gives with a network trained anew.
 """
 
 from __future__ import annotations

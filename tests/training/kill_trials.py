@@ -1,10 +1,11 @@
-"""Kill a tiny training run with SIGKILL, resume it, compare its end with that of a run that was not killed.
+"""Kill a tiny training run with SIGKILL, resume it, and compare its end with an unbroken run's.
 
 python tests/training/kill_trials.py DATA OUT TRIAL...
 
-A trial is a fraction of the run's time, such as 0.37, or PLACE:N: the N-th time that a step ends (step:N), or that a file is
-about to be renamed into place (before:N) or has just been (after:N). Prints a JSON line a trial. Every training runs in a
-fork of this process, which has imported TensorFlow but started nothing in it.
+A trial is a fraction of the run's time, such as 0.37, or PLACE:N: the N-th time that a step ends
+(step:N), or that a file is about to be renamed into place (before:N) or has just been (after:N).
+Prints a JSON line a trial. Every training runs in a fork of this process, which has imported
+TensorFlow but started nothing in it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ callbacks.CHECKPOINT_SECONDS = 0.0  # after every step
 
 
 def recipe(data: str, out: Path) -> Recipe:
-    """Return a recipe with all there is to restore, learning rate drops and accumulation included."""
+    """Return a recipe with all there is to restore, drops and accumulation included."""
     return Recipe(
         "A",
         data,

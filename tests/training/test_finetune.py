@@ -1,4 +1,4 @@
-"""Fine-tuning: frozen layers stay, copied ones learn at their own rate, and another size keeps what it can."""
+"""Fine-tuning: frozen layers stay, copied ones have their rate, another size keeps what it can."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_layers_that_a_shallower_network_does_not_give_are_not_frozen(tmp_path, 
 
 
 def test_shaken_is_what_equal_means():
-    """The tests above compare with `equal_layers`: a network is equal to itself, and to no shaken one."""
+    """What the tests above compare with: a network equals itself, and no shaken one."""
     model = vggkeras.build("A", (32, 32, 3), 3, width=0.05, fc_units=8)
     names = {layer.name for layer in model.layers if layer.weights}
     assert equal_layers(model, model) == names

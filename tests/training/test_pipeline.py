@@ -1,4 +1,4 @@
-"""The input pipelines: which images come when, and that they are the same from memory and from files."""
+"""The input pipelines: which images come when, the same from memory and from files."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
 
 
 def check_kills(photos: Path, out: Path, trials: list[str]) -> list[dict]:
-    """Run trials in a process of their own, and check that each ended as a run that was not killed."""
+    """Run trials in another process, and check that each ended as a run that was not killed."""
     script = Path(__file__).with_name("kill_trials.py")
     environment = os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONPATH": PYTHONPATH}
     process = subprocess.run(
@@ -259,7 +259,8 @@ from helpers import assert_same_end, cut_at, tiny, train
 from vggkeras.training import callbacks
 callbacks.CHECKPOINT_SECONDS = 0.0
 out = Path(sys.argv[2])
-recipe = tiny(out / "whole", data=sys.argv[1], epochs=2, dropout=0.3, batch_size=8, batch_norm=False)
+options = {"epochs": 2, "dropout": 0.3, "batch_size": 8, "batch_norm": False}
+recipe = tiny(out / "whole", data=sys.argv[1], **options)
 run = train(recipe)
 cut = dataclasses.replace(recipe, out=out / "cut")
 cut_at(cut, 3)

@@ -255,7 +255,7 @@ def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(
     reason="TFDS_DATA_DIR has no imagenette/160px-v2: training on real photographs",
 )
 def test_real_photographs_are_learnt(tmp_path):
-    """Two epochs of the README's run: far above chance, and every format agrees on all validation images."""
+    """Two epochs of the documented run: far above chance, and every format agrees on all images."""
     recipe = Recipe(
         "A",
         "tfds:imagenette/160px-v2",
