@@ -329,10 +329,13 @@ assert np.abs(moved[0][0]).max() > 1e-6 and "tensorflow" not in sys.modules
 """
 
 
-def test_on_jax_the_six_networks_give_the_same_answers_and_train_a_step(tmp_path):
+@pytest.mark.parametrize(
+    "archs", [("A-LRN", "C"), pytest.param(tuple(PARAMETERS), marks=pytest.mark.slow)]
+)
+def test_on_jax_networks_give_the_same_answers_and_train_a_step(archs, tmp_path):
     x = images(4, 32, 32, 3)
     answers, paths = [], []
-    for arch in PARAMETERS:
+    for arch in archs:
         model = vggkeras.build(arch, (32, 32, 3), 3, seed=0, **TINY)
         paths.append(str(tmp_path / f"{arch}.keras"))
         model.save(paths[-1])

@@ -31,7 +31,12 @@ def parsed(parse: Callable[[], T]) -> T:
             raise
     frame = ("╭", "╰")
     rows = [row.strip("│ ") for row in stderr.getvalue().splitlines() if not row.startswith(frame)]
-    raise InputError(" ".join(";" if set(row) == {"─"} else row for row in rows).replace(" ;", ";"))
+    rows = [row for row in rows if row]
+    if set("".join(rows[1:2])) == {"-"}:  # where the terminal has no frames, their title is a row
+        rows = rows[2:]
+    raise InputError(
+        " ".join(";" if set(row) <= {"─", "-"} else row for row in rows).replace(" ;", ";")
+    )
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -149,7 +149,7 @@ MISTAKES = (
     (TRAIN + " {photos} --scale 128", "at least the side of the crop, 224 px"),
     (TRAIN + " digits --init-from empty", "expected a run's folder with model.keras in it"),
     (TRAIN + " digits --init-from {run} --arch A", "is vgg_a_lrn with a layer"),
-    (TRAIN + " digits --precision float16", "float32, mixed_bfloat16, mixed_float16"),
+    (TRAIN + " digits --precision float16", "'float32', 'mixed_bfloat16', 'mixed_float16'"),
     (TRAIN + " digits --out {run}", "go on with it with --resume"),
     (TRAIN + " digits --out {run} --resume", "arch was 'A-LRN' and is 'D'"),
     ("train --bogus 1", "Unrecognized options: --bogus"),

@@ -170,7 +170,7 @@ def altered(predictor, change):
 
 
 def test_parity_finds_every_planted_fault(exports, run):
-    images = golden_module.load_golden(exports)[0]
+    images = golden_module.load_golden(exports).images
     reference, good = vggkeras.load(run.path), vggkeras.load(exports / "model.onnx")
     assert parity.compare(reference, good, images).passed
 
@@ -217,7 +217,8 @@ def test_parity_finds_every_planted_fault(exports, run):
 
 def test_parity_counts(exports):
     """Agreement, accuracy and McNemar's p by hand: 32 images, 3 flipped away from the label."""
-    images, _, p, _ = golden_module.load_golden(exports)
+    golden = golden_module.load_golden(exports)
+    images, p = golden.images, golden.answers
     reference = dataclasses.replace(vggkeras.load(exports / "model.onnx"), run=lambda _: p)
     flipped = p.copy()
     flipped[:3] = np.roll(p[:3], 1, axis=1)
@@ -327,10 +328,15 @@ def test_a_damaged_certificate_is_bad_input(copied, command):
 
 
 def test_damaged_golden_answers_are_bad_input(copied, command):
-    images, labels, p, _ = golden_module.load_golden(copied)
+    golden = golden_module.load_golden(copied)
     for broken in (
-        lambda: golden_module.save_golden(copied, images[:0], None, p[:0]),
-        lambda: golden_module.save_golden(copied, images, labels, p[:5]),
+        lambda: golden_module.save_golden(
+            copied,
+            golden_module.GoldenFile(golden.images[:0], None, golden.answers[:0]),
+        ),
+        lambda: golden_module.save_golden(
+            copied, dataclasses.replace(golden, answers=golden.answers[:5])
+        ),
         lambda: (copied / "golden.npz").write_bytes(b"junk"),
     ):
         broken()

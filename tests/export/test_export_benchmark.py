@@ -51,7 +51,7 @@ def test_every_file_has_a_row_of_what_it_is(figures, exports):
         assert (row["runtime"], row["provider"], row["threads"]) == (runtime, "cpu", 1)
         assert (row["precision"], row["input_shape"]) == ("float32", [32, 32, 3])
         assert row["bytes"] == files.size(exports / name)
-        assert row["images"] == f"{len(golden.load_golden(exports)[0])} golden images"
+        assert row["images"] == f"{len(golden.load_golden(exports).images)} golden images"
     assert alone["images"] == f"{serving.IMAGES} random images"
     for row in figures["rows"]:
         assert row["tf32"] is False  # of a GPU's products
@@ -100,7 +100,7 @@ def test_pooled_latencies_are_those_loadgen_counted(exports, tmp_path):
     from vggkeras import runtimes
 
     predictor = runtimes.load(exports / "model.tflite", threads=1)
-    images = golden.load_golden(exports)[0]
+    images = golden.load_golden(exports).images
     lengths = Lengths(batch=4, rounds=2, seconds=0.05, official=False)
     speed = loadgen.warmed(predictor, images, lengths)
     test = loadgen.tested(predictor, images, loadgen.SINGLE, lengths, speed, tmp_path)
@@ -127,7 +127,7 @@ def test_the_official_lengths_are_loadgens_own(exports, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mlperf_loadgen, "StartTestWithLogSettings", start)
     predictor = runtimes.load(exports / "model.tflite")
-    images = golden.load_golden(exports)[0]
+    images = golden.load_golden(exports).images
     lengths, speed = Lengths(4, 1, 1, official=True), Speed(1, 100)
     for scenario, least in ((loadgen.SINGLE, 64), (loadgen.OFFLINE, 24_576)):
         with pytest.raises(Asked) as raised:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from feature_shapes import NAMES, PLAIN, SIZES, SMALLEST, UNITS, shown
 from helpers import (
-    README,
+    DOCS,
     STRANGER,
     photo,
     trained_looking,
@@ -364,16 +364,16 @@ def test_full_width_at_224(tmp_path):
         assert entry["features"] == 4096
         assert entry["max_rel_error"] <= 1e-5
         assert entry["smallest_cosine"] > 1 - 1e-9
-    features = golden_module.load_golden(tmp_path / "export", features=True)[2]
+    features = golden_module.load_golden(tmp_path / "export", Form.FEATURES).answers
     assert np.ptp(features, axis=0).max() > 1e-3 * features.max()  # other images, other features
     shutil.rmtree(tmp_path / "export")  # half a gigabyte a file
 
 
-def test_the_readmes_lines_give_the_features_without_vggkeras(made, tmp_path):
+def test_the_documented_lines_give_the_features_without_vggkeras(made, tmp_path):
     """A stranger's script, over two scales with mirrors, beside `vggkeras.features`."""
     blocks = re.findall(
         r"^```python\n# (features_\w+\.py)\n(.*?)^```$",
-        README.read_text("utf-8"),
+        (DOCS / "features.md").read_text("utf-8"),
         re.MULTILINE | re.DOTALL,
     )
     ((name, code),) = blocks

@@ -98,7 +98,9 @@ def test_golden_answers_of_another_models_dense_files_are_not_kept(made, tmp_pat
 
 
 def test_golden_features_lie_beside(made, keras_form):
-    images, labels, features, sizes = golden_module.load_golden(made / "export", features=True)
+    golden = golden_module.load_golden(made / "export", Form.FEATURES)
+    images, features, sizes = golden.images, golden.answers, golden.sizes
+    labels = golden.labels
     np.testing.assert_allclose(features, keras_form(images), rtol=0, atol=1e-6 * features.max())
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [one.shape[1:3] for one, _ in sizes] == [
@@ -186,7 +188,7 @@ def altered(predictor, change):
 
 
 def test_parity_finds_every_planted_fault(made, keras_form):
-    images = golden_module.load_golden(made / "export", features=True)[0]
+    images = golden_module.load_golden(made / "export", Form.FEATURES).images
     good, plain = (
         vggkeras.load(made / "export" / name) for name in ("model.features.onnx", "model.onnx")
     )

@@ -269,6 +269,7 @@ assert "jax" in run.metadata["versions"]
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_jax_is_resumed_as_exactly(tmp_path, photos):
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": PYTHONPATH}
     subprocess.run([sys.executable, "-c", ON_JAX, photos, tmp_path], check=True, env=environment)
@@ -285,6 +286,7 @@ on_devices(sys.argv[1], Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(tmp_path, photos, capsys):
     # Seven images: a last batch that cannot be divided evenly.
     (photos / "val" / "cat" / "000.jpg").unlink()

@@ -22,24 +22,6 @@ from vggkeras.training import optimizer, pipeline
 from vggkeras.training.train import train
 
 
-def test_a_run_learns_digits_and_leaves_its_files(run, recipe, workplace):
-    metadata = json.loads((run.path / "run.json").read_text())
-    assert metadata == run.metadata
-    assert metadata["metrics"]["val_accuracy"] > 0.6  # chance is 0.1
-    assert metadata["class_names"] == [str(i) for i in range(10)]
-    assert metadata["arch"] == "A-LRN"
-    assert metadata["data"] == "digits"
-    assert metadata["recipe"]["weight_decay"] == 5e-4
-    rows = history(run.path)
-    assert len(rows) == recipe.epochs
-    best = min(rows, key=lambda row: (-float(row["val_accuracy"]), float(row["val_cross_entropy"])))
-    assert int(best["epoch"]) == metadata["best_epoch"]
-    assert float(rows[-1]["cross_entropy"]) < float(rows[0]["cross_entropy"]) < 2.6
-    assert list((run.path / "tensorboard" / "train").iterdir())
-    assert (workplace / "runs" / "latest").resolve() == run.path.resolve()
-    assert not [p for p in run.path.iterdir() if p.name.startswith(".")]
-
-
 def test_the_mean_of_the_training_split_is_in_the_model(run):
     mean = layers.mean_rgb(run.model)
     assert mean == tuple(run.metadata["mean_rgb"])
