@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: setup demo test lint notebooks
+.PHONY: setup demo test unit coverage sizes lint notebooks
 
 setup: $(INSTALLED)
 
@@ -19,6 +19,17 @@ demo: setup
 PYTEST ?= -m 'not slow' -n 2 --dist loadfile
 test: setup
 	$(BIN)/python -m pytest $(PYTEST)
+
+# The tests that neither train nor export a network nor start a process.
+unit: setup
+	$(BIN)/python -m pytest -m 'not slow and not integration' -n 2 --dist loadfile
+
+# Which lines and branches the tests of `make test` run.
+coverage: setup
+	$(BIN)/python -m pytest $(PYTEST) --cov=vggkeras --cov=export --cov-branch --cov-report=term
+
+sizes: setup
+	$(BIN)/python tests/sizes.py
 
 lint: setup
 	$(BIN)/ruff check .

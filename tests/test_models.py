@@ -137,6 +137,7 @@ assert {imports!r} or "vggkeras" not in sys.modules
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("arch", "imports"),
     [("B", ""), ("A-LRN", "import vggkeras"), ("A-LRN", "import keras, vggkeras")],
@@ -329,6 +330,7 @@ assert np.abs(moved[0][0]).max() > 1e-6 and "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "archs", [("A-LRN", "C"), pytest.param(tuple(PARAMETERS), marks=pytest.mark.slow)]
 )

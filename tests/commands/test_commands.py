@@ -29,6 +29,8 @@ from vggkeras.features import extraction
 from vggkeras.models import save_model
 from vggkeras.runtimes import providers
 
+pytestmark = pytest.mark.integration
+
 # Runs commands in one process, and prints what heavy packages they imported.
 IMPORTS = """
 import json, runpy, sys

@@ -23,6 +23,8 @@ from vggkeras.evaluation import scoring
 from vggkeras.models import save_model
 from vggkeras.runtimes.predictor import Predictor
 
+pytestmark = pytest.mark.integration
+
 NAMES = [str(i) for i in range(10)]
 
 

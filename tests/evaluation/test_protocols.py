@@ -16,6 +16,8 @@ from vggkeras.data import augment
 from vggkeras.errors import InputError
 from vggkeras.evaluation import protocols
 
+pytestmark = pytest.mark.integration
+
 CROP = 32
 FILES = ("model.keras", "model.onnx", "model.tflite")
 

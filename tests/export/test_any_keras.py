@@ -20,6 +20,8 @@ from export.__main__ import cli as export_cli
 from vggkeras.__main__ import cli
 from vggkeras.weights import load
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def vgg16() -> keras.Model:

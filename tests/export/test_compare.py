@@ -19,6 +19,8 @@ from export import comparison
 from vggkeras import models
 from vggkeras.card import ModelCard
 
+pytestmark = pytest.mark.integration
+
 SIDE = 48
 MEAN = np.array([123.68, 116.779, 103.939], np.float32)  # of ImageNet, RGB
 CENTER = np.array([0.485, 0.456, 0.406], np.float32) * 255

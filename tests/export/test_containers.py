@@ -20,6 +20,8 @@ from export.golden import Golden
 from vggkeras import runtimes
 from vggkeras.errors import InputError
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_file_more_or_fewer_in_a_saved_model_is_found(alone):
     path = alone("saved_model")

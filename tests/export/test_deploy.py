@@ -18,6 +18,8 @@ from PIL import Image
 
 import vggkeras
 
+pytestmark = pytest.mark.integration
+
 EACH_PICTURE = f"""{REFUSING_OURS}
 script, *pictures = sys.argv[1:]
 for picture in pictures:

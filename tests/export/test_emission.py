@@ -19,6 +19,8 @@ from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes import onnx as onnx_module
 
+pytestmark = pytest.mark.integration
+
 ARCHS = ("A", "A-LRN", "B", "C", "D", "E")
 FORMS = ("classifier", "dense", "features")
 SHAPE = (64, 96, 3)

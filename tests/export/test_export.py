@@ -24,6 +24,8 @@ from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes import keras
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def copied(exports, tmp_path):

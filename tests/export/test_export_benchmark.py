@@ -20,6 +20,8 @@ from export.loadgen import Lengths, Speed
 from vggkeras import files
 from vggkeras.errors import InputError
 
+pytestmark = pytest.mark.integration
+
 pytest.importorskip(
     "mlperf_loadgen", reason="mlcommons-loadgen is not installed: pip install 'vggkeras[benchmark]'"
 )

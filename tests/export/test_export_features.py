@@ -34,6 +34,8 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes import keras as keras_module
 from vggkeras.runtimes.forms import forms_beside
 
+pytestmark = pytest.mark.integration
+
 
 def by_hand(model, images: np.ndarray) -> np.ndarray:
     """Keras' layers up to block 5, then both FC layers everywhere in NumPy, and their average."""

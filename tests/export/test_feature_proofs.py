@@ -31,6 +31,8 @@ from vggkeras import files
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_certificate_says_what_features_have(made):
     certificate = json.loads((made / "export" / "certificate.json").read_text())

@@ -24,6 +24,8 @@ from vggkeras import models
 from vggkeras.errors import InputError
 from vggkeras.runtimes import stderr
 
+pytestmark = pytest.mark.integration
+
 BATCHES = (1, 2, 7)
 
 

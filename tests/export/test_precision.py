@@ -22,6 +22,8 @@ from vggkeras import models, processor
 from vggkeras.evaluation import protocols
 from vggkeras.runtimes import onnx as onnx_module
 
+pytestmark = pytest.mark.integration
+
 PRECISE = [
     f"model.{precision}.{kind}" for precision in ("float16", "int8") for kind in ("onnx", "tflite")
 ]

@@ -20,6 +20,8 @@ from vggkeras.data import augment
 from vggkeras.errors import InputError
 from vggkeras.runtimes import predictor as predictor_module
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def way(exported) -> tuple[Image.Image, Callable]:

@@ -17,6 +17,8 @@ from vggkeras import models
 from vggkeras.card import ModelCard
 from vggkeras.runtimes.keras import keras_predictor
 
+pytestmark = pytest.mark.integration
+
 
 def pairs_of(kernel: np.ndarray, start: int) -> np.ndarray:
     """Sums of adjacent weights of one sign, in the order in which a filter's products are added."""

@@ -13,6 +13,8 @@ from onnx import helper
 from export import stages as stages_module
 from export import verify
 
+pytestmark = pytest.mark.integration
+
 
 def first_difference(path: Path) -> stages_module.Stage | None:
     return next((stage for stage in stages_module.stages(path) if not stage.passed), None)

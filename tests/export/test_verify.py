@@ -38,6 +38,8 @@ from export import golden as golden_module
 from vggkeras import processor, runtimes
 from vggkeras.data import augment, decoding
 
+pytestmark = pytest.mark.integration
+
 # Needs one file, and little else.
 
 

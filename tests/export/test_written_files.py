@@ -18,6 +18,8 @@ from flatbuffers.table import Table
 import export
 from vggkeras import files
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_onnx_file(exports, run):
     model = onnx.load(exports / "model.onnx")

@@ -26,6 +26,8 @@ from vggkeras.evaluation import protocols
 from vggkeras.features import extraction
 from vggkeras.features.extraction import describe, load_images
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def below_fc1(run) -> Callable[[np.ndarray], np.ndarray]:

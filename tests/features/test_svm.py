@@ -15,6 +15,8 @@ from vggkeras.features import svm
 from vggkeras.features.extraction import load_images
 from vggkeras.features.svm import SvmRecall, class_recalls, fit_svm, svm_recall
 
+pytestmark = pytest.mark.integration
+
 
 def test_an_svm_on_features_is_far_better_than_chance_and_repeatable(described):
     result, again, other = (

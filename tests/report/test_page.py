@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers import bare_run, write_photos
 
 from vggkeras import runtimes
@@ -21,6 +22,8 @@ from vggkeras.evaluation import scoring, statistics
 from vggkeras.evaluation.tables import with_interval
 from vggkeras.report.header import command as command_line
 from vggkeras.report.page import report
+
+pytestmark = pytest.mark.integration
 
 BREAKING = "<script>alert('x')<"  # as bad a name as a folder can have
 DASH = "\N{EN DASH}"  # what a table shows where there is nothing

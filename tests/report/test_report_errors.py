@@ -15,6 +15,8 @@ from vggkeras.__main__ import cli
 from vggkeras.errors import InputError
 from vggkeras.report.page import report
 
+pytestmark = pytest.mark.integration
+
 COLUMNS = "epoch,accuracy,loss,val_accuracy,val_loss,learning_rate\n"
 
 

@@ -19,6 +19,8 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes import onnx as onnx_runtime
 from vggkeras.runtimes.providers import ONNX_PROVIDERS, TF32_OVERRIDE, Options
 
+pytestmark = pytest.mark.integration
+
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 ON_CPU = (
     "This session contains nodes, but fallback to CPU EP has been explicitly disabled by the user."

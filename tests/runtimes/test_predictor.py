@@ -22,6 +22,8 @@ from vggkeras.evaluation import protocols, scoring
 from vggkeras.runtimes import providers
 from vggkeras.runtimes.keras import keras_predictor
 
+pytestmark = pytest.mark.integration
+
 NAMES = ("saved_model", "model.onnx", "model.tflite", "model.keras")
 
 

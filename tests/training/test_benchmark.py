@@ -10,6 +10,8 @@ from vggkeras import configs
 from vggkeras.__main__ import cli
 from vggkeras.training.benchmark import CROPS, PLAIN, STEP, TRAINING, photograph_like
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_benchmark_counts_what_it_does(command, tmp_path):
     sizes = (

@@ -12,6 +12,8 @@ from helpers import history
 from vggkeras import models
 from vggkeras.training.record import RunRecord
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory):

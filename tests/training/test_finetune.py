@@ -15,6 +15,8 @@ from vggkeras.errors import InputError
 from vggkeras.training.optimizer import compile_model
 from vggkeras.training.train import train
 
+pytestmark = pytest.mark.integration
+
 FC = {"fc1", "fc2", "predictions"}
 
 

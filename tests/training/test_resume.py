@@ -32,6 +32,8 @@ from vggkeras.training.record import RunRecord
 from vggkeras.training.runs import check_alone
 from vggkeras.training.train import train
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
 

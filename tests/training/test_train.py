@@ -21,6 +21,8 @@ from vggkeras.runtimes.keras import keras_predictor
 from vggkeras.training import optimizer, pipeline
 from vggkeras.training.train import train
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_mean_of_the_training_split_is_in_the_model(run):
     mean = layers.mean_rgb(run.model)

@@ -16,6 +16,8 @@ from vggkeras.errors import InputError
 from vggkeras.training.train import train
 from vggkeras.weights import identify, load
 
+pytestmark = pytest.mark.integration
+
 
 def build(arch: str = "A", seed: int = 0, classes: int = 2, side: int = 32, **options):
     return vggkeras.build(
