@@ -29,11 +29,11 @@ __all__ = ["FORMATS", "PRECISIONS", "TOLERANCES", "Format", "Pixels", "compare",
 
 
 def export_model(
-    model: str | os.PathLike = "runs/latest",
+    model: str | os.PathLike[str] = "runs/latest",
     format: FormatName = "all",
     precision: Precision = "float32",
     data: str | None = None,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     images: int | None = None,
     opset: int | None = None,
     dense: bool = False,
@@ -80,7 +80,10 @@ def export_model(
 
 
 def compare(
-    candidate: str | os.PathLike, reference: str | os.PathLike, *arguments: Any, **options: Any
+    candidate: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    *arguments: Any,
+    **options: Any,
 ) -> Comparison:
     """Compare two models of any make on real images: see `export.comparison.compare`."""
     from export import comparison

@@ -179,7 +179,7 @@ def _ends_before_its_writer(data: memoryview) -> bool:
     """Return whether a .tflite file ends before the description that its head points to."""
     from ai_edge_litert import schema_py_generated as schema
 
-    if data[4:8] != b"TFL3":
+    if bytes(data[4:8]) != b"TFL3":
         return False
     try:
         text = schema.Model.GetRootAs(data, 0).Description()

@@ -152,7 +152,7 @@ class Row:
 
 
 def benchmark(
-    paths: Sequence[str | os.PathLike],
+    paths: Sequence[str | os.PathLike[str]],
     provider: str = "cpu",
     threads: int | None = None,
     batch: int = 8,

@@ -122,8 +122,8 @@ class Comparison:
 
 
 def compare(
-    candidate: str | os.PathLike,
-    reference: str | os.PathLike,
+    candidate: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
     data: str | None = None,
     images: int | None = None,
     console: Console | None = None,

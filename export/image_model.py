@@ -131,7 +131,7 @@ class ImageModel:
         return np.concatenate(parts)
 
 
-def load(path: str | os.PathLike) -> ImageModel:
+def load(path: str | os.PathLike[str]) -> ImageModel:
     """Load a model in the runtime that serves its format, on the CPU.
 
     Exported files of vggkeras go through `vggkeras.load`, as they are served. A .keras file is held
@@ -260,7 +260,9 @@ def _saved_model(path: Path) -> ImageModel:
     ]
     image, output = _checked(path, inputs, list(function.structured_outputs))
 
-    def run(images: np.ndarray, loaded=loaded) -> np.ndarray:  # a signature holds variables weakly
+    def run(
+        images: np.ndarray, loaded: Any = loaded
+    ) -> np.ndarray:  # a signature holds variables weakly
         return function(**{image.name: tf.constant(images)})[output].numpy()
 
     return ImageModel(path, "tensorflow", image, output, ModelCard(), run)

@@ -60,7 +60,7 @@ def model_metadata(card: ModelCard) -> bytes:
     return bytes(builder.Output())
 
 
-def _put(builder: Any, value: str | list | dict[int, Any]) -> int:
+def _put(builder: Any, value: str | list[Any] | dict[int, Any]) -> int:
     """Write a string, a list of tables or a table, and return its offset.
 
     A table's keys are the fields' numbers in the schema, and its scalars are (type, value).

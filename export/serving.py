@@ -72,7 +72,7 @@ class Server:
 
 @contextlib.contextmanager
 def started(
-    path: str | os.PathLike, provider: str, threads: int | None, logs: Path
+    path: str | os.PathLike[str], provider: str, threads: int | None, logs: Path
 ) -> Iterator[Server]:
     """Start a process that serves one file; it ends with the block, however that ends.
 

@@ -156,5 +156,5 @@ class _Flatten(layers.Layer):
         super().__init__(**kwargs)
         self.units = units
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         return ops.reshape(x, (-1, self.units))
