@@ -38,6 +38,23 @@ def test_there_is_no_import_cycle():
     assert set(order.static_order()) == MODULES.keys()  # raises CycleError, which names the cycle
 
 
+def package(name: str) -> str:
+    """The package below vggkeras that a module belongs to; export is one."""
+    first, *rest = name.split(".")
+    return rest[0] if first == "vggkeras" and rest else first
+
+
+def test_packages_import_one_way():
+    """configs <- models <- weights <- training, data and runtimes <- evaluation, and so on."""
+    graph: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        inside = {package(other) for other in imported(path)} - {package(name)}
+        graph.setdefault(package(name), set()).update(inside)
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("configs") < order.index("models") < order.index("training")
+    assert order.index("data") < order.index("evaluation") < order.index("export")
+
+
 def test_vggkeras_does_not_import_export():
     for name, path in MODULES.items():
         if name.startswith("vggkeras"):
