@@ -1,4 +1,5 @@
-# make demo: the whole way on handwritten digits. make test: every test. Both install what they need into .venv.
+# make demo: the whole way on handwritten digits. make test: the quick tests. Both install what
+# they need into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed

@@ -18,7 +18,9 @@ from vggkeras.errors import parsed, run_command
 
 def main() -> int:
     """Parse, and call one function."""
-    request = parsed(lambda: tyro.cli(Request, prog="python -m export"))
+    request = parsed(
+        lambda: tyro.cli(Request, prog="python -m export", config=(tyro.conf.DisallowNone,))
+    )
     # The exporters', whatever backend the model was trained on.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     entries = export_model(**vars(request), console=Console())

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from export.loadgen import OFFLINE, PERCENTILES, SECONDS, SINGLE, Lengths, Outcome
 from export.serving import Loaded, started
@@ -37,6 +37,9 @@ ROUNDS = 10
 REST = 0.05
 
 
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Measure deployed models side by side: latency, throughput, cold start and memory.
@@ -49,8 +52,8 @@ class Arguments:
     files: tuple[Path, ...]
     """.keras, .onnx and .tflite files, run and SavedModel folders, at any precision. Each is shown
     the golden images beside it, or random ones."""
-    provider: str = "cpu"
-    """cpu, cuda or tensorrt."""
+    provider: Provider = "cpu"
+    """Where a model computes; tensorrt is for .onnx files."""
     threads: int | None = None
     """Of the runtime; its own choice when not given."""
     batch: int = 8
@@ -153,7 +156,7 @@ class Row:
 
 def benchmark(
     paths: Sequence[str | os.PathLike[str]],
-    provider: str = "cpu",
+    provider: Provider = "cpu",
     threads: int | None = None,
     batch: int = 8,
     rounds: int = ROUNDS,
@@ -360,7 +363,7 @@ def main() -> int:
     from vggkeras import files
     from vggkeras.errors import parsed
 
-    config = (tyro.conf.PositionalRequiredArgs,)
+    config = (tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone)
     arguments = parsed(
         lambda: tyro.cli(Arguments, prog="python -m export.benchmark", config=config)
     )

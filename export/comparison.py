@@ -367,7 +367,11 @@ def main() -> int:
 
     from vggkeras.terminal import print_table
 
-    given = parsed(lambda: tyro.cli(Arguments, prog="python -m export.compare"))
+    given = parsed(
+        lambda: tyro.cli(
+            Arguments, prog="python -m export.compare", config=(tyro.conf.DisallowNone,)
+        )
+    )
     console = Console()
     result = compare(given.file, given.reference, given.data, given.images, console)
     print_table(result.table(), console)

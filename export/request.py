@@ -30,9 +30,9 @@ class Request:
     through Keras' own exporters and as float32, any Keras 3 classifier with one image input."""
     precision: Precision = "float32"
     """float16 and int8 are for ONNX and TFLite, and for networks of vggkeras. They may lose 0.5
-    points of top-1 accuracy, and int8 must agree with Keras on 97% of the images. Where int8 loses
-    more, the fewest layers with which it passes are kept in float32, those first that it hurts
-    most, by their signal to noise."""
+    points of top-1 accuracy, and the 95% interval of int8's agreement with Keras must reach 97%.
+    Where int8 loses more, the fewest layers with which it passes are kept in float32, those first
+    that it hurts most, by their signal to noise."""
     data: str | None = None
     """Whose validation images to prove it on: digits, tfds:NAME, a folder, or random (weak
     evidence). By default the data the model was trained on; random where the model names none."""

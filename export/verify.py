@@ -306,10 +306,15 @@ def _array(path: Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray):
-            raise ValueError("it holds several arrays")
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            raise ValueError
+    except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error}): expected an array that numpy.save wrote."
+        ) from error
+    # NumPy's own words for a file of another format advise to load it unsafely.
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} does not hold one array: expected an array that numpy.save wrote."
         ) from error
     return array
 

@@ -34,9 +34,8 @@ def parsed(parse: Callable[[], T]) -> T:
     rows = [row for row in rows if row]
     if set("".join(rows[1:2])) == {"-"}:  # where the terminal has no frames, their title is a row
         rows = rows[2:]
-    raise InputError(
-        " ".join(";" if set(row) <= {"─", "-"} else row for row in rows).replace(" ;", ";")
-    )
+    message = " ".join(";" if set(row) <= {"─", "-"} else row for row in rows)
+    raise InputError(message.replace(" ;", ";").replace(".;", "."))
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -141,7 +141,7 @@ def _folder(spec: str, skip_unreadable: bool) -> Data:
     classes = sorted({file.class_name for file in files["train"]})
     if not classes:
         raise InputError(
-            f"{spec} has no images: expected {root.name}/train/CLASS/*.jpg or "
+            f"{spec} has no images in class folders: expected {root.name}/train/CLASS/*.jpg or "
             f"{root.name}/CLASS/*.jpg ({', '.join(SUFFIXES)})."
         )
     if len(classes) < 2:

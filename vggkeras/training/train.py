@@ -85,6 +85,8 @@ def train(
         check_alone(begun, out)
         data, card = as_begun(data, begun.card, out), begun.card
     else:
+        if resume:
+            console.print(f"{out} holds no run to resume: a new one begins", soft_wrap=True)
         if recipe.init_from:
             identify.open_source(recipe.init_from)  # its faults are reported before long work
         data, card = read_through(data, recipe.skip_unreadable, console)

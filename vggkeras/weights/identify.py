@@ -153,8 +153,8 @@ def trained_file(path: Path | str) -> Path:
     file = Path(path) / "model.keras" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise InputError(
-            f"--init-from {path}: expected a run's folder with model.keras in it, or a .keras "
-            "file; there is none."
+            f"{path}: expected a run's folder with model.keras in it, or a .keras file; there is "
+            "none."
         )
     return file
 
