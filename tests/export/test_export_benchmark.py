@@ -171,7 +171,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(exports, command, tmp_path, m
         (["a.onnx"], "a.onnx cannot be loaded by ONNX Runtime"),
         ([tflite, "bad/model.tflite", *SHORT], "golden.npz cannot be read"),
         ([tflite, "--provider", "cuda"], "provider cuda: "),
-        ([tflite, "--provider", "tpu"], "provider must be one of cpu"),
+        ([tflite, "--provider", "tpu"], "invalid choice 'tpu' for argument '--provider'"),
         ([tflite, "--rounds", 0], "rounds must be 1 or more; received 0"),
         ([tflite, "--threads", 0], "threads must be 1 or more; received 0"),
         ([tflite, "--batch", 65], "batch must be 1 to 64; received 65"),
