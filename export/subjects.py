@@ -136,14 +136,14 @@ def _any_keras(
         mean_rgb=card.mean_rgb or (0.0,) * graph.input_shape[-1],
         arch=card.arch or network.name,
         pixels=pixels,
-        tolerance=_tolerance(network),
+        tolerance=rounding_tolerance(network),
     )
     plain = keras.Model(graph.inputs, graph.output["probabilities"], name=network.name)
     reference = replace(keras_predictor(plain, card, source), make_form=None)
     return Subject(source, files.sha256(source), graph, reference, card, False, scores)
 
 
-def _tolerance(network: keras.Model) -> float:
+def rounding_tolerance(network: keras.Model) -> float:
     """Return the largest error that float32's rounding explains, relative to the largest answer.
 
     Two runtimes add up a layer's products in different orders, which differs by 2^-24 of the sum,
