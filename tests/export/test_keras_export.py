@@ -88,7 +88,7 @@ WRITERS = {
 @pytest.mark.parametrize(
     "make",
     [
-        pooled,
+        pytest.param(pooled, marks=pytest.mark.slow),
         nested,
         pytest.param(mobile, marks=pytest.mark.slow),
         pytest.param(resnet, marks=pytest.mark.slow),

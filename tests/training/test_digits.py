@@ -12,7 +12,7 @@ from helpers import history
 from vggkeras import models
 from vggkeras.training.record import RunRecord
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
