@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # What runtimes choose their int8 and float kernels by, as py-cpuinfo names the flags.
@@ -60,19 +62,35 @@ class Processor:
 
 @functools.cache
 def this_processor() -> Processor | None:
-    """Return the processor of this machine; None where py-cpuinfo is not installed.
+    """Return the processor of this machine; None where it needs py-cpuinfo, which is not installed.
 
-    `export.verify` needs NumPy, Pillow and a runtime alone, and so does without it. The first call
-    takes about a second.
+    `export.verify` needs NumPy, Pillow and a runtime alone, and so does without it. Linux says it
+    itself on most machines; elsewhere the first call takes py-cpuinfo's child process, and about a
+    second.
     """
-    try:
-        import cpuinfo
-    except ModuleNotFoundError:
-        return None
-    info = cpuinfo.get_cpu_info()
-    flags = set(info.get("flags", ()))
+    name, flags = _as_linux_says()
+    if not name or not flags:
+        try:
+            import cpuinfo
+        except ModuleNotFoundError:
+            return None
+        info = cpuinfo.get_cpu_info()
+        name, flags = info.get("brand_raw"), info.get("flags", ())
     return Processor(
-        info.get("brand_raw") or platform.processor() or "unknown processor",
+        name or platform.processor() or "unknown processor",
         platform.machine(),
         tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags),
     )
+
+
+def _as_linux_says() -> tuple[str | None, Sequence[str]]:
+    """Return the name and the flags of the first core in /proc/cpuinfo, as far as they are there.
+
+    py-cpuinfo would ask in a child process, which stays when this one is killed.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return None, ()
+    fields = {name.strip(): value.strip() for name, _, value in (s.partition(":") for s in lines)}
+    return fields.get("model name"), fields.get("flags", fields.get("Features", "")).split()
