@@ -9,7 +9,6 @@ keras_export.py), the seal (artifact.py), the proof (parity.py), and the certifi
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from rich.console import Console
 
 from export.formats import FORMATS, Target, writer_of
 from export.request import Request
-from vggkeras import files
+from vggkeras import files, locks
 from vggkeras.card import Calibration, Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.terminal import load_tensorflow, progress_bar
@@ -45,6 +44,12 @@ def run(request: Request, console: Console | None = None) -> dict[str, Entry]:
     # A training that ends meanwhile moves runs/latest.
     request = replace(request, model=request.source, out=targets[0].folder)
     files.check_writable(request.folder)
+    with locks.locked(request.folder):
+        return _run(request, targets, console)
+
+
+def _run(request: Request, targets: Sequence[Target], console: Console) -> dict[str, Entry]:
+    """Export into a folder that is this process' own."""
     _load_tensorflow(console)
     from export import certificate, samples, subjects
 
@@ -56,7 +61,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Entry]:
     subject = replace(subject, reference=evidence.reference)
     evidence = replace(evidence, calibration=None)
     export = _Export(request, subject, evidence, plan, console)
-    with _folder_of(targets):
+    with files.claimed(request.folder):  # for Target.beside
         kept = _kept_sizes(request, subject.model_sha256)
         peaks = [export.write(target) for target in targets]
         if plan is None:  # int8 may have to be written again
@@ -116,22 +121,6 @@ def _quantized(
         soft_wrap=True,
     )
     return replace(plan, signal_to_noise_db=noise)
-
-
-@contextlib.contextmanager
-def _folder_of(targets: Sequence[Target]) -> Iterator[None]:
-    """Make the folder; at the end remove what is half written, and the folder if it is empty."""
-    folder = targets[0].folder
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    files.sweep(folder)
-    try:
-        yield
-    finally:
-        for target in targets:
-            files.remove(target.beside)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _kept_sizes(request: Request, sha256: str) -> Sequence[tuple[np.ndarray, np.ndarray]]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vggkeras import exchange, locks
 from vggkeras.errors import InputError
 
-PARTIAL = ".partial-"  # then the process' number, then the name
+# What is half written is .partial-MACHINE-PROCESS-RANDOM-NAME; while its process lives, a file
+# .partial-MACHINE-PROCESS-RANDOM beside it is locked: the claim.
+PARTIAL = ".partial-"
+CLAIM = re.compile(r"\.partial-[0-9a-f]{8}-\d+-[0-9a-f]{8}")
+ASIDE = "~"  # instead of the last -: a folder that is being replaced
+FOREIGN_SECONDS = 24 * 3600  # after which another machine's process has certainly ended
 MODELS = (".keras", ".onnx", ".tflite")
 CERTIFICATE = "certificate.json"
 CERTIFIED = (  # what every entry of a certificate has
@@ -36,29 +47,97 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It is renamed into place at the end, and removed on any failure.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    beside = partial(path)
-    try:
+    with claimed(path.parent, _claim()) as claim:
+        beside = path.with_name(f"{claim}-{path.name}")
         yield beside
         move(beside, path)
+
+
+@contextmanager
+def claimed(folder: Path, claim: str | None = None) -> Iterator[str]:
+    """Give the beginning of names in a folder that are this process' own while the block runs.
+
+    No other process removes what has such a name; at the end it is removed here. The folder is made
+    if it is not there, and what processes that were killed had half written is swept out of it.
+
+    Args:
+        folder: where to write.
+        claim: how the names begin; by default as those of `partial`.
+    """
+    claim = claim or _process_claim(os.getpid())
+    lock, new = folder / claim, locks.missing_folders(folder)
+    sweep(folder)
+    descriptor = locks.acquire_own(lock)
+    try:
+        for made in new:
+            _sync(made.parent)
+        yield claim
     finally:
-        remove(beside)
+        for left in folder.glob(f"{claim}?*"):
+            _settle(left)
+        locks.release(lock, descriptor)
 
 
 def partial(path: Path) -> Path:
-    """Return where this process writes what will be renamed to `path`."""
-    return path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    """Return where this process writes what will be renamed to `path`; see `claimed`."""
+    return path.with_name(f"{_process_claim(os.getpid())}-{path.name}")
+
+
+def _claim() -> str:
+    return f"{PARTIAL}{locks.machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@functools.cache
+def _process_claim(process: int) -> str:
+    return _claim()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed had half written into a folder."""
-    import psutil  # here, as those who only read files can do without it
+    """Remove what processes that have ended had half written into a folder.
 
-    for leftover in folder.glob(f"{PARTIAL}*"):
-        process = leftover.name.removeprefix(PARTIAL).split("-")[0]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            remove(leftover)
+    A process of this machine, in whatever container, has ended where its claim is not locked. Of
+    one of another machine that is not certain, as its locks may not reach here: what it left is
+    removed after a day. A folder that was moved aside to be replaced is put back if its place is
+    empty.
+    """
+    claims: dict[str, list[Path]] = {}
+    for left in folder.glob(f"{PARTIAL}*"):
+        named = CLAIM.match(left.name)
+        claims.setdefault(named[0] if named else left.name, []).append(left)
+    for claim, names in claims.items():
+        lock = folder / claim
+        is_here = claim.startswith(f"{PARTIAL}{locks.machine()}-") and lock in names
+        if not is_here and _age(names) < FOREIGN_SECONDS:
+            continue
+        try:
+            descriptor = locks.acquire(lock) if lock in names else locks.NO_LOCK
+        except locks.NoLocksError:
+            if _age(names) < FOREIGN_SECONDS:
+                continue
+            descriptor = locks.NO_LOCK
+        if descriptor is None:
+            continue
+        for left in names:
+            if left != lock:
+                _settle(left)
+        locks.release(lock, descriptor)
+
+
+def _age(paths: Sequence[Path]) -> float:
+    """Return the seconds since the youngest was written; 0 where one has just been removed."""
+    try:
+        return time.time() - max(path.lstat().st_mtime for path in paths)
+    except FileNotFoundError:
+        return 0.0
+
+
+def _settle(left: Path) -> None:
+    """Remove what was half written; put back what was moved aside, if its place is empty."""
+    claim, aside, name = left.name.partition(ASIDE)
+    if aside and CLAIM.fullmatch(claim) and not os.path.lexists(left.with_name(name)):
+        os.rename(left, left.with_name(name))
+    else:
+        remove(left)
 
 
 def check_writable(folder: Path) -> None:
@@ -97,18 +176,55 @@ def check_file(path: Path) -> None:
 def move(beside: Path, path: Path) -> None:
     """Rename a file or a folder into the place of another one, or of nothing.
 
+    Its content is on the disk before its new name is. A folder takes another one's place in one
+    step where the system can exchange two; elsewhere the old one is moved aside first, and the next
+    command that writes there puts it back if this one was killed in between.
+
+    Args:
+        beside: from `replacing` or `partial`.
+        path: where it belongs, in the same folder.
+
     Raises:
         IsADirectoryError: a file would take a folder's place, and everything in it.
     """
     if path.is_dir() and not beside.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file to be replaced")
-    if path.is_dir() and not path.is_symlink():  # a full folder cannot be renamed over
-        old = partial(path.with_name(f"old-{path.name}"))
-        os.rename(path, old)
-        os.rename(beside, path)
-        shutil.rmtree(old)
-    else:
+    _sync_all(beside)
+    if not path.is_dir() or path.is_symlink():
         os.replace(beside, path)
+    elif not exchange.exchanged(beside, path):  # a full folder cannot be renamed over
+        claim = CLAIM.match(beside.name)
+        assert claim, beside
+        aside = path.with_name(f"{claim[0]}{ASIDE}{path.name}")
+        os.rename(path, aside)
+        os.rename(beside, path)
+        beside = aside
+    _sync(path.parent)
+    remove(beside)
+
+
+def _sync_all(path: Path) -> None:
+    """Wait until a file is on the disk, or a folder with all that is in it."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for inside in path.iterdir():
+            _sync_all(inside)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    windows, is_folder = os.name == "nt", path.is_dir()
+    if is_folder and windows:  # which cannot
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno != errno.EINVAL:  # of file systems that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import vggkeras
 from export import golden as golden_module
 from export import parity, samples, to_onnx, to_saved_model, verify
 from export.formats import Target, writer_of
-from vggkeras import files, runtimes
+from vggkeras import files, locks, runtimes
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes import keras
@@ -283,15 +284,23 @@ def test_a_file_that_does_not_load_is_rejected_too(tmp_path, run, monkeypatch):
 def test_what_a_killed_export_left_is_swept_and_other_models_files_are_named(
     tmp_path, run, copied, capsys
 ):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (copied / f".partial-{dead.pid}-saved_model").mkdir()
-    (copied / f".partial-{dead.pid}-model.onnx").write_bytes(b"half")
+    killed = f".partial-{locks.machine()}-1-00000000"
+    (copied / killed).touch()
+    (copied / f"{killed}-model.onnx").write_bytes(b"half")
+    os.rename(copied / "saved_model", copied / f"{killed}~saved_model")
     vggkeras.build("A", (32, 32, 3), 10, width=0.05, fc_units=8).save(tmp_path / "other.keras")
     export.export_model(tmp_path / "other.keras", "onnx", data="random", out=copied)
     assert not [p.name for p in copied.iterdir() if p.name.startswith(".")]
     assert "not of this model: model.tflite, saved_model" in capsys.readouterr().out
     assert set(files.read_certificate(copied)) == {"model.onnx"}
+
+
+def test_a_second_export_into_a_folder_is_refused_at_once(run, copied):
+    with (
+        locks.locked(copied),
+        pytest.raises(InputError, match=f"{copied} is being written by process {os.getpid()}"),
+    ):
+        export.export_model(run.path, "onnx", out=copied)
 
 
 def test_a_run_that_skipped_unreadable_images_is_proven_without_them(tmp_path, photos):

@@ -28,8 +28,6 @@ from helpers import (
 
 from vggkeras.errors import InputError
 from vggkeras.training import callbacks, checkpoints
-from vggkeras.training.record import RunRecord
-from vggkeras.training.runs import check_alone
 from vggkeras.training.train import train
 
 pytestmark = pytest.mark.integration
@@ -209,14 +207,27 @@ def test_what_is_left_of_a_run_is_neither_overwritten_nor_taken_up(tmp_path, who
     assert left == {p: b for p, b in files.items() if p.name not in ("model.keras", "run.json")}
 
 
-def test_a_run_another_process_trains_is_left_alone(cut):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        record = dataclasses.replace(RunRecord.read(cut.out), status="training", process=other.pid)
-        record.write(cut.out)
-        with pytest.raises(InputError, match=f"is being trained by process {other.pid}"):
-            train(cut, resume=True)
-        other.communicate()
-    check_alone(record, cut.out)
+class Second(keras.callbacks.Callback):
+    """Trains into the same folder when the first step has ended, as another process would."""
+
+    def __init__(self, recipe) -> None:
+        super().__init__()
+        self.recipe, self.refusals = recipe, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.refusals:
+            for resume in (False, True):
+                with pytest.raises(InputError) as refusal:
+                    train(self.recipe, resume=resume)
+                self.refusals.append(str(refusal.value))
+
+
+def test_two_trainings_into_one_folder_are_one_and_a_refusal(cut, whole):
+    second = Second(cut)
+    assert_same_end(whole[1], train(cut, resume=True, callbacks=[second]))
+    expected = f"{cut.out} is being written by process {os.getpid()} on "
+    assert [refusal.startswith(expected) for refusal in second.refusals] == [True, True]
+    assert not [path for path in cut.out.iterdir() if path.name.startswith(".")]
 
 
 def test_resume_of_a_finished_run_does_nothing(whole, capsys):

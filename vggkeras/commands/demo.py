@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vggkeras import files
+from vggkeras import files, locks
 from vggkeras.commands.common import console
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
@@ -69,7 +69,9 @@ class Demo:
         if (self.out / "run.json").exists():
             if RunRecord.read(self.out).card.data != RECIPE.data:
                 raise InputError(f"{self.out} holds a run on other data: give another --out.")
-            files.remove(self.out)
+            with locks.locked(self.out):
+                for path in locks.others_in(self.out):
+                    files.remove(path)
         run = train(replace(RECIPE, out=self.out), console)
         return run.record.metrics["val_accuracy"]
 

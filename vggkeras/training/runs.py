@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import psutil
 from rich.console import Console
 
 import vggkeras
@@ -148,25 +147,6 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
     return dataclasses.replace(data, splits=splits, skipped=begun.skipped)
 
 
-def check_alone(begun: RunRecord, out: Path) -> None:
-    """Check that no other process trains the run.
-
-    Raises:
-        InputError (a ValueError): one does.
-    """
-    if begun.status != "training" or begun.host != platform.node():
-        return
-    try:
-        started = psutil.Process(begun.process).create_time()
-    except psutil.NoSuchProcess:
-        return
-    # A process that started later has the same number by chance.
-    if begun.process != os.getpid() and started < (out / RUN).stat().st_mtime:
-        raise InputError(
-            f"{out} is being trained by process {begun.process}: wait for it, or end it first."
-        )
-
-
 def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Console) -> None:
     """Check that a recipe is that of the run to be resumed; print where the libraries are others.
 
@@ -202,9 +182,9 @@ def versions() -> dict[str, str]:
 
 
 def point_latest(out: Path) -> None:
-    """Make runs/latest a relative link to the newest run; a folder of that name is left alone."""
+    """Make runs/latest a relative link to the newest run; what else has that name is left alone."""
     latest = Path("runs/latest")
-    if latest.is_dir() and not latest.is_symlink():
+    if latest.exists() and not latest.is_symlink():
         return
     with files.replacing(latest) as beside:
         beside.symlink_to(os.path.relpath(out.resolve(), latest.parent.resolve()))

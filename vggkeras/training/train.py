@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vggkeras import files, models
+from vggkeras import files, locks, models
 from vggkeras import recipe as recipe_module
 from vggkeras.card import ModelCard
 from vggkeras.data import augment, decoding, sources
@@ -36,7 +36,6 @@ from vggkeras.training.runs import (
     Run,
     as_begun,
     begun_run,
-    check_alone,
     check_unchanged,
     default_folder,
     read_through,
@@ -75,14 +74,27 @@ def train(
         OSError: the run's folder cannot be written.
     """
     console = console or Console()
+    out = Path(recipe.out or default_folder(recipe))
+    files.check_writable(out)
+    with locks.locked(out) as new:
+        return _train(dataclasses.replace(recipe, out=out), console, callbacks, resume, new)
+
+
+def _train(
+    recipe: Recipe,
+    console: Console,
+    callbacks: Sequence[keras.callbacks.Callback],
+    resume: bool,
+    new: bool,
+) -> Run:
+    """Train in a folder that is this process' own; `new`: it has just been made."""
+    out = recipe.out
+    assert out
+    begun = begun_run(out, resume)
     data = sources.load_data(recipe.data, skip_unreadable=recipe.skip_unreadable)
     size = recipe.image_size or data.native_size
     scale = recipe_module.scale_range(recipe.scale, size)
-    out = Path(recipe.out or default_folder(recipe))
-    begun = begun_run(out, resume)
-    files.check_writable(out)
     if begun:
-        check_alone(begun, out)
         data, card = as_begun(data, begun.card, out), begun.card
     else:
         if resume:
@@ -95,11 +107,10 @@ def train(
         check_unchanged(recipe, begun.card, out, console)
         if begun.status == "done":
             return _finished(begun, out, console)
-    recipe = dataclasses.replace(recipe, out=out)
     card = _with_the_run(card, recipe, data, size, scale)
     job = Job(recipe, data, card, out, size, scale, console)
     with asked_to_stop() as stop:
-        return _run(job, begun, stop, callbacks)
+        return _run(job, begun, stop, callbacks, new)
 
 
 def _with_a_batch_that_fits(recipe: Recipe, images: int, console: Console) -> Recipe:
@@ -147,6 +158,7 @@ def _run(
     begun: RunRecord | None,
     stop: threading.Event,
     callbacks: Sequence[keras.callbacks.Callback],
+    new: bool,
 ) -> Run:
     """Build the model, and train it from the start or from a checkpoint."""
     recipe, out = job.recipe, job.out
@@ -158,7 +170,6 @@ def _run(
     kept = model if recipe.precision == "float32" else _network(job, "float32")
     _print_job(job, model, device_text(strategy))
     progress = Progress(job, stop)
-    new = not out.exists()
     if not (begun and progress.restore(model)):
         files.remove(out / "resume")
         if begun and recipe.init_from:
@@ -315,7 +326,8 @@ def _leave_a_stopped_run(error: BaseException, progress: Progress, new: bool) ->
     """Record that the run stopped; remove it where there is nothing to go on with."""
     out = progress.job.out
     if progress.state.best is None and not checkpoints.newest_first(out / "resume"):
-        files.remove(out if new else out / RUN)
+        for path in locks.others_in(out) if new else (out / RUN,):
+            files.remove(path)
         return
     progress.write_record("stopped")
     if not isinstance(error, InputError):  # a diverged run would diverge again
