@@ -29,7 +29,7 @@ from export import TOLERANCES, artifact, containers, parity
 from export import golden as golden_module
 from vggkeras import files, runtimes
 from vggkeras.card import INPUT_NAME
-from vggkeras.errors import InputError, run_command
+from vggkeras.errors import InputError, refuse_empty_arguments, run_command
 from vggkeras.processor import this_processor
 from vggkeras.runtimes import providers
 from vggkeras.runtimes.predictor import Predictor
@@ -178,6 +178,7 @@ def made_where(path: Path) -> str:
 
 def main() -> int:
     """Parse, and verify each file."""
+    refuse_empty_arguments()
     arguments = _parser().parse_args()
     if any((path / "saved_model.pb").exists() for path in arguments.files):
         from rich.console import Console  # TensorFlow's users have it

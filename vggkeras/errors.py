@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ def parsed(parse: Callable[[], T]) -> T:
     Raises:
         InputError: a wrong command line; tyro's framed message becomes one line.
     """
+    refuse_empty_arguments()
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
@@ -36,6 +38,25 @@ def parsed(parse: Callable[[], T]) -> T:
         rows = rows[2:]
     message = " ".join(";" if set(row) <= {"─", "-"} else row for row in rows)
     raise InputError(message.replace(" ;", ";").replace(".;", "."))
+
+
+def refuse_empty_arguments() -> None:
+    """Check that no argument of this process is empty, as that of a shell variable that is not set.
+
+    A path would be that of the current folder.
+
+    Raises:
+        InputError: one is; the message names what comes before it.
+    """
+    for before, argument in itertools.pairwise(["", *sys.argv[1:]]):
+        name, equals, value = argument.partition("=")
+        if equals and name.startswith("--") and not value:
+            before, argument = name, ""
+        if not argument.strip():
+            raise InputError(
+                f"Expected a value {f'after {before}' if before else 'first'}; received an empty "
+                "string: give one, or leave it out."
+            )
 
 
 def run_command(command: Callable[[], int]) -> int:

@@ -142,7 +142,10 @@ MISTAKES = (
     (TRAIN + " digits --arch F", "'F': expected one of A, A-LRN, B, C, D, E"),
     (TRAIN + " nowhere", "Unknown data 'nowhere': expected digits, tfds:NAME"),
     (TRAIN + " empty", "has no images"),
-    (TRAIN + " ''", "Unknown data ''"),
+    (TRAIN + " ''", "Expected a value after --data; received an empty string"),
+    ("train --out ''", "Expected a value after --out"),
+    ("train --out=", "Expected a value after --out"),
+    ("train --data digits --out ' '", "Expected a value after --out"),
     (TRAIN + " digits --image-size 31", "image_size must be 32 or more"),
     (TRAIN + " digits --learning-rate 0", "learning_rate must be a positive number"),
     (TRAIN + " {photos} --image-size 32 --out file.npy/run", "file.npy"),
@@ -168,6 +171,8 @@ MISTAKES = (
     ("predict text.jpg --model {onnx}", "text.jpg cannot be read"),
     ("predict none.jpg --model {onnx}", "No image at none.jpg"),
     ("predict empty --model {onnx}", "has no images"),
+    ("predict ''", "Expected a value after predict"),
+    ("predict text.jpg --model ''", "Expected a value after --model"),
 )
 EXPORT_MISTAKES = (
     ("--formt onnx", "Unrecognized options: --formt"),
@@ -180,6 +185,7 @@ EXPORT_MISTAKES = (
     ("--model {run} --images -5", "images must be 1 or more"),
     ("--model {run} --data {photos}", "10 classes and the data 2"),
     ("--model {run} --out file.npy/out", "file.npy"),
+    ("--model {run} --out ''", "Expected a value after --out"),
 )
 
 
