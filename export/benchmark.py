@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from export.loadgen import OFFLINE, PERCENTILES, SECONDS, SINGLE, Lengths, Outcome
 from export.serving import Loaded, started
+from vggkeras import files
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+FIGURES = files.Kind("of `export.benchmark`", files.json_with("settings", "rows"))
 ROUNDS = 10
 # Seconds between two turns: ONNX Runtime's and TensorFlow's threads spin for some ms after their
 # last call.
@@ -360,7 +362,6 @@ def main() -> int:
     import tyro
     from rich.console import Console
 
-    from vggkeras import files
     from vggkeras.errors import parsed
 
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone)
@@ -370,7 +371,7 @@ def main() -> int:
     if arguments.official and (arguments.rounds, arguments.seconds) != (ROUNDS, SECONDS):
         raise InputError("--official has lengths of its own: leave out --rounds and --seconds.")
     if arguments.json:
-        files.check_file(arguments.json)
+        files.check_file(arguments.json, FIGURES)
     console = Console()
     options = {k: v for k, v in vars(arguments).items() if k not in ("files", "json")}
     figures = benchmark(arguments.files, **options, console=console)

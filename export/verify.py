@@ -286,7 +286,9 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
 
 
 def _write_photograph(path: Path, encoded: bytes) -> None:
-    files.check_file(path)
+    files.check_file(
+        path, files.Kind("this photograph", lambda there: there.read_bytes() == encoded)
+    )
     kind = Image.open(io.BytesIO(encoded)).format or ""
     suffixes = [suffix for suffix, name in Image.registered_extensions().items() if name == kind]
     if path.suffix.lower() not in suffixes:
@@ -294,13 +296,8 @@ def _write_photograph(path: Path, encoded: bytes) -> None:
             f"--original {path}: the photograph is a {kind}: give a name ending in "
             f"{' or '.join(suffixes[:3])}."
         )
-    # Without files.replacing, whose sweep needs psutil.
-    beside = files.partial(path)
-    try:
+    with files.replacing(path) as beside:
         beside.write_bytes(encoded)
-        files.move(beside, path)
-    finally:
-        files.remove(beside)
 
 
 def _array(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 
 from vggkeras import exchange, files, locks
 from vggkeras.errors import InputError
+
+ANY = files.Kind("a list", lambda path: isinstance(json.loads(path.read_text()), list))
+
 
 def killed(script: str, folder: Path) -> None:
     """Run a script in a process that ends by kill -9."""
@@ -184,3 +188,28 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
         files.sweep(tmp_path / "a")
     lock.__exit__(None, None, None)
     assert names(tmp_path / "a") == ["b"]
+
+
+def test_only_a_file_of_the_same_kind_is_overwritten(tmp_path):
+    path = tmp_path / "a.json"
+    files.check_file(path, ANY)
+    path.write_text("[]")
+    files.check_file(path, ANY)
+    for other in ("{}", "", "\xff"):
+        path.write_text(other)
+        with pytest.raises(InputError, match="is there already and is not a list"):
+            files.check_file(path, ANY)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="is there already"):
+        files.check_file(path, ANY)
+
+
+def test_nothing_is_written_into_a_saved_model_or_among_a_runs_checkpoints(tmp_path):
+    files.write_json(tmp_path / "run" / "run.json", {})
+    (tmp_path / "saved_model" / "variables").mkdir(parents=True)
+    (tmp_path / "saved_model" / "saved_model.pb").touch()
+    for folder in ("run/resume", "saved_model/variables"):
+        with pytest.raises(InputError, match="which is no place for other files"):
+            files.check_file(tmp_path / folder / "a.json", ANY)
+    files.check_file(tmp_path / "run" / "a.json", ANY)

@@ -11,8 +11,9 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,27 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def check_file(path: Path) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """What a command writes: a file of it may be overwritten by another one."""
+
+    name: str  # in words
+    holds: Callable[[Path], bool]  # whether a file is of it; any error means that it is not
+
+
+def check_file(path: Path, kind: Kind) -> None:
     """Check that a path can be that of a file to write, before long work is done for it.
 
+    A file that is there is overwritten only if it is of the kind that is to be written, so that no
+    file of a run, an export or the user is lost.
+
+    Args:
+        path: where to write.
+        kind: what.
+
     Raises:
-        InputError (a ValueError): it cannot, or it has the name of a model, which nothing
-            overwrites.
+        InputError (a ValueError): it cannot; a file of another kind is there; it has the name of a
+            model, which nothing overwrites; or it would lie inside a SavedModel or a run's resume/.
     """
     if path.is_dir() or not path.name:
         raise InputError(f"{path} is a folder: expected the path of a file to write.")
@@ -170,7 +186,48 @@ def check_file(path: Path) -> None:
             f"{path} is a model's name: expected that of another file to write; no model is "
             "overwritten."
         )
+    for folder in path.resolve().parents:
+        is_resume = folder.name == "resume" and (folder.parent / "run.json").exists()
+        if is_resume or (folder / "saved_model.pb").exists():
+            raise InputError(
+                f"{path} would lie in {folder}, which is no place for other files: give another "
+                "path."
+            )
+    if path.exists() and not (path.is_file() and _holds(path, kind)):
+        raise InputError(
+            f"{path} is there already and is not {kind.name}: only such a file is overwritten; "
+            "give another path."
+        )
     check_writable(path.parent)
+
+
+def _holds(path: Path, kind: Kind) -> bool:
+    try:
+        return kind.holds(path)
+    except Exception:  # readers of damaged files raise what their layers raise
+        return False
+
+
+def json_with(*keys: str) -> Callable[[Path], bool]:
+    """Return whether a file is JSON whose object, or first object of its list, has these keys."""
+
+    def has_keys(path: Path) -> bool:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        first = value[0] if isinstance(value, list) else value
+        return set(keys) <= set(first)
+
+    return has_keys
+
+
+def page_of(title: str) -> Callable[[Path], bool]:
+    """Return whether a file is one of our pages, by words of its title."""
+
+    def has_title(path: Path) -> bool:
+        with open(path, encoding="utf-8") as page:
+            found = re.search("(?s)<title>.*?</title>", page.read(1 << 16))
+        return found is not None and title in found[0] and "vggkeras" in found[0]
+
+    return has_title
 
 
 def move(beside: Path, path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 import vggkeras
 from export import to_onnx
 from export.__main__ import cli as export_cli
-from vggkeras import configs
+from vggkeras import configs, files
 from vggkeras.__main__ import COMMANDS, cli
 from vggkeras.card import ModelCard
 from vggkeras.commands import benchmark, common, evaluate, features, predict
@@ -92,6 +92,7 @@ def test_evaluate_scores_every_runtime_alike(run, exports, command, tmp_path):
         cli, "evaluate", "--model", *models, "--data", "digits", "--json", tmp_path / "e.json"
     )
     assert code == 0
+    files.check_file(tmp_path / "e.json", evaluate.FIGURES)  # the same command may overwrite it
     rows = json.loads((tmp_path / "e.json").read_text())
     assert [row["runtime"] for row in rows] == ["keras", "onnxruntime", "litert", "tensorflow"]
     assert {row["images"] for row in rows} == {360}
@@ -138,6 +139,7 @@ def one_line(err: str) -> str:
 
 TRAIN = "train --width 0.05 --fc-units 8 --out out --data"
 SCORE = "evaluate --model {onnx} --data"
+FEATURES = "features --model {onnx} --data digits --out"
 MISTAKES = (
     (TRAIN + " digits --arch F", "'F': expected one of A, A-LRN, B, C, D, E"),
     (TRAIN + " nowhere", "Unknown data 'nowhere': expected digits, tfds:NAME"),
@@ -173,6 +175,17 @@ MISTAKES = (
     ("predict empty --model {onnx}", "has no images"),
     ("predict ''", "Expected a value after predict"),
     ("predict text.jpg --model ''", "Expected a value after --model"),
+    (SCORE + " digits --json {run}/run.json", "is not of `vggkeras evaluate`: only such a file"),
+    (SCORE + " digits --json {run}", "is a folder"),
+    (SCORE + " digits --json /dev/null", "is there already"),
+    ("benchmark --json {run}/run.json", "is not of `vggkeras benchmark`"),
+    (FEATURES + " file.npz --json {run}/run.json", "is not of `vggkeras features`"),
+    (FEATURES + " other.npz", "other.npz is there already and is not a file of features"),
+    (FEATURES + " {run}/resume/000000001.npz", "is no place for other files"),
+    (FEATURES + " {run}/export/saved_model/a.npz", "is no place for other files"),
+    (FEATURES + " a.npz --neighbours page.html", "is not a page of neighbours"),
+    ("report {run} --out page.html", "is not a report"),
+    ("report {run} --out {run}/history.csv", "is not a report"),
 )
 EXPORT_MISTAKES = (
     ("--formt onnx", "Unrecognized options: --formt"),
@@ -193,7 +206,9 @@ def test_every_mistake_is_one_line_and_exit_code_2(command, tmp_path, photos, ru
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.keras").write_bytes(b"junk")
     (tmp_path / "text.jpg").write_text("text")
+    (tmp_path / "page.html").write_text("<title>My holidays</title>")
     np.save(tmp_path / "file", np.zeros(1))
+    np.savez(tmp_path / "other", np.zeros(1))
     before = sorted(p.name for p in tmp_path.iterdir())
     paths = {"onnx": exports / "model.onnx", "photos": photos, "run": run.path}
     for program, mistakes in ((cli, MISTAKES), (export_cli, EXPORT_MISTAKES)):

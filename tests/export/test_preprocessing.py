@@ -172,6 +172,11 @@ def test_what_posteriors_does_is_right(exported, tmp_path, command, monkeypatch)
     code, out, _ = command(verify.cli, "--original", tmp_path / "photo.jpg", path)
     assert code == 0
     assert "--inputs mine.npy" in out
+    assert command(verify.cli, "--original", tmp_path / "photo.jpg", path)[0] == 0
+    (tmp_path / "mine.jpg").write_bytes(b"another")
+    code, _, err = command(verify.cli, "--original", tmp_path / "mine.jpg", path)
+    assert code == 2
+    assert "is not this photograph: only such a file is overwritten" in err
     golden = artifact.read(path).golden
     decoded = np.asarray(Image.open(tmp_path / "photo.jpg"))
     assert decoded.shape == (96, 132, 3)

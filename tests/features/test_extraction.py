@@ -184,6 +184,7 @@ def test_both_kinds_of_file_hold_the_same(run, form, photos, command, tmp_path):
     data = load_images(str(photos), skip_unreadable=True)
     described = describe(form, data, (), (32, 48), "stack", skipped=[])
     extraction.write(described, Path("f.parquet"))
+    extraction.check_out(Path("f.parquet"))
     table = parquet.read_table("f.parquet")
     assert table["image"].to_pylist() == npz["names"].tolist()
     assert table["split"].to_pylist() == npz["split"].tolist()

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
+from vggkeras import files
 from vggkeras.__main__ import cli
+from vggkeras.commands import features
 from vggkeras.errors import InputError
-from vggkeras.features import svm
+from vggkeras.features import extraction, neighbours, svm
 from vggkeras.features.extraction import load_images
 from vggkeras.features.svm import SvmRecall, class_recalls, fit_svm, svm_recall
 
@@ -142,6 +144,9 @@ def test_the_command_prints_and_keeps_what_was_measured(run, command):
     assert code == 0, err
     assert "it learned these very classes, which flatters its features" in " ".join(out.split())
     assert "which flatters its features" in Path("n.html").read_text(encoding="utf-8")
+    extraction.check_out(Path("f.npz"))  # all of them may be overwritten by the same command
+    neighbours.check_page(Path("n.html"))
+    files.check_file(Path("f.json"), features.FIGURES)
     record = json.loads(Path("f.json").read_text())["svm"]
     assert len(record["c"]) == len(record["mean_class_recalls"]) == 3
     assert record["mean"] == pytest.approx(np.mean(list(record["recall"].values())))

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from vggkeras import configs
+from vggkeras import configs, files
 from vggkeras.__main__ import cli
+from vggkeras.commands.benchmark import FIGURES
 from vggkeras.training.benchmark import CROPS, PLAIN, STEP, TRAINING, photograph_like
 
 pytestmark = pytest.mark.integration
@@ -31,6 +32,7 @@ def test_the_benchmark_counts_what_it_does(command, tmp_path):
         cli, "benchmark", "--arch", "A", *sizes, *counts, "--json", tmp_path / "b.json"
     )
     assert code == 0, err
+    files.check_file(tmp_path / "b.json", FIGURES)  # it may be overwritten by the same command
     figures = json.loads((tmp_path / "b.json").read_text())
     parts = figures["parts"]
     assert {name: row["images"] for name, row in parts.items()} == dict.fromkeys(

@@ -10,6 +10,8 @@ from vggkeras.commands.common import console
 from vggkeras.recipe import Precision, Recipe
 from vggkeras.terminal import load_tensorflow, print_table
 
+FIGURES = files.Kind("of `vggkeras benchmark`", files.json_with("parts", "crops_over_plain"))
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -60,7 +62,7 @@ class Benchmark:
             precision=self.precision,
         )
         if self.json:
-            files.check_file(self.json)
+            files.check_file(self.json, FIGURES)
         load_tensorflow(console)
         from vggkeras.training.benchmark import benchmark
 

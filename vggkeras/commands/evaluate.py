@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vggkeras.runtimes import Predictor
 
 
+FIGURES = files.Kind("of `vggkeras evaluate`", files.json_with("protocol", "correct", "against"))
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Score models, in any runtime, on every image of a split, by the paper's protocols.
@@ -66,7 +69,7 @@ class Evaluate:
         if not self.model:
             raise InputError("--model expects one model or more; received none.")
         if self.json:
-            files.check_file(self.json)
+            files.check_file(self.json, FIGURES)
         predictors = self.compute.load(*self.model)
         data = load_data(self.data, skip_unreadable=True)
         skipped = list(data.skipped)

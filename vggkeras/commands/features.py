@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from vggkeras.runtimes import Predictor
 
 
+FIGURES = files.Kind(
+    "of `vggkeras features`", files.json_with("dimensions", "aggregate", "seconds")
+)
+
+
 @dataclass(frozen=True)
 class Features:
     """Extract a network's features (Appendix B), for a linear SVM and a page of neighbours.
@@ -109,7 +114,7 @@ class Features:
         if self.neighbours:
             check_page(self.neighbours)
         if self.json:
-            files.check_file(self.json)
+            files.check_file(self.json, FIGURES)
         data = load_images(self.data, skip_unreadable=self.skip_unreadable)
         if self.svm:
             check_split(

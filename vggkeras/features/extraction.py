@@ -211,12 +211,21 @@ def check_out(path: Path) -> None:
     Raises:
         InputError (a ValueError): a folder, a model's name, another suffix, or a read-only folder.
     """
-    files.check_file(path)
+    files.check_file(path, files.Kind("a file of features", _holds_features))
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"{path}: expected a file that ends in {' or '.join(SUFFIXES)}; received "
             f"{path.suffix!r}."
         )
+
+
+def _holds_features(path: Path) -> bool:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {"features", "about"} <= set(arrays.files)
+    from pyarrow import parquet
+
+    return b"vggkeras" in (parquet.read_schema(path).metadata or {})
 
 
 def write(described: Described, path: Path) -> None:

@@ -21,6 +21,7 @@ from vggkeras.features.svm import interval_text
 from vggkeras.pages import Picture, data_title, encode_picture, read_some, render
 
 TEMPLATE = Path(__file__).with_name("neighbours.html.jinja")
+PAGE = files.Kind("a page of neighbours", files.page_of("Nearest neighbours in "))
 QUERIES, CLOSEST = 24, 8  # of the page
 THUMBNAIL = 160  # px: twice what a phone shows
 BLOCK = 1 << 24  # similarities in memory at once
@@ -98,7 +99,7 @@ def check_page(path: Path) -> None:
         InputError (a ValueError): a folder, a model's name, another suffix than .html, or a
             read-only folder.
     """
-    files.check_file(path)
+    files.check_file(path, PAGE)
     if path.suffix != ".html":
         raise InputError(
             f"{path}: expected a page's file that ends in .html; received {path.suffix!r}."

@@ -45,6 +45,7 @@ from vggkeras.report.tables import (
 from vggkeras.terminal import load_tensorflow, progress_bar
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+REPORT = files.Kind("a report", files.page_of(" report"))
 MISTAKES = 24  # most confident ones shown
 EXPLAINED = 4  # right answers, and as many wrong ones, that Grad-CAM explains
 
@@ -85,7 +86,7 @@ def report(
     source = read_source(folder)
     groups = [read_evaluation(Path(path)) for path in evaluations]
     speeds = [read_benchmark(Path(path), number) for number, path in enumerate(benchmarks)]
-    files.check_file(page)
+    files.check_file(page, REPORT)
     recipe = source.card.recipe
     skip_unreadable |= recipe is not None and recipe.skip_unreadable
     source, images = _load(source, data, console, skip_unreadable)
