@@ -56,7 +56,7 @@ def export_model(
         InputError (a ValueError): no model, or none that classifies images; unknown format or
             precision; classes that differ from the data's; too few images, to calibrate on too;
             weights or activations that are not finite, or too large for float16, by layer;
-            features that are all zero.
+            features that are all zero; another process exports into the folder.
         OSError: a folder that cannot be written.
     """
     from export import pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -106,22 +107,26 @@ def sweep(folder: Path) -> None:
         named = CLAIM.match(left.name)
         claims.setdefault(named[0] if named else left.name, []).append(left)
     for claim, names in claims.items():
-        lock = folder / claim
-        is_here = claim.startswith(f"{PARTIAL}{locks.machine()}-") and lock in names
-        if not is_here and _age(names) < FOREIGN_SECONDS:
-            continue
-        try:
-            descriptor = locks.acquire(lock) if lock in names else locks.NO_LOCK
-        except locks.NoLocksError:
-            if _age(names) < FOREIGN_SECONDS:
-                continue
-            descriptor = locks.NO_LOCK
-        if descriptor is None:
-            continue
-        for left in names:
-            if left != lock:
-                _settle(left)
-        locks.release(lock, descriptor)
+        with contextlib.suppress(PermissionError):  # another user's
+            _sweep(folder / claim, names)
+
+
+def _sweep(lock: Path, names: Sequence[Path]) -> None:
+    """Remove what begins with the name of a lock, if its process has ended."""
+    is_old = _age(names) > FOREIGN_SECONDS
+    is_here = lock in names and lock.name.startswith(f"{PARTIAL}{locks.machine()}-")
+    if not is_here and not is_old:
+        return
+    try:
+        descriptor = locks.acquire(lock) if lock in names else locks.NO_LOCK
+    except locks.NoLocksError:
+        descriptor = locks.NO_LOCK if is_old else None
+    if descriptor is None:
+        return
+    for left in names:
+        if left != lock:
+            _settle(left)
+    locks.release(lock, descriptor)
 
 
 def _age(paths: Sequence[Path]) -> float:

@@ -68,9 +68,9 @@ def train(
             stops training ends the run.
 
     Raises:
-        InputError (a ValueError): anything wrong with the recipe, the data or an existing run
-            (nothing is written); or the loss became NaN or infinite (the best model and the last
-            checkpoint are kept).
+        InputError (a ValueError): anything wrong with the recipe, the data or an existing run, or
+            another process trains into its folder (nothing is written); or the loss became NaN or
+            infinite (the best model and the last checkpoint are kept).
         OSError: the run's folder cannot be written.
     """
     console = console or Console()
