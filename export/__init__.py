@@ -76,7 +76,7 @@ def export_model(
         input=input,
         logits=logits,
     )
-    return {name: entry.to_json() for name, entry in pipeline.run(request, console).items()}
+    return {name: entry.to_json(name) for name, entry in pipeline.run(request, console).items()}
 
 
 def compare(

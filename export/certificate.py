@@ -1,77 +1,25 @@
-"""What is certified of an exported file: certificate.json, and the table on the terminal."""
+"""Certify exported files: put them and certificate.json into their places, and print the table."""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import golden
 from export.formats import Target
 from export.parity import Parity
-from vggkeras import files
+from vggkeras import certificate, files
+from vggkeras.certificate import Entry
 from vggkeras.runtimes.predictor import Predictor
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from export.measure import Peak
-
-# What the file itself says; left out where it does not.
-OPTIONAL = ("calibration", "left_in_float", "processor")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file's entry in certificate.json: what was checked, where, and how it came out.
-
-    The fields are JSON's, in their order.
-    """
-
-    sha256: str
-    bytes: int
-    precision: str
-    runtime: str
-    version: str
-    provider: str
-    threads: int | None
-    tf32: bool
-    input: dict[str, Any]  # name, type, shape
-    output: dict[str, Any]
-    features: int | None  # how many the file gives; None of a classifier
-    batch_sizes: list[int]  # that were tried
-    sizes: list[list[int]]  # (height, width) of the images
-    images: int
-    max_abs_error: float | None  # None where it is infinite
-    max_rel_error: float | None
-    top1_agreement: float | None  # this and all accuracies are None of features
-    smallest_cosine: float | None  # None of a classifier
-    accuracy_reference: float | None
-    accuracy_artifact: float | None
-    mcnemar_p: float | None
-    unoptimized_difference: float | None  # of int8 in ONNX
-    tolerance: float | None
-    most_lost: float | None
-    least_agreement: float | None
-    least_cosine: float | None
-    top1_agreement_interval: tuple[float, float] | None
-    accuracy_interval: tuple[float, float] | None
-    calibration: dict[str, Any] | None  # of int8, as are the layers kept in float32
-    left_in_float: list[str] | None
-    processor: dict[str, Any] | None
-    milliseconds: float | None  # median time of a call with one image
-    evidence: str  # which images these are
-    model_sha256: str  # of the .keras file
-    passed: bool
-    failures: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what certificate.json holds."""
-        values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if v is not None or k not in OPTIONAL}
 
 
 def entry_of(
@@ -118,7 +66,9 @@ def entry_of(
         least_cosine=gate.least_cosine,
         top1_agreement_interval=parity.top1_agreement_interval,
         accuracy_interval=parity.accuracy_interval,
-        **{key: description.get(key) for key in OPTIONAL},
+        calibration=description.get("calibration"),
+        left_in_float=description.get("left_in_float"),
+        processor=description.get("processor"),
         milliseconds=milliseconds,
         evidence=evidence,
         model_sha256=card.model_sha256,
@@ -130,21 +80,6 @@ def entry_of(
 def _finite(value: float | None) -> float | None:
     """Return a number that JSON has, None for any other."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def update(folder: Path, entries: Mapping[str, Entry], model_sha256: str) -> list[str]:
-    """Put entries into certificate.json, beside those of the same model's other files.
-
-    Returns:
-        The names of files that are there and of another model, whose entries are dropped.
-    """
-    before = files.read_certificate(folder)
-    kept = {k: v for k, v in before.items() if v["model_sha256"] == model_sha256}
-    written = {name: entry.to_json() for name, entry in entries.items()}
-    files.write_json(folder / files.CERTIFICATE, kept | written)
-    return sorted(
-        name for name in before.keys() - kept.keys() - entries.keys() if (folder / name).exists()
-    )
 
 
 @dataclass(frozen=True)
@@ -159,6 +94,53 @@ class Row:
     def path(self) -> Path:
         """Where the file lies now."""
         return self.target.path if self.entry.passed else self.target.rejected
+
+
+def place(
+    rows: Sequence[Row], packed_golden: bytes, model_sha256: str
+) -> tuple[dict[str, Entry], list[str]]:
+    """Rename proven files, and their golden answers, into their places, and certify them.
+
+    A kill at any moment leaves files that can be verified, each the old one or the new one: from
+    before the first is renamed until after the last, each entry holds the one it replaces.
+
+    Args:
+        rows: of the files, which lie beside their places.
+        packed_golden: the content of golden.npz.
+        model_sha256: of their model; entries of its other files stay.
+
+    Returns:
+        The entries of these files, and the names of files that are there and of another model,
+        whose entries are dropped.
+    """
+    folder, form = rows[0].target.folder, rows[0].target.form
+    digest = hashlib.sha256(packed_golden).hexdigest()
+    before = certificate.read(folder)
+    placed = {row.target.name: replace(row.entry, golden_sha256=digest) for row in rows}
+    kept = {
+        name: replace(
+            entry,
+            replaces=None,
+            golden_sha256=digest if golden.shares(form, entry) else entry.golden_sha256,
+        )
+        for name, entry in before.items()
+        if entry.model_sha256 == model_sha256
+    }
+    after = kept | placed
+    replacing = {
+        name: replace(entry, replaces=before[name].versions if name in before else [])
+        for name, entry in after.items()
+    }
+    certificate.write(folder, replacing)
+    with files.replacing(golden.golden_path(folder, form)) as beside:
+        beside.write_bytes(packed_golden)
+    for row in rows:
+        files.move(row.target.beside, row.path)
+        if row.entry.passed:
+            files.remove(row.target.rejected)
+    certificate.write(folder, after)
+    stale = sorted(name for name in before.keys() - after.keys() if (folder / name).exists())
+    return placed, stale
 
 
 def print_table(console: Console, rows: list[Row]) -> None:

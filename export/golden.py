@@ -5,22 +5,27 @@ A few travel inside every exported file (`Golden`); more lie beside it in golden
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image
 
-from vggkeras import files
 from vggkeras.card import Form
+from vggkeras.certificate import Entry
 from vggkeras.data import augment, decoding
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import form_path
 
 GOLDEN = "golden.npz"
 ORIGINAL_BYTES = 1 << 18  # a larger original photograph is made smaller before it travels
+MOST_BYTES = 1 << 30  # of golden answers, which are a few images
 UNKNOWN = -1  # the label of an image without one
 
 
@@ -68,21 +73,22 @@ class Golden:
     @classmethod
     def unpack(cls, content: bytes) -> Golden:
         """Return what `pack` packed; a damaged content raises what its reader raises."""
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            if "png" in arrays:
-                column = np.asarray(Image.open(io.BytesIO(arrays["png"].tobytes())))
-                images = column.reshape(arrays["shape"])
-            else:
-                images = arrays["images"]
-            means = np.split(arrays["means"], np.cumsum(arrays["sizes"])[:-1])
-            return cls(
-                images=images,
-                labels=_none_if_unknown(arrays["labels"]),
-                probabilities=arrays["probabilities"],
-                answers=arrays["answers"],
-                layers=dict(zip(arrays["layers"].tolist(), means, strict=True)),
-                original=arrays["original"].tobytes() if "original" in arrays else None,
-            )
+        arrays = _arrays(content)
+        sizes = arrays["sizes"]
+        if (sizes < 0).any() or sizes.sum() != arrays["means"].size:
+            raise ValueError("the layers' means are not as many as their sizes say")
+        means = np.split(arrays["means"], np.cumsum(sizes)[:-1])
+        images = _images_of_png(arrays) if "png" in arrays else arrays["images"]
+        _check(images, arrays["probabilities"], arrays["labels"])
+        _check(images, arrays["answers"])
+        return cls(
+            images=images,
+            labels=_none_if_unknown(arrays["labels"]),
+            probabilities=arrays["probabilities"],
+            answers=arrays["answers"],
+            layers=dict(zip(arrays["layers"].tolist(), means, strict=True)),
+            original=arrays["original"].tobytes() if "original" in arrays else None,
+        )
 
 
 def small_original(encoded: bytes, scale: int) -> bytes:
@@ -115,29 +121,34 @@ class GoldenFile:
     # (images, answers) of other sizes, which files of any size are proven on
     sizes: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
+    def pack(self, form: Form) -> bytes:
+        """Return golden.npz's content.
+
+        Its arrays are images, labels (-1: unknown) and probabilities; images_HxW and
+        probabilities_HxW of other sizes. golden.features.npz has features instead of probabilities.
+        """
+        output = form.output_name
+        arrays: dict[str, Any] = {
+            "images": self.images,
+            "labels": _known_or_unknown(self.labels, len(self.images)),
+            output: self.answers,
+        }
+        for images, answers in self.sizes:
+            size = f"{images.shape[1]}x{images.shape[2]}"
+            arrays |= {f"images_{size}": images, f"{output}_{size}": answers}
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        return content.getvalue()
+
 
 def golden_path(folder: Path, form: Form = Form.CLASSIFIER) -> Path:
     """Return where a folder's golden answers lie: golden.npz; golden.features.npz of features."""
     return form_path(folder / GOLDEN, form) if form is Form.FEATURES else folder / GOLDEN
 
 
-def save_golden(folder: Path, golden: GoldenFile, form: Form = Form.CLASSIFIER) -> None:
-    """Write golden.npz.
-
-    Its arrays are images, labels (-1: unknown) and probabilities; images_HxW and probabilities_HxW
-    of other sizes. golden.features.npz has features instead of probabilities.
-    """
-    output = form.output_name
-    arrays: dict[str, Any] = {
-        "images": golden.images,
-        "labels": _known_or_unknown(golden.labels, len(golden.images)),
-        output: golden.answers,
-    }
-    for images, answers in golden.sizes:
-        size = f"{images.shape[1]}x{images.shape[2]}"
-        arrays |= {f"images_{size}": images, f"{output}_{size}": answers}
-    with files.replacing(golden_path(folder, form)) as beside:
-        np.savez_compressed(beside, **arrays)
+def shares(form: Form, entry: Entry) -> bool:
+    """Return whether a certified file has the same golden answers beside it as those of a form."""
+    return bool(entry.features) == (form is Form.FEATURES)
 
 
 def load_golden(folder: Path, form: Form = Form.CLASSIFIER) -> GoldenFile:
@@ -146,30 +157,105 @@ def load_golden(folder: Path, form: Form = Form.CLASSIFIER) -> GoldenFile:
     Raises:
         InputError (a ValueError): the file is missing or damaged.
     """
-    path, output = golden_path(folder, form), form.output_name
+    path = golden_path(folder, form)
+    return _unpack(path, _content(path), form)
+
+
+def certified_golden(folder: Path, form: Form, entry: Entry) -> GoldenFile | None:
+    """Return the golden images and answers that a file's entry in certificate.json names.
+
+    Returns:
+        None where they are another model's, whose export was cut off; or where an older
+        certificate does not name them, and there are none.
+
+    Raises:
+        InputError (a ValueError): the file is missing or damaged, or not the one that is named.
+    """
+    path = golden_path(folder, form)
+    if entry.golden_sha256 is None and not path.is_file():
+        return None
+    content = _content(path)
+    digest = hashlib.sha256(content).hexdigest()
+    named = [one for one in entry.versions if one.golden_sha256 == digest]
+    if not named and entry.golden_sha256 is not None:
+        raise InputError(
+            f"{path}: not what it was when the files were proven (sha256): restore it, or export "
+            "again."
+        )
+    if named and all(one.model_sha256 != entry.model_sha256 for one in named):
+        return None
+    return _unpack(path, content, form)
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of golden.npz; raise InputError where there are none, or too many."""
     if not path.is_file():
         raise InputError(
             f"There is no {path} to verify against: export with `python -m export`, which writes "
             "it."
         )
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path} has more than {MOST_BYTES:,} bytes: export again.")
+    return path.read_bytes()
+
+
+def _unpack(path: Path, content: bytes, form: Form) -> GoldenFile:
+    """Return what `GoldenFile.pack` packed; raise InputError for anything else."""
+    output = form.output_name
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, answers = arrays["images"], arrays[output]
-            labels = _none_if_unknown(arrays["labels"])
-            others = [name for name in arrays.files if name.startswith("images_")]
-            sizes = [(arrays[name], arrays[name.replace("images", output)]) for name in others]
+        arrays = _arrays(content)
+        others = [name for name in arrays if name.startswith("images_")]
+        sizes = [(arrays[name], arrays[name.replace("images", output)]) for name in others]
+        _check(arrays["images"], arrays[output], arrays["labels"])
+        for images, answers in sizes:
+            _check(images, answers)
     except Exception as error:  # a damaged zip raises what its layer raises
         raise InputError(f"{path} cannot be read ({error}): export again.") from error
-    if not len(images) or len(images) != len(answers):
-        raise InputError(
-            f"{path} has {len(images)} images and {len(answers)} answers: export again."
-        )
-    return GoldenFile(images, labels, answers, tuple(sizes))
+    labels = _none_if_unknown(arrays["labels"])
+    return GoldenFile(arrays["images"], labels, arrays[output], tuple(sizes))
 
 
-def golden_sizes(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (images, probabilities) of other sizes in golden.npz; [] where there is none."""
-    return list(load_golden(folder).sizes) if (folder / GOLDEN).is_file() else []
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file; none takes more memory than its own bytes."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MOST_BYTES:
+            raise ValueError(f"its arrays have more than {MOST_BYTES:,} bytes")
+        return {m.filename.removesuffix(".npy"): _array(archive.read(m)) for m in members}
+
+
+def _array(content: bytes) -> np.ndarray:
+    """Return the array of a .npy file, whose header numpy.load would believe."""
+    stream = io.BytesIO(content)
+    is_first = npy.read_magic(stream) == (1, 0)
+    read_header = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(stream)
+    count, start = math.prod(shape), stream.tell()
+    if dtype.hasobject or count * dtype.itemsize != len(content) - start:
+        raise ValueError(f"an array of {dtype} {list(shape)} in {len(content) - start:,} bytes")
+    order: Literal["F", "C"] = "F" if is_fortran else "C"
+    return np.frombuffer(content, dtype, count, start).reshape(shape, order=order).copy()
+
+
+def _images_of_png(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Return images from a PNG of all of them, one below the other."""
+    n, height, width, channels = arrays["shape"].tolist()
+    column = Image.open(io.BytesIO(arrays["png"].tobytes()))
+    if column.size != (width, n * height) or n * height * width * channels > MOST_BYTES:
+        raise ValueError(f"{n} images of {height} x {width} in a picture of {column.size}")
+    return np.asarray(column).reshape(n, height, width, channels)
+
+
+def _check(images: np.ndarray, answers: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Raise ValueError unless these are images, with an answer each, and a label."""
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}")
+    if answers.dtype != np.float32 or answers.ndim != 2 or not answers.size:
+        raise ValueError(f"answers are {answers.dtype} {list(answers.shape)}")
+    if len(answers) != len(images):
+        raise ValueError(f"{len(images)} images and {len(answers)} answers")
+    if labels is not None and (labels.dtype.kind != "i" or labels.shape != (len(images),)):
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}")
 
 
 def _known_or_unknown(labels: np.ndarray | None, count: int) -> np.ndarray:

@@ -26,12 +26,13 @@ from vggkeras.errors import InputError
 from vggkeras.terminal import load_tensorflow, progress_bar
 
 if TYPE_CHECKING:
-    from export.certificate import Entry, Row
+    from export.certificate import Row
     from export.measure import Peak
     from export.parity import Parity
     from export.quantize import Int8Plan
     from export.samples import Evidence
     from export.subjects import Subject
+    from vggkeras.certificate import Entry
     from vggkeras.runtimes.predictor import Predictor
 
 ROUNDING_IMAGES = 64  # on which int8's integers are held against the same computation in float32
@@ -69,10 +70,9 @@ def _run(request: Request, targets: Sequence[Target], console: Console) -> dict[
             export = replace(export, subject=subject)
             gc.collect()  # a Keras model refers to itself
         written = zip(targets, peaks, strict=True)
-        rows = [export.certify(target, peak) for target, peak in written]
-        _save_golden(request, evidence, evidence.sizes or kept)
-        entries = {row.target.name: row.entry for row in rows}
-        stale = certificate.update(request.folder, entries, subject.model_sha256)
+        rows = [export.prove(target, peak) for target, peak in written]
+        beside = _golden_file(request.form, evidence, evidence.sizes or kept)
+        entries, stale = certificate.place(rows, beside, subject.model_sha256)
     certificate.print_table(console, rows)
     if stale:
         console.print(
@@ -127,19 +127,22 @@ def _kept_sizes(request: Request, sha256: str) -> Sequence[tuple[np.ndarray, np.
     """Return golden answers at other sizes, of the same model's dense files, which stay.
 
     Raises:
-        InputError (a ValueError): the certificate there is damaged, before anything is written.
+        InputError (a ValueError): the certificate there or its golden answers are damaged, before
+            anything is written.
     """
     from export import golden
+    from vggkeras import certificate
 
-    certified = files.read_certificate(request.folder)
-    of_model = {name for name, entry in certified.items() if entry["model_sha256"] == sha256}
+    entries = certificate.read(request.folder)
     dense = {
         Target(request.folder, format, precision, Form.DENSE).name
         for format, kind in FORMATS.items()
         for precision in kind.precisions
     }
-    if request.form is Form.CLASSIFIER and of_model & dense:
-        return golden.golden_sizes(request.folder)
+    for name in sorted(entries.keys() & dense):
+        if request.form is Form.CLASSIFIER and entries[name].model_sha256 == sha256:
+            beside = golden.certified_golden(request.folder, Form.DENSE, entries[name])
+            return beside.sizes if beside else ()
     return ()
 
 
@@ -183,16 +186,16 @@ class _Export:
             signal_to_noise_db=noise,
         )
 
-    def certify(self, target: Target, peak: Peak) -> Row:
-        """Prove a written file, in int8 with as many layers in float32 as that takes; place it."""
+    def prove(self, target: Target, peak: Peak) -> Row:
+        """Prove a written file, in int8 with as many layers in float32 as that takes."""
         from export import certificate, measure
 
-        proof = self.prove(target, peak)
+        proof = self.compared(target, peak)
         if target.precision == "int8" and proof.parity.is_too_inaccurate:
             del proof  # its runtime holds the file that is written again
 
             def attempt(kept: Sequence[str]) -> _Proof:
-                return self.prove(target, self.write(target, kept))
+                return self.compared(target, self.write(target, kept))
 
             assert self.plan is not None
             noise = dict(self.plan.signal_to_noise_db)
@@ -203,14 +206,9 @@ class _Export:
         entry = certificate.entry_of(
             target.beside, proof.candidate, proof.parity, samples.evidence, milliseconds
         )
-        row = certificate.Row(target, entry, proof.peak)
-        del proof
-        files.move(target.beside, row.path)
-        if entry.passed:
-            files.remove(target.rejected)
-        return row
+        return certificate.Row(target, entry, proof.peak)
 
-    def prove(self, target: Target, peak: Peak) -> _Proof:
+    def compared(self, target: Target, peak: Peak) -> _Proof:
         """Seal a written file, and compare it with Keras."""
         from export import parity
 
@@ -327,10 +325,10 @@ def _failing(predictor: Predictor, reason: Exception) -> Predictor:
     return replace(predictor, run=run)
 
 
-def _save_golden(
-    request: Request, evidence: Evidence, sizes: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> None:
-    """Write the golden answers beside the files."""
+def _golden_file(
+    form: Form, evidence: Evidence, sizes: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> bytes:
+    """Return the content of golden.npz."""
     from export import golden, samples
 
     images, labels = evidence.samples.images, evidence.samples.labels
@@ -341,4 +339,4 @@ def _save_golden(
         evidence.answers[:count],
         tuple((shown[:2], answers[:2]) for shown, answers in sizes),
     )
-    golden.save_golden(request.folder, content, request.form)
+    return content.pack(form)

@@ -1,5 +1,7 @@
 """Check an exported file against what travels inside it: its checksums, and its golden answers.
 
+Where they lie beside it, against its entry in certificate.json and the golden answers named there.
+
     python -m export.verify model.onnx model.int8.tflite
     python -m export.verify --explain model.onnx             stage by stage: the first that differs
     python -m export.verify --original photo.jpg model.onnx  write its golden photograph
@@ -20,15 +22,16 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from export import TOLERANCES, artifact, containers, parity
 from export import golden as golden_module
-from vggkeras import files, runtimes
+from export.golden import GoldenFile
+from vggkeras import certificate, files, runtimes
 from vggkeras.card import INPUT_NAME
+from vggkeras.certificate import Entry
 from vggkeras.errors import InputError, refuse_empty_arguments, run_command
 from vggkeras.processor import this_processor
 from vggkeras.runtimes import providers
@@ -36,13 +39,16 @@ from vggkeras.runtimes.predictor import Predictor
 
 # Of int8's own answers: another processor or version may round the other way in every layer.
 INT8_TOLERANCE = 0.05
+SHOWN = 10  # golden images of those beside a file, all of whose bytes are checked by their digest
 
 
 def verify(path: Path, provider: str = "cpu") -> list[str]:
     """Return what differs between an exported file and what travels inside it; [] for nothing.
 
     A file that was changed is not run: a damaged one may crash its runtime, and this process with
-    it. Where certificate.json and golden.npz lie beside the file, it is checked against these, too.
+    it. Where certificate.json beside it names the file, it is checked against its entry there, and
+    against golden.npz, whose digest the entry holds. (int8 answers a little differently than Keras,
+    whose answers golden.npz has.)
 
     Args:
         path: a .onnx or .tflite file, or a SavedModel folder.
@@ -50,15 +56,21 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
 
     Raises:
         InputError (a ValueError): no such file; one that vggkeras did not write; one that keeps
-            weights in other files.
+            weights in other files; a certificate.json that was changed since it was written.
     """
     check(path)
     try:
         contents = artifact.read(path)
     except containers.DamagedError as error:
         return [str(error)]
-    certified = files.read_certificate(path.parent).get(path.name)
-    problems = _changed_parts(contents) + _certificate_problems(path, certified)
+    entry = certificate.read(path.parent).get(path.name)
+    problems, beside = _changed_parts(contents), None
+    if entry is not None:
+        problems += _certificate_problems(path, entry)
+        try:
+            beside = golden_module.certified_golden(path.parent, contents.card.form, entry)
+        except InputError as error:
+            problems.append(str(error))
     if contents.changed:
         return problems
     try:
@@ -67,8 +79,7 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
         if provider != "cpu":
             raise
         return [*problems, str(error)]
-    result = _answers_compared(contents, candidate, is_certified=certified is not None)
-    return problems + [str(failure) for failure in result.failures]
+    return problems + _answer_problems(contents, candidate, beside)
 
 
 def check(path: Path) -> None:
@@ -83,8 +94,7 @@ def check(path: Path) -> None:
     if path.is_dir():
         if (path / "saved_model.pb").exists():
             return
-        certified = files.read_certificate(path)
-        if inside := sorted(name for name in certified if (path / name).exists()):
+        if inside := sorted(name for name in certificate.read(path) if (path / name).exists()):
             raise InputError(
                 f"{path} is a folder of them: name the files themselves: {', '.join(inside)}."
             )
@@ -107,22 +117,20 @@ def _changed_parts(contents: artifact.Contents) -> list[str]:
     return [f"{part}: not what it was when the file was made (sha256)" for part in contents.changed]
 
 
-def _certificate_problems(path: Path, certified: dict[str, Any] | None) -> list[str]:
+def _certificate_problems(path: Path, entry: Entry) -> list[str]:
     """Return what a file's entry in certificate.json says against it."""
-    if certified is None:
-        return []
     problems = []
-    if certified["passed"] is not True:
-        problems.append(f"certificate: {'; '.join(certified['failures'])}")
-    if (digest := files.sha256(path)) != certified["sha256"]:
-        problems.append(f"sha256: certified {certified['sha256'][:12]}…, found {digest[:12]}…")
+    if not entry.passed:
+        problems.append(f"certificate: {'; '.join(entry.failures)}")
+    if (digest := files.sha256(path)) != entry.sha256:
+        problems.append(f"sha256: certified {entry.sha256[:12]}…, found {digest[:12]}…")
     return problems
 
 
-def _answers_compared(
-    contents: artifact.Contents, candidate: Predictor, is_certified: bool
-) -> parity.Parity:
-    """Compare a file's answers with the golden ones inside it, and beside it if certified."""
+def _answer_problems(
+    contents: artifact.Contents, candidate: Predictor, beside: GoldenFile | None
+) -> list[str]:
+    """Return how a file's answers differ from the golden ones inside it, and from those beside."""
     card, golden = contents.card, contents.golden
     assert golden is not None
     # int8 is compared with itself elsewhere; its distance from Keras was measured when it was made.
@@ -147,13 +155,34 @@ def _answers_compared(
         result = parity.with_integers_checked(
             result, candidate, golden.images, golden.probabilities
         )
-    results, folder = [result], candidate.path.parent
-    if candidate.dense and is_certified and golden_module.golden_path(folder, card.form).is_file():
+    results = [result]
+    if beside is not None and candidate.dense:
         results += [
             parity.compare((expected, sized), candidate, images, gate=gate)
-            for images, sized in golden_module.load_golden(folder, card.form).sizes
+            for images, sized in beside.sizes
         ]
-    return parity.merged(results)
+    problems = [str(failure) for failure in parity.merged(results).failures]
+    if beside is None or problems or card.precision == "int8":
+        return problems
+    shown = beside.answers[:SHOWN]
+    result = parity.compare((expected, shown), candidate, beside.images[:SHOWN], gate=gate)
+    file = golden_module.golden_path(candidate.path.parent, card.form).name
+    return [f"{file}: {failure}" for failure in result.failures]
+
+
+def certified_how(path: Path) -> str:
+    """Return what the certificate beside a file does not say of it; "" where there is none."""
+    if not (path.parent / certificate.CERTIFICATE).is_file():
+        return ""
+    entry = certificate.read(path.parent).get(path.name)
+    if entry is None:
+        return "certificate.json beside it does not name it: checked against what is inside alone"
+    if entry.entry_sha256 is None or entry.golden_sha256 is None:
+        return (
+            "certificate.json is of an older version: it has no digest of itself or of the golden "
+            "answers beside it; export again to have them"
+        )
+    return ""
 
 
 def made_where(path: Path) -> str:
@@ -237,8 +266,9 @@ def _verified(path: Path, arguments: argparse.Namespace) -> bool:
     """Verify one file, print the result, and return whether it passed."""
     problems = verify(path, arguments.provider)
     print(f"{path}: " + ("passed" if not problems else "FAILED\n  " + "\n  ".join(problems)))
-    if not problems and (note := made_where(path)):
-        print(f"  {note}")
+    for note in () if problems else (made_where(path), certified_how(path)):
+        if note:
+            print(f"  {note}")
     if arguments.explain:
         from export import stages
 

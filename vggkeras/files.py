@@ -28,19 +28,6 @@ CLAIM = re.compile(r"\.partial-[0-9a-f]{8}-\d+-[0-9a-f]{8}")
 ASIDE = "~"  # instead of the last -: a folder that is being replaced
 FOREIGN_SECONDS = 24 * 3600  # after which another machine's process has certainly ended
 MODELS = (".keras", ".onnx", ".tflite")
-CERTIFICATE = "certificate.json"
-CERTIFIED = (  # what every entry of a certificate has
-    "sha256",
-    "bytes",
-    "runtime",
-    "version",
-    "input",
-    "output",
-    "tolerance",
-    "model_sha256",
-    "passed",
-    "failures",
-)
 
 
 @contextmanager
@@ -306,26 +293,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_certificate(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return an export's certificate.json: file name -> entry; {} where there is none.
-
-    Raises:
-        InputError (a ValueError): it is damaged.
-    """
-    path = folder / CERTIFICATE
-    if not path.is_file():
-        return {}
-    try:
-        certificate = json.loads(path.read_text(encoding="utf-8"))
-        for record in certificate.values():
-            missing = set(CERTIFIED) - set(record)
-            if missing:
-                raise ValueError(f"an entry has no {', '.join(sorted(missing))}")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
-    return certificate
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ from export import artifact, parity, samples, to_onnx, verify
 from export import golden as golden_module
 from export import stages as stages_module
 from export.__main__ import cli as export_cli
-from vggkeras import files
+from vggkeras import certificate, files
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
@@ -35,9 +35,9 @@ pytestmark = pytest.mark.integration
 
 
 def test_the_certificate_says_what_features_have(made):
-    certificate = json.loads((made / "export" / "certificate.json").read_text())
+    entries = json.loads((made / "export" / "certificate.json").read_text())
     for name in NAMES:
-        entry = certificate[name]
+        entry = entries[name]
         assert entry["passed"]
         assert entry["sha256"] == files.sha256(made / "export" / name)
         assert (entry["features"], entry["output"]["name"], entry["output"]["shape"]) == (
@@ -61,42 +61,40 @@ def test_the_certificate_says_what_features_have(made):
             "mcnemar_p",
         ):
             assert entry[of_classes] is None
-    assert (
-        certificate["model.onnx"]["features"]
-        is certificate["model.onnx"]["smallest_cosine"]
-        is None
-    )
+    assert entries["model.onnx"]["features"] is entries["model.onnx"]["smallest_cosine"] is None
 
 
 def test_the_others_are_left_as_they_were_and_leave_these(made, copied_features):
     names = {path.name for path in (made / "export").iterdir()}
     before = {path.name for path in (made / "before").iterdir()}
     assert names - before == {*NAMES, "golden.features.npz"}
-    certificate = files.read_certificate(made / "export")
-    assert {name: certificate[name] for name in PLAIN} == files.read_certificate(made / "before")
+    entries = certificate.read(made / "export")
+    assert {name: entries[name] for name in PLAIN} == certificate.read(made / "before")
     for name in before - {"certificate.json"}:
         assert files.sha256(made / "export" / name) == files.sha256(made / "before" / name), name
     golden = (copied_features / "golden.features.npz").read_bytes()
     export.export_model(
         made / "net.keras", "onnx", data=str(made / "photos"), out=copied_features, images=6
     )
-    after = files.read_certificate(copied_features)
-    assert {name: after[name] for name in NAMES} == {name: certificate[name] for name in NAMES}
-    assert after["model.onnx"]["images"] == 6
+    after = certificate.read(copied_features)
+    assert {name: after[name] for name in NAMES} == {name: entries[name] for name in NAMES}
+    assert after["model.onnx"].images == 6
     assert (copied_features / "golden.features.npz").read_bytes() == golden
     for name in NAMES:
         assert verify.verify(copied_features / name) == []
+    (copied_features / "golden.features.npz").write_bytes(golden[:-1])
+    assert "golden.features.npz: not what it was" in verify.verify(copied_features / NAMES[1])[0]
 
 
 def test_golden_answers_of_another_models_dense_files_are_not_kept(made, tmp_path):
     out = tmp_path / "e"
     trained_looking("A", (32, 32, 3), False, width=0.06, fc_units=8).save(tmp_path / "other.keras")
     export.export_model(tmp_path / "other.keras", "onnx", data="random", out=out, dense=True)
-    assert golden_module.golden_sizes(out)
+    assert golden_module.load_golden(out).sizes
     asked = {"data": str(made / "photos"), "out": out, "images": 5}
     export.export_model(made / "net.keras", "onnx", features=True, **asked)
     export.export_model(made / "net.keras", "onnx", **asked)
-    assert golden_module.golden_sizes(out) == []
+    assert golden_module.load_golden(out).sizes == ()
 
 
 def test_golden_features_lie_beside(made, keras_form):

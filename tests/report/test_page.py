@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import bare_run, write_photos
 
-from vggkeras import runtimes
+from vggkeras import certificate, runtimes
 from vggkeras.__main__ import cli
 from vggkeras.data.sources import load_data
 from vggkeras.evaluation import scoring, statistics
@@ -97,9 +97,9 @@ def test_the_figures_are_those_of_evaluate(page, rows, exports):
     for recall, images in zip(first.recalls(), first.confusion_matrix().sum(axis=1), strict=True):
         low, high = statistics.wilson(round(recall * images), int(images))
         assert f"{100 * recall:.1f} [{100 * low:.1f}, {100 * high:.1f}] {images}" in text
-    certificate = json.loads((exports / "certificate.json").read_text())
-    for name, cells in zip(certificate, table_rows(page, "artifacts"), strict=True):
-        entry = certificate[name]
+    entries = json.loads((exports / "certificate.json").read_text())
+    for name, cells in zip(entries, table_rows(page, "artifacts"), strict=True):
+        entry = entries[name]
         assert cells[:3] == [name, "passed", f"{entry['max_abs_error']:.1e}"]
         assert cells[3].startswith(f"{entry['top1_agreement']:.2%} [")
         low, high = entry["accuracy_interval"]
@@ -256,13 +256,13 @@ def test_a_run_without_a_model_has_its_curves_alone(run, tmp_path, command):
 
 
 def test_an_export_has_a_row_a_file(exports, command, rows):
-    certificate = json.loads((exports / "certificate.json").read_text())
+    entries = json.loads((exports / "certificate.json").read_text())
     code, _, err = command(cli, "report", exports, "--out", "page.html")
     assert code == 0, err
     page = Path("page.html")
-    assert [row[0] for row in table_rows(page, "errors")] == list(certificate)
+    assert [row[0] for row in table_rows(page, "errors")] == list(entries)
     assert all(row[1] == "center" for row in table_rows(page, "errors"))
-    assert len(table_rows(page, "artifacts")) == len(certificate)
+    assert len(table_rows(page, "artifacts")) == len(entries)
     first = rows[0]
     assert (
         f"{first.accuracy:.2%} top-1 accuracy by the central crop: {first.correct} of"
@@ -276,14 +276,12 @@ def test_artifacts_that_failed_are_gone_or_changed_are_told(exports, tmp_path):
     folder = tmp_path / "export"
     folder.mkdir()
     shutil.copy(exports / "model.onnx", folder)
-    certificate = json.loads((exports / "certificate.json").read_text())
-    certificate["model.tflite"] |= {
-        "passed": False,
-        "failures": ["values: largest error 1"],
-        "max_abs_error": None,
-    }
-    certificate["model.onnx"] |= {"sha256": "0" * 64, "milliseconds": 1.234}
-    (folder / "certificate.json").write_text(json.dumps(certificate))
+    entries = certificate.read(exports)
+    failed = {"passed": False, "failures": ["values: largest error 1"], "max_abs_error": None}
+    other = {"sha256": "0" * 64, "milliseconds": 1.234}
+    for name, values in (("model.tflite", failed), ("model.onnx", other)):
+        entries[name] = dataclasses.replace(entries[name], **values)
+    certificate.write(folder, entries)
     page = report(folder)
     artifacts = {cells[0]: cells for cells in table_rows(page, "artifacts")}
     assert artifacts["saved_model"][1] == "passed; the file is gone"

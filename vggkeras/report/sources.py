@@ -8,10 +8,11 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vggkeras import files, runtimes
+from vggkeras import certificate, runtimes
 from vggkeras.card import ModelCard
+from vggkeras.certificate import Entry
 from vggkeras.data import sources
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
@@ -32,7 +33,7 @@ class ReportSource:
     card: ModelCard  # of the run, or of an exported file
     record: RunRecord | None  # of a run
     history: list[dict[str, float]]  # a row an epoch
-    certificate: dict[str, dict[str, Any]]  # artifact's file name -> entry
+    certificate: dict[str, Entry]  # artifact's file name -> entry
     exports: Path  # the certificate's folder
     models: list[Path]  # to evaluate
     # Filled in by `load_models`:
@@ -82,8 +83,8 @@ def read_source(folder: Path) -> ReportSource:
     exports = folder if has_certificate else folder / "export"
     record = RunRecord.read(folder) if is_run else None
     history = _read_history(folder / "history.csv") if is_run else []
-    certificate = files.read_certificate(exports)
-    if not is_run and not certificate:
+    entries = certificate.read(exports)
+    if not is_run and not entries:
         raise InputError(
             f"{exports / 'certificate.json'} names no artifact: export again with `python -m "
             "export`."
@@ -91,10 +92,10 @@ def read_source(folder: Path) -> ReportSource:
     if is_run:
         models = [folder / "model.keras"]
     else:
-        models = [exports / name for name, entry in certificate.items() if entry["passed"]]
+        models = [exports / name for name, entry in entries.items() if entry.passed]
     models = [path for path in models if path.exists()]
     card = record.card if record else ModelCard()
-    return ReportSource(folder, card, record, history, certificate, exports, models)
+    return ReportSource(folder, card, record, history, entries, exports, models)
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:

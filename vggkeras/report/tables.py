@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from vggkeras import files
+from vggkeras.certificate import Entry
 from vggkeras.evaluation.statistics import Evaluation, wilson
 from vggkeras.pages import Picture, encode_picture, percent
 from vggkeras.report.sources import ReportSource
@@ -119,19 +120,19 @@ def artifacts(source: ReportSource) -> list[Artifact]:
     return [
         Artifact(
             name=name,
-            passed=entry["passed"],
+            passed=entry.passed,
             doubt=_doubt(source, name, entry, model_sha256),
-            max_abs_error=entry.get("max_abs_error"),
-            agreement=_with_interval(entry, "top1_agreement", "top1_agreement_interval"),
-            accuracy=_with_interval(entry, "accuracy_artifact", "accuracy_interval"),
-            milliseconds=entry.get("milliseconds"),
-            bytes=entry["bytes"],
-            runtime=entry["runtime"],
-            version=entry["version"],
-            provider=entry.get("provider"),
-            evidence=entry.get("evidence", "no stated images"),
-            left_in_float=entry.get("left_in_float") or [],
-            failures=entry["failures"],
+            max_abs_error=entry.max_abs_error,
+            agreement=_with_interval(entry.top1_agreement, entry.top1_agreement_interval),
+            accuracy=_with_interval(entry.accuracy_artifact, entry.accuracy_interval),
+            milliseconds=entry.milliseconds,
+            bytes=entry.bytes,
+            runtime=entry.runtime,
+            version=entry.version,
+            provider=entry.provider,
+            evidence=entry.evidence,
+            left_in_float=entry.left_in_float or [],
+            failures=entry.failures,
         )
         for name, entry in source.certificate.items()
     ]
@@ -146,22 +147,19 @@ def _heat_map(strength: np.ndarray) -> Picture:
     return encode_picture(sheet.repeat(cell, 0).repeat(cell, 1), "PNG")
 
 
-def _doubt(
-    source: ReportSource, name: str, entry: dict[str, Any], model_sha256: str | None
-) -> str | None:
-    path = source.exports / (name if entry["passed"] else f"{name}.rejected")
+def _doubt(source: ReportSource, name: str, entry: Entry, model_sha256: str | None) -> str | None:
+    path = entry.path(source.exports, name)
     if not path.exists():
         return "the file is gone"
-    if files.sha256(path) != entry["sha256"]:
+    if files.sha256(path) != entry.sha256:
         return "the file was changed since"
-    if model_sha256 and entry["model_sha256"] != model_sha256:
+    if model_sha256 and entry.model_sha256 != model_sha256:
         return "of another model.keras: export it again"
     return None
 
 
-def _with_interval(entry: dict[str, Any], fraction: str, interval: str) -> str | None:
+def _with_interval(value: float | None, ends: Sequence[float] | None) -> str | None:
     """Format a fraction of an entry with its interval; older entries may have neither."""
-    value, ends = entry.get(fraction), entry.get(interval)
     if value is None:
         return None
     return percent(value) + (f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else "")

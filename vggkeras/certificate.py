@@ -1,0 +1,192 @@
+"""An export's certificate.json: an entry a file says what was checked, where, and how it came out.
+
+Every entry holds a digest of itself and one of the golden answers beside it, so that a changed
+figure is found. It is no signature: who changes an entry can compute its digest, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vggkeras import files
+from vggkeras.errors import InputError
+
+CERTIFICATE = "certificate.json"
+# Left out where there is none: what only some files say, and what a finished export has not.
+OPTIONAL = ("calibration", "left_in_float", "processor", "replaces")
+DIGEST = "entry_sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A file's entry in certificate.json.
+
+    The fields are JSON's, in their order. Those with a default are not in older certificates.
+    """
+
+    sha256: str
+    bytes: int
+    precision: str = "float32"
+    runtime: str
+    version: str
+    provider: str | None = None
+    threads: int | None = None
+    tf32: bool = False
+    input: dict[str, Any]  # name, type, shape
+    output: dict[str, Any]
+    features: int | None = None  # how many the file gives; None of a classifier
+    batch_sizes: list[int] = field(default_factory=list)  # that were tried
+    sizes: list[list[int]] = field(default_factory=list)  # (height, width) of the images
+    images: int | None = None
+    max_abs_error: float | None = None  # None where it is infinite
+    max_rel_error: float | None = None
+    top1_agreement: float | None = None  # this and all accuracies are None of features
+    smallest_cosine: float | None = None  # None of a classifier
+    accuracy_reference: float | None = None
+    accuracy_artifact: float | None = None
+    mcnemar_p: float | None = None
+    unoptimized_difference: float | None = None  # of int8 in ONNX
+    tolerance: float | None
+    most_lost: float | None = None
+    least_agreement: float | None = None
+    least_cosine: float | None = None
+    top1_agreement_interval: tuple[float, float] | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    calibration: dict[str, Any] | None = None  # of int8, as are the layers kept in float32
+    left_in_float: list[str] | None = None
+    processor: dict[str, Any] | None = None
+    milliseconds: float | None = None  # median time of a call with one image
+    evidence: str = "no stated images"  # which images these are
+    model_sha256: str  # of the .keras file
+    passed: bool
+    failures: list[str]
+    golden_sha256: str | None = None  # of golden.npz, or golden.features.npz of features
+    # While an export puts its files into their places: what this entry replaces, [] for nothing.
+    replaces: list[Entry] | None = None
+    entry_sha256: str | None = None  # the digest that was read; `to_json` computes it anew
+
+    @classmethod
+    def from_json(cls, name: str, value: Any) -> Entry:
+        """Return what `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or of another type, or anything was changed since.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}: expected an object")
+        hints = {f.name: f for f in dataclasses.fields(cls)}
+        missing = [
+            f.name
+            for f in hints.values()
+            if f.name not in value and f.default is f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise ValueError(f"an entry has no {', '.join(sorted(missing))}")
+        values = {key: v for key, v in value.items() if key in hints}
+        if values.get("replaces") is not None and isinstance(values["replaces"], list):
+            values["replaces"] = [cls.from_json(name, one) for one in values["replaces"]]
+        for key, hint in _types().items():
+            if key in values and not _is_of(values[key], hint):
+                raise ValueError(f"{name}: {key} is {str(values[key])[:40]!r}")
+        is_older = DIGEST not in value and "golden_sha256" not in value
+        if not is_older and value.get(DIGEST) != _digest(name, value):
+            raise ValueError(f"{name}: changed since it was written")
+        return cls(**values)
+
+    def to_json(self, name: str) -> dict[str, Any]:
+        """Return what certificate.json holds under a file's name."""
+        fields = dataclasses.asdict(replace(self, replaces=None))
+        values = {k: v for k, v in fields.items() if v is not None or k not in OPTIONAL}
+        if self.replaces is not None:
+            values["replaces"] = [entry.to_json(name) for entry in self.replaces]
+        return values | {DIGEST: _digest(name, values)}
+
+    @property
+    def versions(self) -> list[Entry]:
+        """This entry and those that it replaces."""
+        return [replace(self, replaces=None), *(self.replaces or ())]
+
+    def path(self, folder: Path, name: str) -> Path:
+        """Return where the file lies: under its name, or beside it where its proof failed."""
+        return folder / (name if self.passed else f"{name}.rejected")
+
+
+def read(folder: Path) -> dict[str, Entry]:
+    """Return the entries of an export's files, by name; {} where there is no certificate.
+
+    After an export that was cut off, these are the entries of the files that lie there; `replaces`
+    then holds what else was certified under their names.
+
+    Raises:
+        InputError (a ValueError): it is damaged.
+    """
+    path = folder / CERTIFICATE
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("expected an object")
+        entries = {name: Entry.from_json(name, entry) for name, entry in value.items()}
+        if others := [name for name in entries if Path(name).name != name or not name.strip(".")]:
+            raise ValueError(f"{others[0]!r} is no file's name")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
+    there = {name: _of_what_lies_there(folder, name, entry) for name, entry in entries.items()}
+    return {name: entry for name, entry in there.items() if entry is not None}
+
+
+def write(folder: Path, entries: Mapping[str, Entry]) -> None:
+    """Write certificate.json in one step."""
+    files.write_json(
+        folder / CERTIFICATE, {name: entry.to_json(name) for name, entry in entries.items()}
+    )
+
+
+def _of_what_lies_there(folder: Path, name: str, entry: Entry) -> Entry | None:
+    """Return an entry, or the one it replaces where an export was cut off before its file."""
+    if entry.replaces is None:
+        return entry
+    versions = entry.versions
+    for version in versions:
+        path = version.path(folder, name)
+        if path.exists() and files.sha256(path) == version.sha256:
+            return replace(version, replaces=[other for other in versions if other is not version])
+    return None
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    return typing.get_type_hints(Entry)
+
+
+def _digest(name: str, values: Mapping[str, Any]) -> str:
+    """Return the digest of an entry's values, whatever their order, and of the file's name."""
+    others = {key: v for key, v in values.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps([name, others], sort_keys=True).encode()).hexdigest()
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Return whether a value from JSON is of a field's type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(_is_of(value, one) for one in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(one, arguments[0]) for one in value)
+    if origin is tuple:
+        fits = isinstance(value, list) and len(value) == len(arguments)
+        return fits and all(map(_is_of, value, arguments))
+    if origin is dict:
+        return isinstance(value, dict)  # JSON's keys are strings
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
