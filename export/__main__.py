@@ -9,11 +9,11 @@ import os
 import sys
 
 import tyro
-from rich.console import Console
 
 from export import export_model
 from export.request import Request
 from vggkeras.errors import parsed, run_command
+from vggkeras.terminal import Console
 
 
 def main() -> int:

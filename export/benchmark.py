@@ -187,12 +187,12 @@ def benchmark(
         InputError (a ValueError): LoadGen is not installed, what `runtimes.load` raises, counts
             below one, a process that ended.
     """
-    from rich.console import Console
+    from vggkeras.terminal import plain
 
     files = tuple(Path(path) for path in paths)
     arguments = Arguments(files, provider, threads, batch, rounds, seconds, official)
     arguments.check()
-    rows = _measured(arguments, console or Console())
+    rows = _measured(arguments, plain(console))
     return {
         "settings": _settings(arguments),
         "rows": [row.to_json(rows[0]) for row in rows],
@@ -293,7 +293,7 @@ def print_benchmark(figures: dict[str, Any], console: Console) -> None:
         table.add_row(*_cells(row, short[row["file"]], settings["interleaved"] and number > 0))
     print_table(table, console)
     lines = [_what(settings, rows), *_lengths(settings, rows, lambda row: short[row["file"]])]
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    console.print("\n".join(lines), soft_wrap=True, highlight=False)
 
 
 def _cells(row: dict[str, Any], name: str, with_range: bool) -> list[str]:
@@ -360,9 +360,9 @@ def _lengths(
 def main() -> int:
     """Parse, measure, and print."""
     import tyro
-    from rich.console import Console
 
     from vggkeras.errors import parsed
+    from vggkeras.terminal import Console
 
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone)
     arguments = parsed(

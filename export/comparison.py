@@ -143,11 +143,9 @@ def compare(
         InputError (a ValueError): a file that is no model of one image input and one output;
             unknown data; a number of images below 0.
     """
-    from rich.console import Console
+    from vggkeras.terminal import Console, load_tensorflow, plain
 
-    from vggkeras.terminal import load_tensorflow
-
-    console = console or Console(quiet=True)
+    console = plain(console or Console(quiet=True))
     if images is not None and images < 0:
         raise InputError(f"images must be 1 or more, or 0 for all; received {images}.")
     load_tensorflow(console, Path(candidate), Path(reference))
@@ -363,9 +361,7 @@ class Arguments:
 
 def main() -> int:
     """Parse, compare, and print the table and the verdict."""
-    from rich.console import Console
-
-    from vggkeras.terminal import print_table
+    from vggkeras.terminal import Console, print_table
 
     given = parsed(
         lambda: tyro.cli(
@@ -376,8 +372,8 @@ def main() -> int:
     result = compare(given.file, given.reference, given.data, given.images, console)
     print_table(result.table(), console)
     for failure in result.failures:
-        console.print(str(failure), style="red", soft_wrap=True, markup=False)
-    console.print(result.verdict(), soft_wrap=True, markup=False)
+        console.print(str(failure), style="red", soft_wrap=True)
+    console.print(result.verdict(), soft_wrap=True)
     return 0 if result.passed else 1
 
 

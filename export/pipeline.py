@@ -23,7 +23,7 @@ from export.request import Request
 from vggkeras import files, locks
 from vggkeras.card import Calibration, Form, ModelCard
 from vggkeras.errors import InputError
-from vggkeras.terminal import load_tensorflow, progress_bar
+from vggkeras.terminal import load_tensorflow, plain, progress_bar
 
 if TYPE_CHECKING:
     from export.certificate import Row
@@ -40,7 +40,7 @@ ROUNDING_IMAGES = 64  # on which int8's integers are held against the same compu
 
 def run(request: Request, console: Console | None = None) -> dict[str, Entry]:
     """Export a model, and return the certificate's entries by file name: see `export_model`."""
-    console = console or Console()
+    console = plain(console)
     targets = request.targets()
     # A training that ends meanwhile moves runs/latest.
     request = replace(request, model=request.source, out=targets[0].folder)

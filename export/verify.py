@@ -32,7 +32,7 @@ from export.golden import GoldenFile
 from vggkeras import certificate, files, runtimes
 from vggkeras.card import INPUT_NAME
 from vggkeras.certificate import Entry
-from vggkeras.errors import InputError, refuse_empty_arguments, run_command
+from vggkeras.errors import InputError, refuse_empty_arguments, run_command, visible
 from vggkeras.processor import this_processor
 from vggkeras.runtimes import providers
 from vggkeras.runtimes.predictor import Predictor
@@ -210,9 +210,7 @@ def main() -> int:
     refuse_empty_arguments()
     arguments = _parser().parse_args()
     if any((path / "saved_model.pb").exists() for path in arguments.files):
-        from rich.console import Console  # TensorFlow's users have it
-
-        from vggkeras.terminal import load_tensorflow
+        from vggkeras.terminal import Console, load_tensorflow  # TensorFlow's users have rich
 
         load_tensorflow(Console(), *arguments.files)
     if arguments.original or arguments.inputs:
@@ -265,19 +263,20 @@ def _parser() -> argparse.ArgumentParser:
 def _verified(path: Path, arguments: argparse.Namespace) -> bool:
     """Verify one file, print the result, and return whether it passed."""
     problems = verify(path, arguments.provider)
-    print(f"{path}: " + ("passed" if not problems else "FAILED\n  " + "\n  ".join(problems)))
+    result = "passed" if not problems else "FAILED\n  " + "\n  ".join(problems)
+    print(visible(f"{path}: {result}"))
     for note in () if problems else (made_where(path), certified_how(path)):
         if note:
-            print(f"  {note}")
+            print(visible(f"  {note}"))
     if arguments.explain:
         from export import stages
 
         try:
-            print(stages.as_text(stages.stages(path)))
+            print(visible(stages.as_text(stages.stages(path))))
         except InputError as error:
             if not problems:
                 raise
-            print(f"  {error}")
+            print(visible(f"  {error}"))
     return not problems
 
 
@@ -295,7 +294,7 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
     except containers.DamagedError as error:
         problems = [str(error)]
     if problems:  # nothing can be judged by it
-        print(f"{path}: FAILED\n  " + "\n  ".join(problems))
+        print(visible(f"{path}: FAILED\n  " + "\n  ".join(problems)))
         return 1
     golden = contents.golden
     if golden is None or golden.original is None:
@@ -311,7 +310,7 @@ def _own_preprocessing(arguments: argparse.Namespace) -> int:
     from export import preprocessing, stages
 
     judged = preprocessing.preprocessing(path, _array(arguments.inputs), arguments.provider)
-    print(stages.as_text(judged))
+    print(visible(stages.as_text(judged)))
     return 0 if all(stage.passed for stage in judged) else 1
 
 

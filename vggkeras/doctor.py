@@ -8,12 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vggkeras.processor import this_processor
 from vggkeras.runtimes import onnx, providers
-from vggkeras.terminal import load_tensorflow, print_table
+from vggkeras.terminal import load_tensorflow, plain, print_table
 
 PACKAGES = (
     "vggkeras",
@@ -52,6 +51,7 @@ def examine(console: Console) -> int:
     Returns:
         0, or 1 when a runtime that is installed does not load.
     """
+    console = plain(console)
     console.print(_packages())
     load_tensorflow(console)
     checks = [*_tensorflow(), *_onnxruntime(), _litert()]
@@ -59,9 +59,9 @@ def examine(console: Console) -> int:
     for column in ("runtime", "device", "loads", "otherwise"):
         table.add_column(column)
     for check in checks:
-        table.add_row(check.runtime, check.device, escape(check.loads), escape(check.advice))
+        table.add_row(check.runtime, check.device, check.loads, check.advice)
     print_table(table, console)
-    console.print(f"processor: {this_processor()}", soft_wrap=True, markup=False)
+    console.print(f"processor: {this_processor()}", soft_wrap=True)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     console.print(f"Keras backend: {backend} (KERAS_BACKEND chooses)")
     folder = os.environ.get("TFDS_DATA_DIR", "not set, so ~/tensorflow_datasets")

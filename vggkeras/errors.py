@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -12,9 +13,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# What acts on a terminal instead of being seen, or cannot be written as UTF-8: control characters
+# (but for tab and newline), marks that turn the direction of writing, separators of lines, and
+# what Python makes of bytes that are not UTF-8.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
 
 class InputError(ValueError):
     """Bad input. The message says what was expected, what was received, and what to do."""
+
+
+def visible(text: str) -> str:
+    """Return text with every character of `UNSEEN` as its escape in a JSON string."""
+    return UNSEEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def parsed(parse: Callable[[], T]) -> T:
@@ -82,5 +95,5 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + visible(" ".join(message.split())), file=sys.stderr)
     return 2

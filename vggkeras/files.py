@@ -287,7 +287,8 @@ def remove(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        # In JSON the escape of what is not UTF-8 in a path is read as what it was.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

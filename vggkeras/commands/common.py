@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-
-from vggkeras.terminal import load_tensorflow
+from vggkeras.terminal import Console, load_tensorflow
 
 if TYPE_CHECKING:
     from vggkeras.runtimes import Predictor

@@ -88,7 +88,7 @@ class Features:
         print_table(self._table(described), console)
         print_skipped(skipped)
         if described.flatters and (self.svm or self.neighbours):
-            console.print(f"[yellow]{described.flatters}[/]", soft_wrap=True)
+            console.print(described.flatters, style="yellow", soft_wrap=True)
         record = {**about.to_json(), "seconds": described.seconds, "skipped": skipped}
         if self.svm:
             record["svm"] = self._fit_svm(described, data.class_names)

@@ -12,7 +12,7 @@ import tyro
 from rich.table import Table
 
 from vggkeras.commands.common import Compute, console
-from vggkeras.errors import InputError
+from vggkeras.errors import InputError, visible
 
 if TYPE_CHECKING:
     from vggkeras.runtimes import Predictor
@@ -44,7 +44,7 @@ class Predict:
         predictions = classify(predictor, paths, self.top)
         if self.json:
             for prediction in predictions:
-                print(json.dumps(prediction.to_json(), ensure_ascii=False))
+                print(visible(json.dumps(prediction.to_json(), ensure_ascii=False)))
         else:
             title = f"{predictor.path} in {predictor.runtime}"
             console.print(predictions_table(predictions, title))

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vggkeras.errors import InputError
+from vggkeras.errors import UNSEEN, InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")
@@ -56,6 +56,25 @@ def unreadable(names: list[str], where: str) -> InputError:
         f"{', '.join(names[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images "
         f"({len(names)} of {where}): replace or remove them, or pass --skip-unreadable."
     )
+
+
+def check_names(paths: Iterable[str], class_names: Iterable[str] = ()) -> None:
+    """Check that names can travel with a model, and be written, before any image is read.
+
+    Raises:
+        InputError (a ValueError): the path of a file is not UTF-8, or the name of a class not a
+            line of visible text.
+    """
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{path!r} is not UTF-8: rename it, or its folder.") from error
+    for name in class_names:
+        if name.splitlines() != [name] or UNSEEN.search(name):
+            raise InputError(
+                f"The class {name!r} has characters that cannot be seen: rename its folder."
+            )
 
 
 def in_threads(function: Callable[..., T], items: Iterable[tuple]) -> Iterator[T]:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vggkeras.data import imagenet
-from vggkeras.data.decoding import SIGNATURES, SUFFIXES
+from vggkeras.data.decoding import SIGNATURES, SUFFIXES, check_names
 from vggkeras.data.splits import VALIDATION_NAMES, Data, Records, Split
 from vggkeras.errors import InputError
 
@@ -139,6 +139,7 @@ def _folder(spec: str, skip_unreadable: bool) -> Data:
     root = root.resolve()
     files = _files_of_splits(root)
     classes = sorted({file.class_name for file in files["train"]})
+    check_names((file.path for members in files.values() for file in members), classes)
     if not classes:
         raise InputError(
             f"{spec} has no images in class folders: expected {root.name}/train/CLASS/*.jpg or "

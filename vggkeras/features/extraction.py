@@ -134,6 +134,7 @@ def load_images(spec: str, *, skip_unreadable: bool = False) -> Data:
         entries = [path for path in root.resolve().iterdir() if path.name[0] != "."]
         paths = sorted(str(p) for p in entries if p.suffix.lower() in decoding.SUFFIXES)
         if paths and not any(path.is_dir() for path in entries):
+            decoding.check_names(paths)
             labels = np.full(len(paths), -1, np.int64)
             split = Split(f"{root.resolve().name}/images", len(paths), labels, paths)
             return Data(str(root.resolve()), [], {"images": split})

@@ -42,7 +42,7 @@ from vggkeras.report.tables import (
     confusions,
     recalls,
 )
-from vggkeras.terminal import load_tensorflow, progress_bar
+from vggkeras.terminal import load_tensorflow, plain, progress_bar
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 REPORT = files.Kind("a report", files.page_of(" report"))
@@ -81,7 +81,7 @@ def report(
             gradients Grad-CAM takes.
         OSError: the page cannot be written.
     """
-    console, folder = console or Console(), Path(folder)
+    console, folder = plain(console), Path(folder)
     page = Path(out) if out else folder / "report.html"
     source = read_source(folder)
     groups = [read_evaluation(Path(path)) for path in evaluations]

@@ -24,7 +24,7 @@ from vggkeras.data import augment, sources
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
-from vggkeras.terminal import progress_bar
+from vggkeras.terminal import plain, progress_bar
 from vggkeras.training.optimizer import compile_model
 from vggkeras.training.pipeline import Crops, training_batches
 from vggkeras.training.runs import versions
@@ -168,7 +168,7 @@ def benchmark(
     compile_model(model, recipe)
     parts = _parts(recipe, split, size, scale, model)
     totals = {part: Timing(0, 0.0) for part in parts}
-    with progress_bar(console or Console()) as bar:
+    with progress_bar(plain(console)) as bar:
         task = bar.add_task("", total=rounds * len(parts))
         for _ in range(rounds):
             for part, measure in parts.items():

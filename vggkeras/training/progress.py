@@ -85,7 +85,7 @@ class Progress:
         checkpoint, damaged = checkpoints.load(self.job.out / "resume")
         instead = "the one before is used" if checkpoint else "the run begins anew"
         for reason in damaged:
-            self.job.console.print(f"[yellow]{reason}: {instead}[/]", soft_wrap=True)
+            self.job.console.print(f"{reason}: {instead}", style="yellow", soft_wrap=True)
         if checkpoint is None:
             if not damaged:
                 self.job.console.print(f"{self.job.out} has no checkpoint yet: {instead}")
@@ -93,7 +93,7 @@ class Progress:
         kept = self.job.out / "model.keras"
         if checkpoint.state.best and not kept.exists():
             self.job.console.print(
-                f"[yellow]{kept} is missing: the run begins anew[/]", soft_wrap=True
+                f"{kept} is missing: the run begins anew", style="yellow", soft_wrap=True
             )
             return False
         variables = _variables(model)

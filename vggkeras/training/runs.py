@@ -167,8 +167,9 @@ def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Consol
         )
     if begun.versions != versions():
         console.print(
-            f"[yellow]{out} was begun with {begun.versions}, and goes on with {versions()}: the "
-            "last bits may differ from those of a run that was not cut off[/]",
+            f"{out} was begun with {begun.versions}, and goes on with {versions()}: the "
+            "last bits may differ from those of a run that was not cut off",
+            style="yellow",
             soft_wrap=True,
         )
 

@@ -24,7 +24,7 @@ from vggkeras.data import augment, decoding, sources
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
-from vggkeras.terminal import print_table, progress_bar
+from vggkeras.terminal import plain, print_table, progress_bar
 from vggkeras.training import checkpoints
 from vggkeras.training.callbacks import asked_to_stop, run_callbacks
 from vggkeras.training.devices import device_text, distribution_strategy
@@ -73,7 +73,7 @@ def train(
             infinite (the best model and the last checkpoint are kept).
         OSError: the run's folder cannot be written.
     """
-    console = console or Console()
+    console = plain(console)
     out = Path(recipe.out or default_folder(recipe))
     files.check_writable(out)
     with locks.locked(out) as new:
@@ -246,7 +246,7 @@ def _copy_weights(model: keras.Model, source: identify.Source, job: Job) -> dict
     table.add_column("layer")
     table.add_column("from")
     for layer, origin in copied.items():
-        table.add_row(layer, origin or f"[dim]{recipe.init}, seed {recipe.seed}[/]")
+        table.add_row(layer, origin or f"({recipe.init}, seed {recipe.seed})")
     print_table(table, console)
     mean = ", ".join(f"{value:.3f}" for value in source.mean_rgb)
     for line in (
