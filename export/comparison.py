@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
+from PIL import Image
 
 from export import TOLERANCES, image_model
 from export.diagnosis import SIDES, Diagnosis, Pair, diagnosed, softmax
@@ -27,7 +28,8 @@ from export.image_changes import Array
 from export.parity import LEAST_AGREEMENT, MOST_LOST, Failure
 from export.request import GATE_IMAGES, PARITY_IMAGES
 from vggkeras import configs
-from vggkeras.data import augment, decoding, sources
+from vggkeras.data import augment, sources
+from vggkeras.data.reading import read_images
 from vggkeras.errors import InputError, parsed, run_command
 from vggkeras.evaluation import statistics, tables
 
@@ -207,12 +209,11 @@ def _samples(pair: Pair, data: str | None, count: int) -> Samples:
     scale = next((card.scale for card in cards if card.scale), None)
     scale = scale or configs.rescaled_side(max(pair.size))
 
-    def crop(index: int, encoded: bytes, label: int) -> tuple[Array, int]:
-        image = decoding.decode(encoded, split.image_name(index))
-        image = augment.center_crop(image, max(scale, *pair.size), pair.size)
-        return augment.in_channels(image, channels), label
+    def prepare(image: Image.Image) -> Array:
+        crop = augment.center_crop(image, max(scale, *pair.size), pair.size)
+        return augment.in_channels(crop, channels)
 
-    crops, labels = zip(*decoding.in_threads(crop, split.examples()), strict=True)
+    _, labels, crops = zip(*read_images(split, prepare), strict=True)
     evidence = f"{len(crops)} images of {split.name}"
     return Samples(np.stack(crops), evidence, np.array(labels), tuple(loaded.class_names))
 

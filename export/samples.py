@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from export import golden, parity, subjects
 from export.activations import activations
@@ -254,15 +255,19 @@ def other_sizes(dense: Predictor, split: Split | None) -> Sequence[tuple[np.ndar
     The images are a split's, or random ones.
     """
     h, w, c = dense.input_shape
-    first = itertools.islice(split.examples(), SIZE_IMAGES) if split else ()
-    originals = [decoding.decode(encoded) for _, encoded, _ in first]
-    sizes = []
-    for down, right in MARGINS:
-        size = (h + down, w + right)
-        if originals:
-            crops = [augment.center_crop(image, max(size), size) for image in originals]
-            images = np.stack([augment.in_channels(crop, c) for crop in crops])
-        else:
-            images = np.random.default_rng(0).integers(0, 256, (SIZE_IMAGES, *size, c), np.uint8)
-        sizes.append((images, dense(images)))
-    return sizes
+    sizes = [(h + down, w + right) for down, right in MARGINS]
+
+    def crops(image: Image.Image) -> list[np.ndarray]:
+        cut = (augment.center_crop(image, max(size), size) for size in sizes)
+        return [augment.in_channels(crop, c) for crop in cut]
+
+    if split:
+        first = itertools.islice(split.sourced(), SIZE_IMAGES)
+        cut = [decoding.decoded(source, split.image_name(i), crops) for i, source, _ in first]
+        shown = [np.stack(images) for images in zip(*cut, strict=True)]
+    else:
+        shown = [
+            np.random.default_rng(0).integers(0, 256, (SIZE_IMAGES, *size, c), np.uint8)
+            for size in sizes
+        ]
+    return [(images, dense(images)) for images in shown]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from vggkeras.data import decoding
 from vggkeras.data.splits import Split
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ def encode_picture(pixels: np.ndarray, kind: Literal["JPEG", "PNG"] = "JPEG") ->
     return Picture(f"data:image/{kind.lower()};base64,{encoded}", width, height)
 
 
-def read_some(split: Split, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, uint8 `[H, W, 3]`) of some images of a split, in the split's order."""
+def read_some(
+    split: Split, indices: Iterable[int], prepare: Callable[[Image.Image], T]
+) -> Iterator[tuple[int, T]]:
+    """Yield (index, what `prepare` makes of it) of some images of a split, in its order."""
     wanted = sorted({int(i) for i in indices})
     some = split.without(set(split.indices()) - set(wanted))
-    for index, (_, encoded, _) in zip(wanted, some.examples(), strict=True):
-        yield index, decoding.decode(encoded, split.image_name(index))
+    for index, (_, source, _) in zip(wanted, some.sourced(), strict=True):
+        yield index, decoding.decoded(source, split.image_name(index), prepare)
 
 
 def render(template: Path, **values: Any) -> str:

@@ -19,8 +19,8 @@ def split_of(name: str, count: int, bad: tuple[int, ...] = ()) -> Split:
     return Split(name, count, np.arange(count, dtype=np.int64), sources)
 
 
-def width(image: np.ndarray) -> int:
-    return image.shape[1]
+def width(image: Image.Image) -> int:
+    return image.width
 
 
 def test_images_come_in_order_with_their_labels():

@@ -103,9 +103,10 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """Return files as given, and of folders all image files within, sorted.
 
     Raises:
-        InputError (a ValueError): a folder without images, or no path at all.
+        InputError (a ValueError): a folder without images, a name that is not UTF-8, or no
+            path at all.
     """
-    from vggkeras.data.decoding import SUFFIXES
+    from vggkeras.data.decoding import SUFFIXES, check_names
 
     images: list[Path] = []
     for path in paths:
@@ -118,4 +119,5 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         images += inside
     if not images:
         raise InputError("Expected image files or folders; received none.")
+    check_names(map(str, images))
     return images

@@ -7,43 +7,101 @@ for tf.data; of a JPEG they decode only what they need.
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-from vggkeras.data.decoding import decode
+from vggkeras.data import resampling
+from vggkeras.data.decoding import decoded, pixels
 from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 
 # Pixels around a window: color is often stored at half the resolution, and interpolated.
 MARGIN = 2
+# A long image once rescaled: more squares of its smallest side, and more px, than photographs have.
+LONG, LONG_PIXELS = 8, 1 << 22
+LARGEST_WHOLE = 1 << 24  # px of a long one that is held whole; D's first block takes 9 GB for it
 
 # Test crops (section 3.2)
 
 
-def rescale(image: np.ndarray, side: int) -> np.ndarray:
-    """Rescale isotropically to smallest side `side` px: uint8 `[H, W, 3]` -> uint8 `[h, w, 3]`.
+class Rescaled:
+    """An image rescaled isotropically to smallest side `side` px, as a whole or in crops.
 
-    Pillow's BILINEAR is a triangle as wide as the reduction needs, so that nothing aliases.
+    Pillow's BILINEAR is a triangle as wide as the reduction needs, so that nothing aliases. A small
+    file can be very long: 1 x 10,000 px are 256 x 2,560,000 once rescaled. Crops of such an image
+    are computed alone.
     """
-    h, w = image.shape[:2]
-    if min(h, w) == side:
-        return image
-    if w <= h:
-        size = (side, max(side, round(h * side / w)))
-    else:
-        size = (max(side, round(w * side / h)), side)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+    def __init__(self, image: np.ndarray | Image.Image, side: int) -> None:
+        """Take an image, RGB, or uint8 `[H, W, 3]`; nothing is computed yet."""
+        self.image, self.side = image, side
+        w, h = self.original = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+        if min(h, w) == side:
+            self.shape = (h, w)
+        elif w <= h:
+            self.shape = (max(side, round(h * side / w)), side)
+        else:
+            self.shape = (side, max(side, round(w * side / h)))
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the whole is so much longer than photographs that its crops are cut alone."""
+        return max(self.shape) > LONG * self.side and self._pixels > LONG_PIXELS
+
+    @functools.cached_property
+    def whole(self) -> np.ndarray:
+        """The whole rescaled image, uint8 `[h, w, 3]`.
+
+        Raises InputError where it is long and has more than `LARGEST_WHOLE` px.
+        """
+        h, w = self.shape
+        if self.is_long and self._pixels > LARGEST_WHOLE:
+            raise InputError(
+                f"{self.original[0]:,} x {self.original[1]:,} px rescaled to a smallest side of "
+                f"{self.side} px are {w:,} x {h:,}, and {LARGEST_WHOLE:,} px of so long an image "
+                "are the most that is held: give a smaller scale, or replace or remove it."
+            )
+        if self.original == (w, h):
+            return pixels(self.image) if isinstance(self.image, Image.Image) else self.image
+        return np.asarray(self._picture.resize((w, h), Image.Resampling.BILINEAR))
+
+    def crops(self, crop: tuple[int, int], grid: int = 1) -> Iterator[np.ndarray]:
+        """Yield the crops that `grid_crops` yields of the whole; errors are its too."""
+        if not self.is_long:
+            yield from grid_crops(self.whole, crop, grid)
+            return
+        (height, width), (w, h) = self.shape, self.original
+        for top, left in _corners(self.shape, crop, grid):
+            yield resampling.window(
+                self._picture, (h, height, top, crop[0]), (w, width, left, crop[1])
+            )
+
+    @property
+    def _pixels(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def _picture(self) -> Image.Image:
+        image = self.image
+        return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
-def center_crop(image: np.ndarray, side: int, crop: tuple[int, int]) -> np.ndarray:
+def rescale(image: np.ndarray | Image.Image, side: int) -> np.ndarray:
+    """Rescale isotropically to smallest side `side` px: uint8 `[h, w, 3]`; see `Rescaled`."""
+    return Rescaled(image, side).whole
+
+
+def center_crop(image: np.ndarray | Image.Image, side: int, crop: tuple[int, int]) -> np.ndarray:
     """Return the central `crop` (height, width) of an image rescaled to `side`: uint8 `[*crop, 3]`.
 
     Raises InputError when the rescaled image is smaller than the crop.
     """
-    return next(grid_crops(rescale(image, side), crop, 1))
+    return next(Rescaled(image, side).crops(crop))
 
 
 def grid_crops(image: np.ndarray, crop: tuple[int, int], grid: int) -> Iterator[np.ndarray]:
@@ -59,16 +117,21 @@ def grid_crops(image: np.ndarray, crop: tuple[int, int], grid: int) -> Iterator[
     Raises:
         InputError (a ValueError): the image is smaller than the crop.
     """
+    for y, x in _corners(image.shape[:2], crop, grid):
+        yield image[y : y + crop[0], x : x + crop[1]]
+
+
+def _corners(shape: tuple[int, ...], crop: tuple[int, int], grid: int) -> Iterator[tuple[int, int]]:
+    """Yield the corner (top, left) of each crop of `grid_crops`."""
     # Corner of the last crop.
-    top, left = (side - extent for side, extent in zip(image.shape[:2], crop, strict=True))
+    top, left = (side - extent for side, extent in zip(shape, crop, strict=True))
     if top < 0 or left < 0:
         raise InputError(
             f"A crop of {crop[0]} x {crop[1]} px does not fit an image rescaled to "
-            f"{image.shape[0]} x {image.shape[1]}: give a scale of {max(crop)} px or more."
+            f"{shape[0]} x {shape[1]}: give a scale of {max(crop)} px or more."
         )
     steps = [(i, grid - 1) for i in range(grid)] if grid > 1 else [(1, 2)]
-    for y, x in ((top * i // n, left * j // m) for i, n in steps for j, m in steps):
-        yield image[y : y + crop[0], x : x + crop[1]]
+    yield from ((top * i // n, left * j // m) for i, n in steps for j, m in steps)
 
 
 def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -139,13 +202,11 @@ def random_crop(encoded, crop: int, scale: tuple[int, int], uniform, flip: bool)
         return pixels, box
 
     def window_of_other():
-        # Outside a graph, TensorFlow passes the bytes in an array of no dimensions.
-        image = tf.numpy_function(
-            lambda data: decode(np.asarray(data).item()), [encoded], tf.uint8, stateful=False
-        )
-        image = tf.ensure_shape(image, [None, None, 3])
-        first, extent, box = _window(tf.shape(image)[:2], crop, scale, uniform)
-        return tf.slice(image, tf.concat([first, [0]], 0), tf.concat([extent, [3]], 0)), box
+        size = tf.numpy_function(_size, [encoded], tf.int32, stateful=False)
+        first, extent, box = _window(tf.ensure_shape(size, [2]), crop, scale, uniform)
+        corners = tf.concat([first, first + extent], 0)
+        image = tf.numpy_function(_pixels_of, [encoded, corners], tf.uint8, stateful=False)
+        return tf.ensure_shape(image, [None, None, 3]), box
 
     def resize(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
         top, left, bottom, right = box.tolist()
@@ -156,6 +217,23 @@ def random_crop(encoded, crop: int, scale: tuple[int, int], uniform, flip: bool)
     # Pillow resizes three times as fast as TensorFlow's antialiased ops, outside Python's lock.
     image = tf.numpy_function(resize, [pixels, box], tf.uint8, stateful=False)
     return _mirror(tf.ensure_shape(image, [crop, crop, 3]), uniform, flip)
+
+
+def _size(encoded: bytes | np.ndarray) -> np.ndarray:
+    """Return the (height, width) of an encoded image, int32 `[2]`."""
+    # Outside a graph, TensorFlow passes the bytes in an array of no dimensions.
+    with Image.open(io.BytesIO(np.asarray(encoded).item())) as image:
+        return np.array(image.size[::-1], np.int32)
+
+
+def _pixels_of(encoded: bytes | np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Return the pixels of an encoded image between (top, left, bottom, right)."""
+    top, left, bottom, right = corners.tolist()
+    return decoded(
+        np.asarray(encoded).item(),
+        "image",
+        lambda image: np.asarray(image.crop((left, top, right, bottom))),
+    )
 
 
 def crop_of_rescaled(image, crop: int, uniform, flip: bool):

@@ -1,13 +1,18 @@
-"""Decode JPEG, PNG, BMP and GIF files to RGB, in threads, and name those that cannot be read."""
+"""Decode JPEG, PNG, BMP and GIF files to RGB, in threads, and name those that cannot be read.
+
+What a file can cost is bounded before it is decoded: its header says how many pixels it has.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,28 +23,139 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")
 NAMED = 10  # unreadable images named in an error
 
+MAX_BYTES = 1 << 28  # that an image may take: its file, and its pixels (67 million of a JPEG)
+LARGE = 1 << 26  # of the images that take more, one at a time is decoded
+BAND = 1 << 20  # pixels converted at once
+MAX_SCANS = 200  # of a JPEG: usual progressive ones have ten, and each costs a pass over all pixels
+START_OF_SCAN = b"\xff\xda"
+SEQUENTIAL_FRAMES = (b"\xff\xc0", b"\xff\xc1")
+PIXEL_BYTES = {"RGB": 4, "L": 5, "P": 5, "1": 5}  # by mode: as Pillow holds them, and as RGB
+OTHER_PIXEL_BYTES = 8  # RGBA, CMYK, 16 bits …
+COEFFICIENT_BYTES = 2  # a pixel and channel, where libjpeg must hold all scans of an image
+
 T = TypeVar("T")
+
+_one_large = threading.Lock()
 
 
 def decode(encoded: bytes, name: str = "image") -> np.ndarray:
-    """Decode a JPEG, PNG, BMP or GIF (first frame) to RGB, uint8 `[H, W, 3]`.
+    """Decode a JPEG, PNG, BMP or GIF (first frame) to RGB, uint8 `[H, W, 3]`, as `decoded` does."""
+    return decoded(encoded, name, pixels)
+
+
+def decoded(source: bytes | str | os.PathLike, name: str, prepare: Callable[[Image.Image], T]) -> T:
+    """Return what `prepare` makes of a JPEG, PNG, BMP or GIF (its first frame).
 
     Grayscale and CMYK are converted; transparent pixels are laid on white. EXIF orientation is not
-    applied, as in training. Raises InputError naming the image when it cannot be read whole.
+    applied, as in training.
+
+    Args:
+        source: an encoded image, or the path of a file.
+        name: what to call the image in errors.
+        prepare: called with the image in mode RGB, which is gone afterwards.
+
+    Raises:
+        InputError (a ValueError): naming the image: it cannot be read whole, would take more than
+            `MAX_BYTES`, or `prepare` raised it.
     """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "BMP", "GIF")) as image:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(_opened(source))
+            formats = ("JPEG", "PNG", "BMP", "GIF")
+            image = stack.enter_context(Image.open(file, formats=formats))
+            if _checked_bytes(image, file) > LARGE:
+                stack.enter_context(_one_large)
             image.load()
-            return np.asarray(_to_rgb(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is none of them" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(
-            f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({reason}): replace or remove "
-            "it, or pass --skip-unreadable where the command has it."
-        ) from error
+            picture = _to_rgb(image)
+        except Exception as error:  # Pillow raises what its parts raise: OSError, struct.error …
+            reason = "it is none of them" if isinstance(error, UnidentifiedImageError) else error
+            raise InputError(
+                f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({reason}): replace or "
+                "remove it, or pass --skip-unreadable where the command has it."
+            ) from error
+        try:
+            return prepare(picture)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+
+def _opened(source: bytes | str | os.PathLike) -> BinaryIO:
+    """Open an image; a pipe or a device would be waited for, or never end."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if os.path.exists(source) and not os.path.isfile(source):
+        raise OSError("it is not a regular file")
+    return open(source, "rb")
+
+
+def _checked_bytes(image: Image.Image, file: BinaryIO) -> int:
+    """Return the bytes of memory that an image takes, its file included, before it is decoded.
+
+    Raises:
+        ValueError: they are more than `MAX_BYTES`, or its scans more than `MAX_SCANS`.
+    """
+    here = file.tell()
+    length = file.seek(0, os.SEEK_END)
+    mode = "" if image.has_transparency_data and image.mode == "RGB" else image.mode
+    each = PIXEL_BYTES.get(mode, OTHER_PIXEL_BYTES)
+    if image.format in ("JPEG", "MPO"):
+        file.seek(0)
+        scans = sum(part.count(START_OF_SCAN) for part in iter(lambda: file.read(BAND), b""))
+        if scans > MAX_SCANS:
+            raise ValueError(f"it has {scans} scans, and {MAX_SCANS} at most are read")
+        each += COEFFICIENT_BYTES * len(image.getbands()) * _is_held_by_libjpeg(file)
+    file.seek(here)
+    needed = length + image.width * image.height * each
+    if needed > MAX_BYTES:
+        raise ValueError(
+            f"its {image.width:,} x {image.height:,} px and its file would take "
+            f"{needed / 1e6:,.0f} MB of memory, of at most {MAX_BYTES / 1e6:.0f}: make it smaller"
+        )
+    return needed
+
+
+def _is_held_by_libjpeg(file: BinaryIO) -> bool:
+    """Return whether a JPEG has its pixels in several scans, all of which libjpeg then holds."""
+    file.seek(2)
+    components = b""
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+        marker, length = head[:2], int.from_bytes(head[2:], "big")
+        if marker == START_OF_SCAN:
+            return file.read(1) != components
+        body = file.read(length - 2) if length > 2 else b""
+        if marker in SEQUENTIAL_FRAMES:
+            components = body[5:6]
+    return True  # no JPEG as usual
+
+
+def bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes (left, top, right, bottom) of `BAND` pixels at most that cover an image."""
+    width, height = size
+    across = min(width, BAND)
+    down = max(1, BAND // across)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            yield left, top, min(left + across, width), min(top + down, height)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    """Return an RGB image as uint8 `[H, W, 3]`, without a third copy of all of it."""
+    array = np.empty((picture.height, picture.width, 3), np.uint8)
+    for left, top, right, bottom in bands(picture.size):
+        array[top:bottom, left:right] = np.asarray(picture.crop((left, top, right, bottom)))
+    return array
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    picture = Image.new("RGB", image.size)
+    for box in bands(image.size):
+        picture.paste(_band_to_rgb(image.crop(box)), box)
+    return picture
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip, not scale
         levels = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
         return Image.fromarray(levels).convert("RGB")
@@ -49,12 +165,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def unreadable(names: list[str], where: str) -> InputError:
-    """Return the error that counts the images that cannot be read, and names the first of them."""
+def read_file(path: str) -> bytes:
+    """Return an image file's bytes.
+
+    Raises:
+        InputError (a ValueError): it is not a regular file, or has more than `MAX_BYTES`.
+    """
+    if not os.path.isfile(path) or os.path.getsize(path) > MAX_BYTES:
+        raise InputError(
+            f"{path} cannot be read as an image: expected a regular file of at most "
+            f"{MAX_BYTES / 1e6:.0f} MB; replace or remove it."
+        )
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def unreadable(names: list[str], where: str, reason: InputError | None = None) -> InputError:
+    """Return the error that counts the images that cannot be read, and names the first of them.
+
+    Args:
+        names: of the images.
+        where: what they are of.
+        reason: the error of one of them, for the message.
+    """
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    because = f" {reason}" if reason else ""
     return InputError(
         f"{', '.join(names[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images "
-        f"({len(names)} of {where}): replace or remove them, or pass --skip-unreadable."
+        f"({len(names)} of {where}): replace or remove them, or pass --skip-unreadable.{because}"
     )
 
 

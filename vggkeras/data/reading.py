@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
+from PIL import Image
 
-from vggkeras.data.decoding import decode, in_threads, unreadable
+from vggkeras.data.decoding import decoded, in_threads, unreadable
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 
 T = TypeVar("T")
-Prepare = Callable[[np.ndarray], T]  # RGB, uint8 [H, W, 3] -> what is kept of the image
+Prepare = Callable[[Image.Image], T]  # an image in mode RGB -> what is kept of it
 Track = Callable[[Iterable, int], Iterable]  # (items, their number) -> the same items
 
 
@@ -36,14 +36,13 @@ class Example(Generic[T]):
 def read_each(split: Split, prepare: Prepare[T]) -> Iterator[tuple[int, int, T | InputError]]:
     """Yield (index, label, prepared image, or the error that names it) for every image."""
 
-    def read(index: int, encoded: bytes, label: int) -> tuple[int, int, T | InputError]:
+    def read(index: int, source: bytes | str, label: int) -> tuple[int, int, T | InputError]:
         try:
-            image = decode(encoded, split.image_name(index))
+            return index, label, decoded(source, split.image_name(index), prepare)
         except InputError as error:
             return index, label, error
-        return index, label, prepare(image)
 
-    return in_threads(read, split.examples())
+    return in_threads(read, split.sourced())
 
 
 def read_images(split: Split, prepare: Prepare[T]) -> Iterator[tuple[int, int, T]]:
@@ -75,6 +74,7 @@ def readable_images(
         InputError (a ValueError): at the end, when images could not be read and `skipped` is None.
     """
     names: list[str] = []
+    first: InputError | None = None
     total = sum(split.count for split in splits.values())
     images = itertools.chain.from_iterable(
         zip(itertools.repeat(name), read_each(split, prepare)) for name, split in splits.items()
@@ -82,9 +82,10 @@ def readable_images(
     for name, (index, label, image) in track(images, total):
         if isinstance(image, InputError):
             names.append(splits[name].image_name(index))
+            first = first or image
         elif skipped is not None or not names:
             yield Example(name, index, label, image)
     if skipped is not None:
         skipped += names
     elif names:
-        raise unreadable(names, f"the {total} of {where}")
+        raise unreadable(names, f"the {total} of {where}", first)

@@ -198,20 +198,13 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _class_files(root: Path) -> list[_File]:
-    """Return the image files of all class folders, sorted."""
-    files = []
-    for folder in _folders(root):
-        names = sorted(
-            entry.name
-            for entry in os.scandir(folder)
-            if not entry.name.startswith(".") and not entry.is_dir()
-        )
-        files += [
-            _File(str(folder / name), folder.name)
-            for name in names
-            if name.lower().endswith(SUFFIXES)
-        ]
-    return files
+    """Return what has an image's name in all class folders, sorted."""
+    return [
+        _File(str(folder / name), folder.name)
+        for folder in _folders(root)
+        for name in sorted(os.listdir(folder))
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    ]
 
 
 def _hold_out(spec: str, files: list[_File], classes: list[str]) -> dict[str, list[_File]]:
@@ -250,7 +243,7 @@ def _without_signature(paths: list[str]) -> list[str]:
     """Return the paths whose first bytes are not those of an image."""
 
     def is_image(path: str) -> bool:
-        if not os.path.exists(path):  # a link to nothing
+        if not os.path.isfile(path):  # a folder, a link to nothing, a pipe that would be waited for
             return False
         with open(path, "rb") as file:
             return file.read(8).startswith(SIGNATURES)

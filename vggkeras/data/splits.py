@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vggkeras.data.decoding import read_file
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ class Split:
 
     def examples(self) -> Iterator[tuple[int, bytes, int]]:
         """Yield (index, encoded image, label) in order. Only TFDS records load TensorFlow."""
+        for index, source, label in self.sourced():
+            yield index, read_file(source) if isinstance(source, str) else source, label
+
+    def sourced(self) -> Iterator[tuple[int, bytes | str, int]]:
+        """Yield (index, encoded image or path of its file, label) in order."""
         if isinstance(self.sources, Records):
             for index, (encoded, label) in enumerate(self.sources.dataset().as_numpy_iterator()):
                 if index not in self.left_out:
@@ -75,8 +80,7 @@ class Split:
             return
         assert self.labels is not None
         for index, (source, label) in enumerate(zip(self.sources, self.labels, strict=True)):
-            encoded = Path(source).read_bytes() if isinstance(source, str) else source
-            yield index, encoded, int(label)
+            yield index, source, int(label)
 
     def shuffled(self, seed: int, start: int = 0):
         """Return an endless tf.data.Dataset of (epoch, index, encoded image, label).

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from vggkeras.data.decoding import bands
 from vggkeras.data.reading import read_each
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
@@ -25,10 +27,15 @@ def read_all(split: Split) -> Iterator[tuple[int, Pixels | InputError]]:
     return ((index, pixels) for index, _, pixels in read_each(split, _pixels))
 
 
-def _pixels(image: np.ndarray) -> Pixels:
+def _pixels(image: Image.Image) -> Pixels:
     # Sums of whole numbers: exact in float64, whatever their order.
-    rgb = image.reshape(-1, 3).astype(np.float64)
-    return Pixels(rgb.mean(axis=0), rgb.T @ rgb / len(rgb), min(image.shape[:2]))
+    sums, products = np.zeros(3), np.zeros((3, 3))
+    for box in bands(image.size):
+        rgb = np.asarray(image.crop(box)).reshape(-1, 3).astype(np.float64)
+        sums += np.ones(len(rgb)) @ rgb  # five times as fast as sum()
+        products += rgb.T @ rgb
+    count = image.width * image.height
+    return Pixels(sums / count, products / count, min(image.size))
 
 
 def rgb_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, float, float], np.ndarray]:

@@ -16,12 +16,13 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from vggkeras.configs import LARGEST_SCALE
 from vggkeras.data import augment, decoding
@@ -76,10 +77,10 @@ def posteriors(
     models = as_list(predictors)
     plan = Plan(models, [protocol], scales, mirrors, grid)
     row = plan.rows(fuse=len(models) > 1)[-1]
-    rescaled = decoding.in_threads(
-        lambda image: plan.rescaled(pixels(image)), ((image,) for image in images)
+    shown = decoding.in_threads(
+        lambda image: prepared(image, plan.shown), ((image,) for image in images)
     )
-    parts = [row.average(plan.posteriors(window)) for window in windows(rescaled, WINDOW)]
+    parts = [row.average(plan.posteriors(window)) for window in windows(shown, WINDOW)]
     if not parts:
         return np.empty((0, len(models[0].class_names)), np.float32)
     return np.concatenate(parts)
@@ -90,8 +91,10 @@ def as_list(predictors: Predictor | Sequence[Predictor]) -> list[Predictor]:
     return [predictors] if isinstance(predictors, Predictor) else list(predictors)
 
 
-def pixels(image: str | os.PathLike | np.ndarray) -> np.ndarray:
-    """Return a file's image, or an array as it is: RGB, uint8 `[H, W, 3]`.
+def prepared(
+    image: str | os.PathLike | np.ndarray, prepare: Callable[[np.ndarray | Image.Image], T]
+) -> T:
+    """Return what `prepare` makes of a file's image, or of an array: RGB, uint8 `[H, W, 3]`.
 
     Raises InputError for what is neither.
     """
@@ -101,10 +104,10 @@ def pixels(image: str | os.PathLike | np.ndarray) -> np.ndarray:
                 "Expected an RGB image, uint8 [H, W, 3], 0-255; received "
                 f"{image.dtype} of shape {list(image.shape)}."
             )
-        return image
+        return prepare(image)
     if not Path(image).is_file():
         raise InputError(f"No image at {image}: expected a JPEG, PNG, BMP or GIF file.")
-    return decoding.decode(Path(image).read_bytes(), str(image))
+    return decoding.decoded(image, str(image), prepare)
 
 
 def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +118,7 @@ def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.nd
     """
     h, w, channels = predictor.input_shape
 
-    def prepare(image: np.ndarray) -> np.ndarray:
+    def prepare(image: Image.Image) -> np.ndarray:
         crop = augment.center_crop(image, predictor.scale, (h, w))
         return augment.in_channels(crop, channels)
 
@@ -215,12 +218,24 @@ class Plan:
         for model in [*self.models, *self.dense]:
             model(np.zeros((1, *model.input_shape), np.uint8))
 
-    def rescaled(self, image: np.ndarray) -> dict[int, np.ndarray]:
-        """Return an image at every scale: Q -> uint8 `[h, w, 3]`."""
-        return {q: augment.rescale(image, q) for q in sorted(set().union(*self.scales))}
+    def shown(self, image: np.ndarray | Image.Image) -> dict[View, list[np.ndarray]]:
+        """Return what each view shows of an image, uint8 `[h, w, C]` each: its crops, or it whole.
 
-    def posteriors(self, images: list[dict[int, np.ndarray]]) -> dict[View, np.ndarray]:
-        """Return every view's posteriors float32 `[n, classes]` of a window of images."""
+        Raises InputError for an image that is too large to be shown whole.
+        """
+        scales = set().union(*self.scales)
+        rescaled = {q: augment.Rescaled(image, q) for q in sorted(scales)}
+        return {view: self._parts(view, rescaled[view.scale]) for view in self.seconds}
+
+    def _parts(self, view: View, image: augment.Rescaled) -> list[np.ndarray]:
+        h, w, channels = self.models[view.model].input_shape
+        if view.part == "dense":
+            return [augment.in_channels(image.whole, channels)]
+        crops = image.crops((h, w), self.grid if view.part == "multicrop" else 1)
+        return [augment.in_channels(crop, channels) for crop in crops]
+
+    def posteriors(self, images: list[dict[View, list[np.ndarray]]]) -> dict[View, np.ndarray]:
+        """Return every view's posteriors float32 `[n, classes]` of what `shown` gave of images."""
         answers = {}
         for view in self.seconds:
             start = time.perf_counter()
@@ -228,32 +243,29 @@ class Plan:
             self.seconds[view] += time.perf_counter() - start
         return answers
 
-    def _answer(self, view: View, images: list[dict[int, np.ndarray]]) -> np.ndarray:
-        model = self.models[view.model]
-        shown = [augment.in_channels(image[view.scale], model.input_shape[2]) for image in images]
+    def _answer(self, view: View, images: list[dict[View, list[np.ndarray]]]) -> np.ndarray:
+        shown = [image[view] for image in images]
         if view.part == "dense":
-            return of_whole_images(self.dense[view.model], shown, self.mirrors)
-        if view.part == "multicrop":
-            return of_crops(model, shown, self.grid, self.mirrors)
-        return of_crops(model, shown, 1, mirrors=False)
+            wholes = [whole for (whole,) in shown]
+            return of_whole_images(self.dense[view.model], wholes, self.mirrors)
+        mirrors = self.mirrors and view.part == "multicrop"
+        return of_crops(self.models[view.model], shown, mirrors)
 
 
-def of_crops(model: Predictor, images: list[np.ndarray], grid: int, mirrors: bool) -> np.ndarray:
-    """Average the posteriors of each image's crops, on a `grid` x `grid` regular grid.
+def of_crops(model: Predictor, images: list[list[np.ndarray]], mirrors: bool) -> np.ndarray:
+    """Average the posteriors of each image's crops.
 
     Crops of several images share a batch, so that all batches but the last are full.
 
     Args:
         model: takes crops.
-        images: rescaled, uint8 `[h, w, C]` each.
-        grid: crops a side.
+        images: the crops of each, uint8 `[h, w, C]`; as many of all.
         mirrors: average the mirrors of the crops too.
 
     Returns:
         float32 `[n, classes]`.
     """
-    h, w = model.input_shape[:2]
-    crops = (crop for image in images for crop in augment.grid_crops(image, (h, w), grid))
+    crops = itertools.chain.from_iterable(images)
     batches = windows(_with_mirrors(crops, mirrors), MAX_BATCH)
     p = np.concatenate([model(np.stack(batch)) for batch in batches])
     return p.reshape(len(images), -1, p.shape[-1]).mean(axis=1)

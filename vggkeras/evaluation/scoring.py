@@ -62,7 +62,7 @@ def evaluate(
         raise InputError(f"{split.name} has no images to evaluate: choose another split.")
     rows = plan.rows(fuse)
     plan.warm_up()
-    images = readable_images({split.name: split}, plan.rescaled, split.name, skipped, track)
+    images = readable_images({split.name: split}, plan.shown, split.name, skipped, track)
     answers: list[list[_Answers]] = [[] for _ in rows]
     for window in windows(_labeled(images, split, len(class_names)), WINDOW):
         posteriors = plan.posteriors([example.image for example in window])

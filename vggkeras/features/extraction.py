@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import vggkeras
 from vggkeras import files
@@ -69,10 +70,11 @@ def extract_features(
             "a list."
         )
     extractor = _Extractor(predictor, scales, aggregate, mirrors)
-    prepared = decoding.in_threads(
-        lambda image: extractor.rescaled(protocols.pixels(image)), ((image,) for image in images)
+    rescaled = decoding.in_threads(
+        lambda image: protocols.prepared(image, extractor.rescaled),
+        ((image,) for image in images),
     )
-    rows = [extractor.rows(window) for window in protocols.windows(prepared, protocols.WINDOW)]
+    rows = [extractor.rows(window) for window in protocols.windows(rescaled, protocols.WINDOW)]
     return np.concatenate(rows) if rows else np.empty((0, extractor.dimensions), np.float32)
 
 
@@ -292,7 +294,7 @@ class _Extractor:
         """Run the network once: a first call compiles and plans."""
         self.form(np.zeros((1, *self.form.input_shape), np.uint8))
 
-    def rescaled(self, image: np.ndarray) -> list[np.ndarray]:
+    def rescaled(self, image: np.ndarray | Image.Image) -> list[np.ndarray]:
         """Return an image at every scale: uint8 `[h, w, C]` each."""
         return [
             augment.in_channels(augment.rescale(image, q), self.form.input_shape[2])

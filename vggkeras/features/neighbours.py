@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vggkeras import files
 from vggkeras.data import augment
@@ -197,12 +198,15 @@ def _shown(described: Described, rows: np.ndarray) -> dict[int, _Shown]:
     shown = {}
     for name, split in described.data.splits.items():
         row_of = {int(described.indices[i]): int(i) for i in rows if described.splits[i] == name}
-        for index, image in read_some(split, row_of):
+        for index, square in read_some(split, row_of, _square):
             row = row_of[index]
-            square = augment.center_crop(image, THUMBNAIL, (THUMBNAIL, THUMBNAIL))
             picture = encode_picture(square)
             shown[row] = _Shown(described.name(row), described.label(row), picture)
     return shown
+
+
+def _square(image: Image.Image) -> np.ndarray:
+    return augment.center_crop(image, THUMBNAIL, (THUMBNAIL, THUMBNAIL))
 
 
 def _alike(described: Described, row: int, other: int) -> bool | None:

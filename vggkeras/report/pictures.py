@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from vggkeras.data import augment
 from vggkeras.data.splits import Split
@@ -57,10 +58,13 @@ class Answers:
         size, side = (round(h * enlarged), round(w * enlarged)), math.ceil(scale * enlarged)
         position = {int(evaluation.indices[i]): int(i) for i in positions}
         crops, thumbnails = {}, {}
-        for index, image in read_some(split, position):
+
+        def both(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
             crop = augment.center_crop(image, scale, (h, w))
-            crops[position[index]] = augment.in_channels(crop, channels)
-            thumbnails[position[index]] = augment.center_crop(image, side, size)
+            return augment.in_channels(crop, channels), augment.center_crop(image, side, size)
+
+        for index, (crop, thumbnail) in read_some(split, position, both):
+            crops[position[index]], thumbnails[position[index]] = crop, thumbnail
         return cls(evaluation, name, crops, thumbnails)
 
     def answer(self, position: int) -> Answer:

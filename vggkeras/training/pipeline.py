@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
-from vggkeras.data import augment, decoding
+from vggkeras.data import augment
+from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split, shuffled_indices
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
@@ -100,16 +102,20 @@ def rescaled_images(split: Split, scale: tuple[int, int], console: Console) -> R
     if scale[0] != scale[1] or bytes_of_all > CACHE_BYTES:
         return None
 
-    def rescale(index: int, encoded: bytes, label: int) -> tuple[np.ndarray, int]:
-        return augment.rescale(decoding.decode(encoded, split.image_name(index)), scale[0]), label
+    def whole(image: Image.Image) -> np.ndarray | None:
+        rescaled = augment.Rescaled(image, scale[0])
+        return None if rescaled.is_long else rescaled.whole
 
+    pixels, labels, total = [], [], 0
     with progress_bar(console) as bar:
-        images = bar.track(
-            decoding.in_threads(rescale, split.examples()),
-            total=split.count,
-            description=f"rescaling {split.name}",
-        )
-        pixels, labels = zip(*images, strict=True)
+        for _, label, image in bar.track(
+            read_images(split, whole), total=split.count, description=f"rescaling {split.name}"
+        ):
+            total += CACHE_BYTES if image is None else image.nbytes
+            if image is None or total > CACHE_BYTES:  # longer than photographs are
+                return None
+            pixels.append(image)
+            labels.append(label)
     sizes = np.array([image.shape[:2] for image in pixels], np.int64)
     lengths = sizes.prod(axis=1) * 3
     with tf.device("CPU"):
