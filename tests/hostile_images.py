@@ -89,12 +89,12 @@ def costly_images() -> dict[str, bytes]:
     return {
         "line.png": png(1, 10_000),
         "thread.png": png(1_000_000, 1, "L"),
-        "long.png": png(300, 200_000),
-        "square.png": png(8_100, 8_100),
-        "gray.png": png(7_200, 7_200, "L"),
-        "clear.png": png(5_700, 5_700, "RGBA"),
-        "palette.png": png(7_200, 7_200, "P"),
-        "deep.png": png(5_700, 5_700, "I;16"),
+        "long.png": png(300, 224_000),
+        "square.png": png(8_200, 8_200),
+        "gray.png": png(7_340, 7_340, "L"),
+        "clear.png": png(5_800, 5_800, "RGBA"),
+        "palette.png": png(7_340, 7_340, "P"),
+        "deep.png": png(5_800, 5_800, "I;16"),
         "photo.jpg": encoded(Image.fromarray(noise).convert("RGB"), "JPEG", quality=75),
         "progressive.jpg": encoded(Image.fromarray(noise), "JPEG", progressive=True, quality=50),
     }

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from vggkeras import configs
+from vggkeras import configs, memory
 from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.files import replacing
@@ -106,10 +106,11 @@ def build(
 
     Raises:
         InputError (a ValueError): unknown arch, init or precision, too small images, numbers out of
-            range.
+            range, weights that do not fit in memory.
     """
     sizes: dict[str, Any] = {"batch_norm": batch_norm, "width": width, "fc_units": fc_units}
     steps = list(configs.plan(arch, input_shape, classes, **sizes))
+    memory.check(memory.needed_bytes(steps), f"{network_name(arch)} with its weights")
     options = _Options(
         batch_norm, dropout, classifier_activation, init, weight_decay, precision, _seeds(seed)
     )

@@ -103,7 +103,7 @@ def test_photographs_are_rescaled_whole_at_every_scale():
 def test_statistics_have_the_bits_of_all_pixels_at_once(monkeypatch):
     image = Image.fromarray(photo(5, 211, 97))
     rgb = np.asarray(image).reshape(-1, 3).astype(np.float64)
-    for band in (1 << 20, 1_000, 50):  # all at once; some rows; a part of a row
+    for band in (1 << 18, 1_000, 50):  # all at once; some rows; a part of a row
         monkeypatch.setattr(decoding, "BAND", band)
         pixels = statistics._pixels(image)
         np.testing.assert_array_equal(pixels.mean, rgb.mean(axis=0))
@@ -163,14 +163,14 @@ for path in sorted(Path(sys.argv[2]).iterdir()):
         os.wait()
         continue
     open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
-    rest, start = resident(), time.monotonic()
+    rest, start = resident(), time.process_time()
     try:
         decoding.decoded(path, path.name, prepare)
     except InputError as error:
         print("refused:", error, file=sys.stderr)
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     taken = int(peak.split()[1]) * 1024 - rest
-    print(path.name, taken, f"{time.monotonic() - start:.2f}", flush=True)
+    print(path.name, taken, f"{time.process_time() - start:.2f}", flush=True)
     os._exit(0)
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import tyro
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from vggkeras import configs
 from vggkeras.commands.common import console
+from vggkeras.memory import activation_bytes
 from vggkeras.terminal import print_table
 
 
@@ -96,12 +96,3 @@ def layers_table(arch: str, shape: tuple[int, int, int], classes: int) -> Table:
             f"{activation_bytes([layer]):,}",
         )
     return table
-
-
-def activation_bytes(layers: list[configs.Layer]) -> int:
-    """Return the bytes of all layers' outputs for one image, in float32.
-
-    A forward pass that keeps them for the backward pass needs as many.
-    """
-    # Flatten's output is the pool's, in another shape.
-    return sum(4 * math.prod(layer.output_shape) for layer in layers if layer.kind != "flatten")

@@ -23,9 +23,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")
 NAMED = 10  # unreadable images named in an error
 
-MAX_BYTES = 1 << 28  # that an image may take: its file, and its pixels (67 million of a JPEG)
+MAX_BYTES = 270_000_000  # that an image may take: its file, and its pixels (67 million of RGB)
 LARGE = 1 << 26  # of the images that take more, one at a time is decoded
-BAND = 1 << 20  # pixels converted at once
+BAND = 1 << 18  # pixels converted at once
 MAX_SCANS = 200  # of a JPEG: usual progressive ones have ten, and each costs a pass over all pixels
 START_OF_SCAN = b"\xff\xda"
 SEQUENTIAL_FRAMES = (b"\xff\xc0", b"\xff\xc1")

@@ -22,6 +22,7 @@ INSTALL = {
         "LD_LIBRARY_PATH"
     ),
 }
+MOST_THREADS = 64  # or two a core, if they are more: a million would start, and never answer
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # NVIDIA's libraries read it once a process; 0 forbids TF32
 
 
@@ -34,13 +35,16 @@ class Options:
     tf32: bool = False  # whether a GPU may round factors to TensorFloat-32 (10 bits)
 
     def check(self) -> None:
-        """Raise InputError for an unknown provider or too few threads."""
+        """Raise InputError for an unknown provider, too few or too many threads."""
         if self.provider not in PROVIDERS:
             raise InputError(
                 f"provider must be one of {', '.join(PROVIDERS)}; received {self.provider!r}."
             )
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be 1 or more; received {self.threads}.")
+        most = max(MOST_THREADS, 2 * cores())
+        if self.threads is not None and self.threads > most:
+            raise InputError(f"threads must be {most} or less here; received {self.threads}.")
 
     def check_tf32(self) -> None:
         """Raise InputError where the process' environment forbids or forces TF32 against `tf32`."""

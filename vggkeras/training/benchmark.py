@@ -25,6 +25,7 @@ from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import plain, progress_bar
+from vggkeras.training.devices import check_memory
 from vggkeras.training.optimizer import compile_model
 from vggkeras.training.pipeline import Crops, training_batches
 from vggkeras.training.runs import versions
@@ -156,6 +157,7 @@ def benchmark(
     size = recipe.image_size or 224
     scale = recipe_module.scale_range(recipe.scale, size)
     split, classes = _training_split(recipe.data)
+    check_memory(recipe, size, classes, recipe.batch_size)
     sizes: dict[str, Any] = {
         "batch_norm": recipe.batch_norm,
         "width": recipe.width,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 
+from vggkeras import configs, memory
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 
@@ -41,6 +42,36 @@ def distribution_strategy(recipe: Recipe):
             f"a --batch-size that is a multiple of {len(devices) * recipe.accumulate}."
         )
     return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def check_memory(recipe: Recipe, size: int, classes: int, images: int) -> None:
+    """Check that a recipe's training can fit in memory, before long work is done for it.
+
+    Args:
+        recipe: of which the network, the batch and the precision are used.
+        size: side of the crop, px.
+        classes: their number.
+        images: the training images; no batch has more.
+
+    Raises:
+        InputError (a ValueError): not even the least that it takes fits.
+    """
+    import tensorflow as tf
+
+    plan = configs.plan(
+        recipe.arch,
+        (size, size, 3),
+        classes,
+        batch_norm=recipe.batch_norm,
+        width=recipe.width,
+        fc_units=recipe.fc_units,
+    )
+    step = max(1, min(recipe.batch_size, images) // recipe.accumulate)
+    if keras.backend.backend() != "tensorflow" or tf.config.list_physical_devices("GPU"):
+        step = 1  # another memory holds the batch, or another library decides what is held
+    value_bytes = 4 if recipe.precision == "float32" else 2
+    needed = memory.needed_bytes(plan, memory.TRAINING_COPIES, step, value_bytes)
+    memory.check(needed, f"Training {recipe.arch} at {size} px, {step} images a step,")
 
 
 def device_text(strategy) -> str:

@@ -27,7 +27,7 @@ from vggkeras.recipe import Recipe
 from vggkeras.terminal import plain, print_table, progress_bar
 from vggkeras.training import checkpoints
 from vggkeras.training.callbacks import asked_to_stop, run_callbacks
-from vggkeras.training.devices import device_text, distribution_strategy
+from vggkeras.training.devices import check_memory, device_text, distribution_strategy
 from vggkeras.training.optimizer import compile_model, freeze
 from vggkeras.training.pipeline import Crops, rescaled_images, training_batches, validation_batches
 from vggkeras.training.progress import Job, Progress
@@ -94,6 +94,7 @@ def _train(
     data = sources.load_data(recipe.data, skip_unreadable=recipe.skip_unreadable)
     size = recipe.image_size or data.native_size
     scale = recipe_module.scale_range(recipe.scale, size)
+    check_memory(recipe, size, len(data.class_names), data.split("train").count)
     if begun:
         data, card = as_begun(data, begun.card, out), begun.card
     else:
