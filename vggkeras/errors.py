@@ -8,6 +8,7 @@ import itertools
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -84,6 +85,8 @@ def run_command(command: Callable[[], int]) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    # Pillow's warning of large images: they are refused by name, or fit (vggkeras.data.decoding).
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
     try:
         return command()
     except InputError as error:

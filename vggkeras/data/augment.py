@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vggkeras.data import resampling
-from vggkeras.data.decoding import decoded, pixels
+from vggkeras.data.decoding import FORMATS, decoded, pixels
 from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
@@ -222,7 +222,7 @@ def random_crop(encoded, crop: int, scale: tuple[int, int], uniform, flip: bool)
 def _size(encoded: bytes | np.ndarray) -> np.ndarray:
     """Return the (height, width) of an encoded image, int32 `[2]`."""
     # Outside a graph, TensorFlow passes the bytes in an array of no dimensions.
-    with Image.open(io.BytesIO(np.asarray(encoded).item())) as image:
+    with Image.open(io.BytesIO(np.asarray(encoded).item()), formats=FORMATS) as image:
         return np.array(image.size[::-1], np.int32)
 
 

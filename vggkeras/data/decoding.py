@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from vggkeras.errors import UNSEEN, InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")
 NAMED = 10  # unreadable images named in an error
 
@@ -61,8 +62,7 @@ def decoded(source: bytes | str | os.PathLike, name: str, prepare: Callable[[Ima
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(_opened(source))
-            formats = ("JPEG", "PNG", "BMP", "GIF")
-            image = stack.enter_context(Image.open(file, formats=formats))
+            image = stack.enter_context(Image.open(file, formats=FORMATS))
             if _checked_bytes(image, file) > LARGE:
                 stack.enter_context(_one_large)
             image.load()
