@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import signal
 import threading
 from pathlib import Path
@@ -131,6 +132,36 @@ def test_a_state_is_stored_as_earlier_versions_did(tmp_path):
     with np.load(tmp_path / "new" / "000000014.npz") as file:
         assert json.loads(file["state"].tobytes()) == state
         assert sorted(file.files) == ["0000", "state"]
+
+
+def test_a_damaged_checkpoint_is_found_wherever_it_is_damaged(tmp_path):
+    """The one before is given; or the damage changed nothing, as that of a date."""
+    arrays = [np.arange(30, dtype=np.float32), np.ones((2, 3), np.float32), np.float32(7)]
+    for number in (1, 2):
+        checkpoints.save(tmp_path, number, [*arrays, np.int64(number)], checkpoints.State(number))
+    newest = tmp_path / "000000002.npz"
+    whole, chance = newest.read_bytes(), random.Random(0)
+    for trial in range(200):
+        content = bytearray(whole)
+        if trial < 8:
+            content = content[: trial * len(whole) // 8]
+        else:
+            content[chance.randrange(len(whole))] = chance.randrange(256)
+        newest.write_bytes(content)
+        checkpoint, damaged = checkpoints.load(tmp_path)
+        number = checkpoint.state.epoch
+        assert len(damaged) == 2 - number
+        for array, expected in zip(checkpoint.arrays, [*arrays, number], strict=True):
+            np.testing.assert_array_equal(array, expected)
+    newest.unlink()
+    newest.mkdir()
+    assert checkpoints.load(tmp_path)[0].state.epoch == 1
+    checkpoints.save(tmp_path, 3, arrays, checkpoints.State(3))
+    checkpoints.save(tmp_path, 4, arrays, checkpoints.State(4))
+    assert [path.name for path in checkpoints.newest_first(tmp_path)] == [
+        "000000004.npz",
+        "000000003.npz",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -158,16 +158,15 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(whole, cut, cap
     assert not before.exists()
 
 
-def test_one_changed_byte_is_noticed_and_without_a_whole_checkpoint_the_run_begins_anew(
-    whole, cut, capsys
-):
+def test_one_changed_byte_is_noticed_and_without_a_whole_checkpoint_nothing_is_begun(cut):
+    kept = (cut.out / "run.json").read_bytes()
     for path in checkpoints.newest_first(cut.out / "resume"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    resumed = train(cut, resume=True)
-    assert capsys.readouterr().out.count("is damaged") == 2
-    assert_same_end(whole[1], resumed)
+    with pytest.raises(InputError, match=r"(?s)(is damaged.*){2}no whole checkpoint is left"):
+        train(cut, resume=True)
+    assert (cut.out / "run.json").read_bytes() == kept
 
 
 def test_resume_refuses_what_is_not_the_same_run(cut):

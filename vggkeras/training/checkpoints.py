@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vggkeras import files
+from vggkeras import archives, files
 
 KEPT = 2
 
@@ -51,7 +51,7 @@ def save(folder: Path, number: int, arrays: Sequence[np.ndarray], state: State) 
         # np.savez adds its suffix to a name, but not to a file object.
         np.savez(file, state=np.frombuffer(text, np.uint8), **named)  # type: ignore[arg-type]
     for path in newest_first(folder)[KEPT:]:
-        path.unlink()
+        files.remove(path)
 
 
 def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -59,21 +59,21 @@ def load(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     damaged: list[str] = []
     for path in newest_first(folder):
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = [file[name] for name in sorted(file.files) if name != "state"]
-                state = State(**json.loads(file["state"].tobytes()))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            EOFError,
-            zipfile.BadZipFile,
-        ) as error:
-            damaged.append(f"{path} is damaged ({error})")
-        else:
-            return Checkpoint(arrays, state), damaged
+            return _read(path), damaged
+        except archives.DAMAGED as error:
+            damaged.append(f"{path} is damaged ({type(error).__name__}: {error})")
     return None, damaged
+
+
+def _read(path: Path) -> Checkpoint:
+    with zipfile.ZipFile(path) as archive:
+        archives.check_members(archive)
+    with np.load(path, allow_pickle=False) as file:
+        names = sorted(file.files)
+        if names != [*(f"{i:04d}" for i in range(len(names) - 1)), "state"]:
+            raise ValueError(f"it holds {', '.join(names)[:100]}")
+        state = State(**json.loads(file["state"].tobytes()))
+        return Checkpoint([file[name] for name in names[:-1]], state)
 
 
 def newest_first(folder: Path) -> list[Path]:

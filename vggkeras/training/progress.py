@@ -81,14 +81,24 @@ class Progress:
         return self.state.epoch * self.job.steps + self.state.step
 
     def restore(self, model: keras.Model) -> bool:
-        """Load the run's last whole checkpoint; return False where the run begins anew."""
-        checkpoint, damaged = checkpoints.load(self.job.out / "resume")
-        instead = "the one before is used" if checkpoint else "the run begins anew"
+        """Load the run's last whole checkpoint; return False where the run begins anew.
+
+        Raises:
+            InputError (a ValueError): there are checkpoints, and none of them is whole.
+        """
+        folder = self.job.out / "resume"
+        checkpoint, damaged = checkpoints.load(folder)
+        if damaged and checkpoint is None:
+            raise InputError(
+                f"{'; '.join(damaged)}: no whole checkpoint is left; remove {folder} to begin the "
+                f"run anew, or start another one with --init-from {self.job.out}."
+            )
         for reason in damaged:
-            self.job.console.print(f"{reason}: {instead}", style="yellow", soft_wrap=True)
+            self.job.console.print(
+                f"{reason}: the one before is used", style="yellow", soft_wrap=True
+            )
         if checkpoint is None:
-            if not damaged:
-                self.job.console.print(f"{self.job.out} has no checkpoint yet: {instead}")
+            self.job.console.print(f"{self.job.out} has no checkpoint yet: the run begins anew")
             return False
         kept = self.job.out / "model.keras"
         if checkpoint.state.best and not kept.exists():
@@ -97,6 +107,11 @@ class Progress:
             )
             return False
         variables = _variables(model)
+        shapes = [tuple(variable.shape) for variable in variables]
+        if [array.shape for array in checkpoint.arrays[: len(shapes)]] != shapes:
+            raise InputError(
+                f"{folder} holds checkpoints of another network: remove it to begin the run anew."
+            )
         for variable, array in zip(variables, checkpoint.arrays, strict=False):
             variable.assign(array)
         self.metrics = checkpoint.arrays[len(variables) :]
