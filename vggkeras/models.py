@@ -6,6 +6,7 @@ python -m vggkeras info D
 from __future__ import annotations
 
 import json
+import math
 import random
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from vggkeras import configs, memory
+from vggkeras import archives, configs, memory, safe_mode
 from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.files import replacing
@@ -300,21 +301,18 @@ def save_model(model: keras.Model, path: Path, card: ModelCard) -> None:
 def load_model(path: Path) -> tuple[keras.Model, ModelCard]:
     """Return a .keras file's model and its card, which is empty in a file that Keras alone saved.
 
-    Raises InputError for a file that is no .keras file, or whose loading would run code: Keras'
-    safe mode stays on.
+    Raises InputError for a file that is no .keras file, that was changed since it was saved, or
+    whose loading would run code or read other files: Keras' safe mode stays on.
     """
-    if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"{path} is not a .keras file (they are zip archives): it is damaged or of another "
-            "kind; save it again."
-        )
+    config, described = archives.read_keras_archive(path, ABOUT)
+    with archives.checked_h5(path, str(path)) as (_, shapes):
+        stored = sum(map(math.prod, shapes.values()))
     try:
+        safe_mode.check_network(config, stored)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        with zipfile.ZipFile(path) as archive:
-            described = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
     except OSError:
         raise
-    except Exception as error:  # Keras raises what its parts raise: ValueError, BadZipFile …
+    except Exception as error:  # Keras raises what its parts raise: ValueError, TypeError …
         raise InputError(
             f"{path} cannot be loaded: expected a .keras file saved by vggkeras or Keras, with no "
             f"code of its own in it (safe mode); {type(error).__name__}: {str(error)[:300]}"

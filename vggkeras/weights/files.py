@@ -7,15 +7,12 @@ part at a time, because fc1 alone has 411 MB in the paper's networks.
 from __future__ import annotations
 
 import functools
-import io
 import math
 import os
 import re
-import struct
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -26,7 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from vggkeras import configs
+from vggkeras import archives, configs, models
 from vggkeras.configs import FC
 from vggkeras.errors import InputError
 
@@ -84,14 +81,6 @@ def download(name: str) -> Path:
     return path
 
 
-def _damaged(name: str, error: object, expected: str) -> InputError:
-    reason = " ".join(str(error).split())[:300]
-    return InputError(
-        f"{name} cannot be read as {expected} ({reason}): it is damaged, cut short or of another "
-        "kind; fetch it again."
-    )
-
-
 # ---- safetensors and torch ----------------------------------------------------------------------
 
 
@@ -125,7 +114,7 @@ def _read_safetensors(path: Path, name: str) -> dict[str, Tensor]:
                 shape = tuple(header.get_shape())
                 tensors[key] = Tensor(key, shape, functools.partial(rows, key))
     except (SafetensorError, OSError) as error:
-        raise _damaged(name, error, "a .safetensors file") from error
+        raise archives.damaged(name, error, "a .safetensors file") from error
     return tensors
 
 
@@ -145,10 +134,27 @@ def _read_state_dict(path: Path, name: str) -> dict[str, Tensor]:
     def rows(key: str, part: slice) -> np.ndarray:
         return _state_dict(path, name)[key][part].detach().float().numpy()
 
+    tensors = _state_dict(path, name)
+    try:
+        if zipfile.is_zipfile(path):  # torch itself compares no checksum
+            with zipfile.ZipFile(path) as archive:
+                archives.check_members(archive)
+        size = path.stat().st_size
+        for key, tensor in tensors.items():
+            size -= tensor.numel()
+            if size < 0 or not _is_plain(tensor):
+                raise ValueError(f"{key} is not stored as an array of real numbers")
+    except archives.DAMAGED as error:
+        raise archives.damaged(name, error, "a torch file") from error
     return {
         key: Tensor(key, tuple(tensor.shape), functools.partial(rows, key))
-        for key, tensor in _state_dict(path, name).items()
+        for key, tensor in tensors.items()
     }
+
+
+def _is_plain(tensor: Any) -> bool:
+    layout = str(tensor.layout) == "torch.strided" and tensor.device.type == "cpu"
+    return layout and not (tensor.is_complex() or tensor.is_quantized)
 
 
 def _state_dict(path: Path, name: str) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def _state_dict(path: Path, name: str) -> dict[str, Any]:
     for key, tensor in entries.items():
         if not torch.is_tensor(tensor) or entries is not content:
             reason = f"expected a state dict; {key} is a {type(tensor).__name__}, not a tensor"
-            raise _damaged(name, reason, "a torch file")
+            raise archives.damaged(name, reason, "a torch file")
     return {str(key): tensor for key, tensor in entries.items()}
 
 
@@ -177,22 +183,14 @@ def _unpickled(torch: ModuleType, path: Path, name: str) -> Any:
             r"[^\n]*(unsupported|not an allowed|blocked)[^\n]*", str(error), re.IGNORECASE
         )
         if not refused:
-            raise _damaged(name, error, "a torch file") from error
+            raise archives.damaged(name, error, "a torch file") from error
         raise InputError(
             f"{name} holds more than tensors ({' '.join(refused[0].split())[:160]}): loading that "
             "would run code, so it was refused and nothing of it was run. Save the network's "
             "state_dict() alone, or as .safetensors."
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise _damaged(name, f"{type(error).__name__}: {error}", "a torch file") from error
+    except archives.DAMAGED as error:
+        raise archives.damaged(name, error, "a torch file") from error
 
 
 # ---- Keras --------------------------------------------------------------------------------------
@@ -228,29 +226,29 @@ def read_kerashub(folder: Path, name: str) -> dict[str, Tensor]:
 
 def _read_h5(path: Path, name: str, *, own: bool) -> dict[str, Tensor]:
     def rows(dataset: str, part: slice) -> np.ndarray:
-        with _opened_h5(path) as file:
-            return file[dataset][part]
+        try:
+            with archives.opened_h5(path) as file:
+                return file[dataset][part]
+        except OSError as error:  # a compressed part
+            raise archives.damaged(name, error, "a weights file of Keras") from error
 
+    if zipfile.is_zipfile(path):
+        archives.read_keras_archive(path, models.ABOUT)
     tensors = {}
-    try:
-        with _opened_h5(path) as file:
-            # Keras names a layer without weights by its class: MeanRGB in version 0.1, Rescaling.
-            if not own and ("layers/mean_rgb" in file or "layers/rescaling" in file):
-                raise InputError(
-                    f"{name} is of a network of vggkeras, which prepares images otherwise than "
-                    "keras.applications: give the run's folder or the .keras file, without keras: "
-                    "before it."
-                )
-            for layer, datasets in _h5_layers(file):
-                for weight, dataset in zip_longest(_weight_names(layer), datasets):
-                    if dataset is not None:
-                        shape = tuple(file[dataset].shape)
-                        key = f"{layer}/{weight or dataset}"
-                        tensors[key] = Tensor(dataset, shape, functools.partial(rows, dataset))
-    except InputError:
-        raise
-    except (OSError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        raise _damaged(name, error, "a weights file of Keras") from error
+    with archives.checked_h5(path, name) as (file, shapes):
+        # Keras names a layer without weights by its class: MeanRGB in version 0.1, Rescaling.
+        if not own and ("layers/mean_rgb" in file or "layers/rescaling" in file):
+            raise InputError(
+                f"{name} is of a network of vggkeras, which prepares images otherwise than "
+                "keras.applications: give the run's folder or the .keras file, without keras: "
+                "before it."
+            )
+        for layer, datasets in _h5_layers(file, shapes):
+            for weight, dataset in zip_longest(_weight_names(layer), datasets):
+                if dataset is not None:
+                    key = f"{layer}/{weight or dataset}"
+                    read = functools.partial(rows, dataset)
+                    tensors[key] = Tensor(dataset, shapes[dataset], read)
     return tensors
 
 
@@ -260,29 +258,27 @@ def _weight_names(layer: str) -> tuple[str, ...]:
     return "kernel", "bias"
 
 
-def _h5_layers(file: Any) -> Iterator[tuple[str, list[str]]]:
-    """Yield (layer, its datasets in order) of a file of Keras 2, or of Keras 3."""
+def _h5_layers(file: Any, datasets: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (layer, its data sets in order) of a file of Keras 2, or of Keras 3."""
     legacy = file.get("model_weights", file)
     if "layer_names" in legacy.attrs:
         for group in legacy.values():
-            names = [
-                name.decode() if isinstance(name, bytes) else str(name)
-                for name in group.attrs.get("weight_names", ())
-            ]
+            names = archives.names_in(group, "weight_names")
             if names:
                 yield group.name.rsplit("/", 1)[1], [f"{group.name}/{name}" for name in names]
         return
     # layers/conv2d_3/vars/0 … The group says its layer's name, but not in older files of Keras 3.
-    groups: list[Any] = []
-    file.visititems(lambda _, item: groups.append(item) if item.name.endswith("/vars") else None)
-    groups = [g for g in groups if len(g) and not g.name.startswith(("/optimizer", "/vars"))]
-    unnamed = [group for group in groups if "name" not in group.attrs]
-    names_by_group = {group.name: str(group.attrs.get("name")) for group in groups}
-    names_by_group |= _counted([group.name for group in unnamed])
-    for group in groups:
-        if group.name in names_by_group:
-            datasets = [f"{group.name}/{i}" for i in sorted(group, key=int)]
-            yield names_by_group[group.name], datasets
+    groups: dict[str, list[str]] = {}
+    for dataset in datasets:
+        group, _, number = dataset.rpartition("/")
+        if group.endswith("/vars") and not group.startswith(("/optimizer", "/vars")):
+            groups.setdefault(group, []).append(number)
+    named = {group: archives.names_in(file[group], "name") for group in groups}
+    layers = {group: names[0] for group, names in named.items() if names}
+    layers |= _counted([group for group, names in named.items() if not names])
+    for group, numbers in groups.items():
+        if group in layers:
+            yield layers[group], [f"{group}/{number}" for number in sorted(numbers, key=int)]
 
 
 def _counted(groups: list[str]) -> dict[str, str]:
@@ -300,45 +296,3 @@ def _counted(groups: list[str]) -> dict[str, str]:
             raise ValueError(f"it has {count} convolutions, as no VGG network has")
         layers = [step.name for step in configs.plan(by_depth[count]) if step.kind == "conv"]
     return dict(zip(sorted(groups, key=position), [*layers, *FC], strict=False))
-
-
-@contextmanager
-def _opened_h5(path: Path) -> Iterator[Any]:
-    import h5py
-
-    zipped = zipfile.is_zipfile(path)
-    with (
-        _StoredEntry(path, "model.weights.h5") if zipped else nullcontext(path) as file,
-        h5py.File(file, "r") as h5,
-    ):
-        yield h5
-
-
-class _StoredEntry(io.RawIOBase):
-    """An uncompressed entry of a zip archive, for h5py to read without a copy of it."""
-
-    def __init__(self, path: Path, entry: str) -> None:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(entry)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{entry} in it is compressed, which Keras does not do")
-        self._file = open(path, "rb")  # noqa: SIM115 (closed below)
-        self._file.seek(info.header_offset + 26)
-        name_length, extra_length = struct.unpack("<HH", self._file.read(4))
-        self._start = info.header_offset + 30 + name_length + extra_length
-        self._size = info.file_size
-        self.seek(0)
-
-    def tell(self) -> int:
-        return self._file.tell() - self._start
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        origin = (0, self.tell(), self._size)[whence]
-        return self._file.seek(self._start + origin + offset) - self._start
-
-    def readinto(self, buffer: Any) -> int:
-        return self._file.readinto(buffer)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

@@ -14,16 +14,16 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import operator
 import os
 import statistics
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vggkeras import configs, models
+from vggkeras import archives, configs, models
 from vggkeras.card import ModelCard
 from vggkeras.data import imagenet
 from vggkeras.errors import InputError
@@ -161,30 +161,25 @@ def trained_file(path: Path | str) -> Path:
 
 def _open_own(spec: str) -> _File:
     path = trained_file(spec)
-    if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"{path} is not a .keras file (they are zip archives): it is damaged or of another "
-            "kind; save it again."
-        )
+    config, described = archives.read_keras_archive(path, models.ABOUT)
     try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-            named = models.ABOUT in archive.namelist()
-            card = ModelCard.from_json(
-                json.loads(archive.read(models.ABOUT)) if named else {}, path
-            )
-        layers = {layer["config"].get("name"): layer["config"] for layer in config["layers"]}
-        shape = tuple(layers["images"]["batch_shape"][1:])
-        mean = _mean(layers["mean_rgb"])
-    except (KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        layers = {
+            layer["config"].get("name"): layer["config"] for layer in config["config"]["layers"]
+        }
+        height, width, channels = map(operator.index, layers["images"]["batch_shape"][1:])
+        mean = tuple(map(float, _mean(layers["mean_rgb"])))
+        if min(height, width) < 32 or len(mean) != channels or not np.isfinite(mean).all():
+            raise ValueError(f"images {height} x {width} x {channels}, mean {mean}")
+    except archives.DAMAGED as error:
         raise InputError(
             f"{path} is no network of vggkeras: expected a .keras file that it saved "
             f"({type(error).__name__}: {error}); weights of keras.applications are given as "
             "keras:FILE."
         ) from error
+    card = ModelCard.from_json(described, path)
     tensors = files.read_own(path)
-    preprocessing = Preprocessing(tuple(mean))
-    return _File(spec, spec, OWN, tensors, preprocessing, shape, "lrn" in layers, card)
+    shape = height, width, channels
+    return _File(spec, spec, OWN, tensors, Preprocessing(mean), shape, "lrn" in layers, card)
 
 
 def _mean(config: dict[str, Any]) -> list[float]:
@@ -201,7 +196,7 @@ def _hub_preprocessing(path: Path, name: str) -> Preprocessing | None:
         converter = content["config"]["image_converter"]["config"]
         scale = _three(converter.get("scale"), 1.0)
         offset = _three(converter.get("offset"), 0.0)
-    except (ValueError, KeyError, TypeError) as error:
+    except archives.DAMAGED as error:
         raise InputError(
             f"{name}: {path.name} does not say scale and offset of its image converter ({error}): "
             "expected what KerasHub's save_to_preset writes; save the preset again."
