@@ -122,7 +122,7 @@ def parity_images(
     # Images without which the model was trained.
     skipped = set() if spec else set(reference.card.skipped)
     try:
-        data = sources.load_data(named, skip_unreadable=bool(skipped))
+        data = sources.load_data(named, skip_unreadable=bool(skipped), fetch=bool(spec))
     except InputError as error:
         if spec:
             raise

@@ -210,6 +210,25 @@ def test_tfds_records_come_undecoded_and_hold_out_a_tenth(tiny_tfds, monkeypatch
     check_shuffled(rest)
 
 
+def test_what_a_models_file_names_is_read_where_it_is_prepared_and_never_fetched(
+    tiny_tfds, monkeypatch
+):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import file_utils
+
+    monkeypatch.setattr(file_utils, "list_data_dirs", lambda *_, **__: [str(tiny_tfds)])
+    monkeypatch.setattr(tfds, "builder", lambda name: pytest.fail(f"{name} would be built"))
+    data = vggkeras.load_data("tfds:vggkeras_tiny", fetch=False)
+    assert {k: s.count for k, s in data.splits.items()} == {"train": 18, "validation": 2}
+    assert len(list(data.split("train").examples())) == 18
+    for spec in (
+        *("tfds:mnist", "tfds:huggingface:mnist", "tfds:kaggle:x/y", "tfds:../vggkeras_tiny"),
+        *("tfds:vggkeras_tiny/data_dir=gs://bucket", "tfds:", r"\\host\share", "//host/share"),
+    ):
+        with pytest.raises(InputError, match=r"a model's file names it.*give --data"):
+            vggkeras.load_data(spec, fetch=False)
+
+
 needs_imagenette = pytest.mark.skipif(
     not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "imagenette", "160px-v2")),
     reason="TFDS_DATA_DIR has no imagenette/160px-v2: the test on real photographs",

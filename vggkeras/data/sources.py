@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -31,21 +32,25 @@ HELD_OUT = 5  # one image in five, where a folder has no validation split of its
 EXPECTED = "expected digits, tfds:NAME or tfds:NAME/CONFIG, or the path of a folder of images"
 
 
-def load_data(spec: str, *, skip_unreadable: bool = False) -> Data:
+def load_data(spec: str, *, skip_unreadable: bool = False, fetch: bool = True) -> Data:
     """Find a data set's splits and class names, and check the first bytes of every file.
 
     Args:
         spec: digits, tfds:NAME, tfds:NAME/CONFIG, or a folder (see the module's docstring).
         skip_unreadable: leave out files that are not images, instead of refusing them.
+        fetch: whether TensorFlow Datasets may download and build. Not where a model's file names
+            the data: then only what is prepared on this machine is read.
 
     Raises:
         InputError (a ValueError): unknown string; missing, empty or one-class folder; a file that
-            is not an image.
+            is not an image; data that would have to be fetched.
     """
     if spec == "digits":
         return _digits()
+    if not fetch and spec.startswith(("//", "\\\\")):
+        raise InputError(f"{spec} is on another machine, and a model's file names it: give --data.")
     if spec.startswith("tfds:"):
-        return _tfds(spec)
+        return _tfds(spec, fetch)
     return _folder(spec, skip_unreadable)
 
 
@@ -77,8 +82,9 @@ def _digit_png(digit: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _tfds(spec: str) -> Data:
-    builder = _tfds_builder(spec)
+def _tfds(spec: str, fetch: bool) -> Data:
+    builder = _tfds_builder(spec) if fetch else _prepared_builder(spec)
+    _check_features(spec, builder.info.features)
     name, available = spec.removeprefix("tfds:"), builder.info.splits
     # A data set without a validation split holds out the last tenth of its training split.
     tfds_names = {"train": "train", "validation": "validation", "test": "test"}
@@ -108,14 +114,6 @@ def _tfds_builder(spec: str) -> tfds.core.DatasetBuilder:
         raise InputError(
             f"Unknown data {spec!r}: {EXPECTED}; TensorFlow Datasets has no {name!r} ({reason})."
         ) from error
-    features = builder.info.features
-    if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(
-        features
-    ):
-        raise InputError(
-            f"{spec} is not for classification: expected features image and label; received "
-            f"{features}."
-        )
     if not Path(builder.data_dir).exists():
         try:
             builder.download_and_prepare()
@@ -125,6 +123,36 @@ def _tfds_builder(spec: str) -> tfds.core.DatasetBuilder:
                 "TFDS_DATA_DIR to the folder that holds it, or prepare it with `tfds build`."
             ) from error
     return builder
+
+
+def _prepared_builder(spec: str) -> tfds.core.DatasetBuilder:
+    """Return the builder of a data set that is on disk, from its files: no code of it is run."""
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    name = spec.removeprefix("tfds:")
+    try:
+        if not re.fullmatch(r"\w+(/\w[\w.-]*)?(:[\d.]+)?", name):  # TFDS_DATA_DIR alone is read
+            raise ValueError(f"expected tfds:NAME or tfds:NAME/CONFIG; received {spec!r}")
+        return read_only_builder.builder_from_files(name)
+    except (registered.DatasetNotFoundError, ValueError, OSError) as error:
+        raise InputError(
+            f"{spec} is not prepared on this machine, and nothing is downloaded because a model's "
+            f"file names it ({' '.join(str(error).split())[:200]}): give --data {spec} to fetch "
+            "it, or set TFDS_DATA_DIR to the folder that holds it."
+        ) from error
+
+
+def _check_features(spec: str, features: Any) -> None:
+    """Raise InputError for a data set that is not for classification."""
+    import tensorflow_datasets as tfds
+
+    if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(
+        features
+    ):
+        raise InputError(
+            f"{spec} is not for classification: expected features image and label; received "
+            f"{features}."
+        )
 
 
 class _File(NamedTuple):

@@ -166,7 +166,7 @@ def load_evaluation_data(
     if not spec:
         return None
     try:
-        return sources.load_data(spec, skip_unreadable=skip_unreadable)
+        return sources.load_data(spec, skip_unreadable=skip_unreadable, fetch=bool(data))
     except InputError as error:
         if data:
             raise
