@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from export.golden import GOLDEN
-from vggkeras import files
+from vggkeras import files, typed
 
 DESCRIPTION = "vggkeras.json"
 SEAL = "sha256.json"
@@ -78,7 +78,7 @@ class Parts:
 
         Raises ValueError or KeyError where the description cannot be read.
         """
-        description = json.loads(self.members[DESCRIPTION])
+        description = typed.parse(self.members[DESCRIPTION])
         labels = self.members.get(LABELS, b"").decode("latin-1")
         described = {
             "labels": [description.pop("class_names"), labels],

@@ -7,7 +7,6 @@ before anything is read, and a file that points to other files is refused.
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import math
 import struct
@@ -18,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vggkeras import typed
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def read_keras_archive(path: Path, about: str) -> tuple[Any, Any]:
             if archive.getinfo(WEIGHTS).compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{WEIGHTS} in it is compressed, which Keras does not do")
             check_members(archive)
-            described = json.loads(archive.read(about)) if about in archive.namelist() else {}
-            return json.loads(archive.read("config.json")), described
+            described = typed.parse(archive.read(about)) if about in archive.namelist() else {}
+            return typed.parse(archive.read("config.json")), described
     except InputError:
         raise
     except DAMAGED as error:

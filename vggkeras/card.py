@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from vggkeras import typed
 from vggkeras.errors import InputError
 from vggkeras.processor import Processor
 from vggkeras.recipe import Recipe
+
+Side = Annotated[int, range(1, 1 << 16)]  # px
+Count = Annotated[int, range(1 << 63)]
 
 INPUT_NAME = "images"
 FEATURES_USE = (
@@ -46,8 +50,8 @@ class Form(StrEnum):
 class Calibration:
     """The training images from which int8's ranges were measured."""
 
-    images: int
-    classes: int
+    images: Count
+    classes: Count
     data: str
 
 
@@ -57,16 +61,16 @@ class ModelCard:
 
     class_names: tuple[str, ...] = ()
     mean_rgb: tuple[float, ...] = ()  # what the first layer subtracts, 0-255
-    image_size: int | None = None  # side of the training crop, px
-    scale: int | None = None  # smallest side to which test images are rescaled, px
+    image_size: Side | None = None  # side of the training crop, px
+    scale: Side | None = None  # smallest side to which test images are rescaled, px
 
     # Where the network comes from.
     arch: str = ""
     recipe: Recipe | None = None
     data: str = ""  # as --data names it
     seed: int | None = None
-    epoch: int | None = None  # whose weights these are
-    images: Mapping[str, int] = field(default_factory=dict)  # split -> count
+    epoch: Count | None = None  # whose weights these are
+    images: Mapping[str, Count] = field(default_factory=dict)  # split -> count
     skipped: tuple[str, ...] = ()  # names of images that could not be read
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version, in training
     initialized: Mapping[str, str | None] = field(default_factory=dict)  # layer -> origin
@@ -74,14 +78,14 @@ class ModelCard:
 
     # Statistics of the training images, for exact resume.
     rgb_covariance: tuple[tuple[float, ...], ...] = ()
-    unreadable: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # split -> indices
-    smallest_sides: Mapping[str, int] = field(default_factory=dict)  # px -> count
+    unreadable: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)  # split -> indices
+    smallest_sides: Mapping[str, Count] = field(default_factory=dict)  # px -> count
 
     # What an exported file adds.
     form: Form = Form.CLASSIFIER
-    precision: str = "float32"  # float32, float16 or int8
-    input_shape: tuple[int, int, int] | None = None  # smallest (H, W, C) that it takes
-    outputs: int = 0  # number of classes, or of features
+    precision: Annotated[str, ("float32", "float16", "int8")] = "float32"
+    input_shape: tuple[Side, Side, Side] | None = None  # smallest (H, W, C) that it takes
+    outputs: Count = 0  # number of classes, or of features
     pixels: str = ""  # preprocessing inside the file, where build() did not make the network
     tolerance: float | None = None  # of a deep network; None: the precision's own
     model_sha256: str = ""  # of the .keras file
@@ -108,6 +112,15 @@ class ModelCard:
         return ["batch", *sides, c], ["batch", self.outputs]
 
     @classmethod
+    def from_text(cls, text: str | bytes, where: str | Path) -> ModelCard:
+        """Return the card that a JSON text holds: see `from_json`."""
+        try:
+            value = typed.parse(text)
+        except ValueError as error:
+            raise _damaged(where, error) from error
+        return cls.from_json(value, where)
+
+    @classmethod
     def from_json(cls, value: Any, where: str | Path) -> ModelCard:
         """Return the card of a .keras file, of run.json, or of an exported file's description.
 
@@ -116,15 +129,25 @@ class ModelCard:
             where: the file that it comes from, for the message.
 
         Raises:
-            InputError (a ValueError): a field is missing or of another type.
+            InputError (a ValueError): a field is missing, of another type, or out of its range.
         """
         try:
-            return cls(**(_exported(value) if "provenance" in value else _trained(value)))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"{where}: its description is damaged ({type(error).__name__}: "
-                f"{str(error)[:200]}): expected what vggkeras writes; train or export it again."
-            ) from error
+            fields = _exported(value) if "provenance" in value else _trained(value)
+            card = typed.instance(cls, fields, "description")
+            card._check_together()
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise _damaged(where, error) from error
+        return card
+
+    def _check_together(self) -> None:
+        """Raise ValueError where fields contradict each other."""
+        classes, channels = len(self.class_names), len(self.mean_rgb)
+        if self.form is not Form.FEATURES and classes and self.outputs not in (0, classes):
+            raise ValueError(f"it names {classes} classes, and has {self.outputs} outputs")
+        if self.input_shape and channels not in (0, self.input_shape[2]):
+            raise ValueError(f"its mean has {channels} values, its images {self.input_shape[2]}")
+        if not all(side.isdecimal() and side.isascii() for side in self.smallest_sides):
+            raise ValueError("smallest_sides: expected numbers of pixels")
 
     def to_json(self) -> dict[str, Any]:
         """Return what a .keras file and run.json hold."""
@@ -204,59 +227,68 @@ def recipe_json(recipe: Recipe | None) -> dict[str, Any]:
     return {**dataclasses.asdict(recipe), "out": None if recipe.out is None else str(recipe.out)}
 
 
-def _recipe(value: Any) -> Recipe | None:
-    """Return a recipe from JSON; fields that this version does not have are left out."""
-    if not value:
-        return None
-    fields = {f.name for f in dataclasses.fields(Recipe)}
-    values = {key: v for key, v in value.items() if key in fields}
-    return Recipe(**values | {"out": Path(values["out"]) if values.get("out") else None})
+def _damaged(where: str | Path, error: Exception) -> InputError:
+    return InputError(
+        f"{where}: its description is damaged ({type(error).__name__}: {str(error)[:200]}): "
+        "expected what vggkeras writes; train or export it again."
+    )
+
+
+# What the JSON of a .keras file or a run holds; "initialised" there is `initialized` here.
+TRAINED = (
+    "class_names",
+    "mean_rgb",
+    "image_size",
+    "scale",
+    "arch",
+    "recipe",
+    "data",
+    "seed",
+    "epoch",
+    "images",
+    "skipped",
+    "versions",
+    "initialised",
+    "pretrained",
+    "rgb_covariance",
+    "unreadable",
+    "smallest_sides",
+)
+
+# What a description may say beside that.
+EXPORTED = (
+    "precision",
+    "pixels",
+    "tolerance",
+    "processor",
+    "calibration",
+    "left_in_float",
+    "signal_to_noise_db",
+)
 
 
 def _trained(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a card's fields from the JSON of a .keras file or a run."""
-    unreadable = value.get("unreadable", {})
-    return {
-        "class_names": tuple(value.get("class_names") or ()),
-        "mean_rgb": tuple(value.get("mean_rgb") or ()),
-        "image_size": value.get("image_size"),
-        "scale": value.get("scale"),
-        "arch": value.get("arch") or "",
-        "recipe": _recipe(value.get("recipe")),
-        "data": value.get("data") or "",
-        "seed": value.get("seed"),
-        "epoch": value.get("epoch"),
-        "images": dict(value.get("images") or {}),
-        "skipped": tuple(value.get("skipped") or ()),
-        "versions": dict(value.get("versions") or {}),
-        "initialized": dict(value.get("initialised") or {}),
-        "pretrained": value.get("pretrained") or "",
-        "rgb_covariance": tuple(map(tuple, value.get("rgb_covariance") or ())),
-        "unreadable": {split: tuple(indices) for split, indices in unreadable.items()},
-        "smallest_sides": dict(value.get("smallest_sides") or {}),
-    }
+    """Return a card's fields, as JSON, from the JSON of a .keras file or a run."""
+    known = {key: value[key] for key in TRAINED if value.get(key) is not None}
+    if "initialised" in known:
+        known["initialized"] = known.pop("initialised")
+    if known.get("recipe") == {}:
+        del known["recipe"]
+    return known
 
 
 def _exported(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a card's fields from the description inside an exported file."""
-    provenance, (h, w, c) = value["provenance"], value["input"]["smallest"]
-    features = value["output"]["name"] == "features"
+    """Return a card's fields, as JSON, from the description inside an exported file."""
+    provenance, output = value["provenance"], value["output"]
     any_size = value["input"]["shape"][1] == "height"
-    form = Form.FEATURES if features else Form.DENSE if any_size else Form.CLASSIFIER
-    trained = {**provenance, "versions": provenance.get("trained_with")}
+    form = Form.DENSE if any_size else Form.CLASSIFIER
     shared = {key: value[key] for key in ("class_names", "mean_rgb", "scale")}
-    calibration = value.get("calibration")
-    return _trained({**trained, **shared}) | {
-        "form": form,
-        "precision": value.get("precision", "float32"),
-        "input_shape": (h, w, c),
-        "outputs": value["output"]["shape"][-1],
-        "pixels": value.get("pixels", ""),
-        "tolerance": value.get("tolerance"),
+    return {
+        **_trained({**provenance, "versions": provenance.get("trained_with"), **shared}),
+        **{key: value[key] for key in EXPORTED if value.get(key) is not None},
+        "form": Form.FEATURES if output["name"] == "features" else form,
+        "input_shape": value["input"]["smallest"],
+        "outputs": output["shape"][-1],
         "model_sha256": provenance["model_sha256"],
         "written_with": value["versions"]["vggkeras"],
-        "processor": Processor.from_json(value["processor"]) if "processor" in value else None,
-        "calibration": Calibration(**calibration) if calibration else None,
-        "left_in_float": tuple(value.get("left_in_float", ())),
-        "signal_to_noise_db": dict(value.get("signal_to_noise_db", {})),
     }

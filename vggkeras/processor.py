@@ -34,11 +34,6 @@ class Processor:
     architecture: str  # x86_64, arm64, …
     instruction_sets: tuple[str, ...]  # of INSTRUCTION_SETS
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Processor:
-        """Return what `to_json` wrote."""
-        return cls(str(value["name"]), str(value["architecture"]), tuple(value["instruction_sets"]))
-
     def to_json(self) -> dict[str, Any]:
         """Return what travels in a certificate."""
         return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import threading
@@ -37,7 +36,7 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
     images, output = session.get_inputs()[0], session.get_outputs()[0]
     check_takes_bytes(path, "uint8" in images.type, [i.shape for i in session.get_inputs()])
     description = session.get_modelmeta().custom_metadata_map.get("vggkeras", "{}")
-    card = ModelCard.from_json(json.loads(description), path)
+    card = ModelCard.from_text(description, path)
     form = form_of(any(isinstance(side, str) for side in images.shape[1:]), output.name)
     beside = forms_beside(path, card, lambda file: load(file, options))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -68,4 +67,4 @@ def _card(path: Path) -> ModelCard:
     file = path / "assets.extra" / "vggkeras.json"
     if not file.exists():
         return ModelCard()
-    return ModelCard.from_json(json.loads(file.read_text(encoding="utf-8")), path)
+    return ModelCard.from_text(file.read_bytes(), path)

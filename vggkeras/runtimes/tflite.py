@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -62,7 +61,7 @@ def _card(path: Path) -> ModelCard:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if "vggkeras.json" in archive.namelist():
-                return ModelCard.from_json(json.loads(archive.read("vggkeras.json")), path)
+                return ModelCard.from_text(archive.read("vggkeras.json"), path)
     return ModelCard()
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vggkeras import files
+from vggkeras import files, typed
 from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 
 RUN = "run.json"
+DEFAULTS = {"best_epoch": None, "epochs_trained": 0, "host": "", "process": 0, "seconds": 0.0}
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,14 @@ class RunRecord:
         """
         path = folder / RUN
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            defaults: dict[str, Any] = {"host": "", "process": 0, "seconds": 0.0}
-            fields = {name: value.get(name, defaults.get(name)) for name in cls._own_fields()}
-            if not isinstance(value["status"], str) or not isinstance(value["metrics"], dict):
-                raise TypeError("status and metrics are missing")
+            value = typed.parse(path.read_bytes())
             card = ModelCard.from_json(value, path)
+            record = typed.instance(cls, {**DEFAULTS, **value, "card": card}, "run")
             if card.recipe is None or not card.images or card.image_size is None:
                 raise TypeError("recipe, images or image_size is missing")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"{path} is damaged ({str(error)[:200]}): expected what training writes; restore "
                 "it, give another --out, or remove the run."
             ) from error
-        return cls(card, **fields)
+        return record

@@ -11,7 +11,6 @@ A source is named by one string:
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import operator
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from vggkeras import archives, configs, models
+from vggkeras import archives, configs, models, typed
 from vggkeras.card import ModelCard
 from vggkeras.data import imagenet
 from vggkeras.errors import InputError
@@ -192,7 +191,7 @@ def _hub_preprocessing(path: Path, name: str) -> Preprocessing | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = typed.parse(path.read_bytes())
         converter = content["config"]["image_converter"]["config"]
         scale = _three(converter.get("scale"), 1.0)
         offset = _three(converter.get("offset"), 0.0)
