@@ -9,7 +9,6 @@ Reading takes NumPy, Pillow and, for .tflite, LiteRT's own package.
 
 from __future__ import annotations
 
-import json
 import struct
 from base64 import b85decode
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ import vggkeras
 from export import containers
 from export.containers import DESCRIPTION, PARTS, SEAL, UNREADABLE, DamagedError, Parts
 from export.golden import GOLDEN, Golden
-from vggkeras import files
+from vggkeras import files, typed
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.processor import this_processor
@@ -96,7 +95,7 @@ def read(path: Path) -> Contents:
     """
     parts = _parts(path)
     try:
-        card = ModelCard.from_json(json.loads(parts.members[DESCRIPTION]), path)
+        card = ModelCard.from_text(parts.members[DESCRIPTION], path)
         if card.input_shape is None or card.scale is None:
             raise ValueError("it does not say what images it takes")
         digests = parts.digests()
@@ -110,6 +109,8 @@ def read(path: Path) -> Contents:
         golden = Golden.unpack(b85decode(packed) if path.suffix == ".onnx" else packed)
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise DamagedError(f"its golden answers cannot be read ({error}): it is damaged") from error
+    if golden.images.shape[3] != card.input_shape[2] or golden.answers.shape[1] != card.outputs:
+        raise DamagedError("its golden answers are not of what its description says: it is damaged")
     return Contents(card, golden, changed)
 
 
@@ -138,7 +139,7 @@ def _parts(path: Path) -> Parts:
 def _changed(sealed: bytes, digests: dict[str, str]) -> list[str]:
     """Return the parts whose digests differ from those in the seal."""
     try:
-        expected = dict(json.loads(sealed))
+        expected = dict(typed.parse(sealed))
         if missing := [part for part in PARTS if part not in expected]:
             raise ValueError(f"none of {', '.join(missing)}")
     except (ValueError, TypeError) as error:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from PIL import Image
 
+from vggkeras.arrays import read_npz
 from vggkeras.card import Form
 from vggkeras.certificate import Entry
 from vggkeras.data import augment, decoding
@@ -73,7 +71,7 @@ class Golden:
     @classmethod
     def unpack(cls, content: bytes) -> Golden:
         """Return what `pack` packed; a damaged content raises what its reader raises."""
-        arrays = _arrays(content)
+        arrays = read_npz(io.BytesIO(content), MOST_BYTES)
         sizes = arrays["sizes"]
         if (sizes < 0).any() or sizes.sum() != arrays["means"].size:
             raise ValueError("the layers' means are not as many as their sizes say")
@@ -203,7 +201,7 @@ def _unpack(path: Path, content: bytes, form: Form) -> GoldenFile:
     """Return what `GoldenFile.pack` packed; raise InputError for anything else."""
     output = form.output_name
     try:
-        arrays = _arrays(content)
+        arrays = read_npz(io.BytesIO(content), MOST_BYTES)
         others = [name for name in arrays if name.startswith("images_")]
         sizes = [(arrays[name], arrays[name.replace("images", output)]) for name in others]
         _check(arrays["images"], arrays[output], arrays["labels"])
@@ -215,32 +213,10 @@ def _unpack(path: Path, content: bytes, form: Form) -> GoldenFile:
     return GoldenFile(arrays["images"], labels, arrays[output], tuple(sizes))
 
 
-def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of a .npz file; none takes more memory than its own bytes."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = archive.infolist()
-        if sum(member.file_size for member in members) > MOST_BYTES:
-            raise ValueError(f"its arrays have more than {MOST_BYTES:,} bytes")
-        return {m.filename.removesuffix(".npy"): _array(archive.read(m)) for m in members}
-
-
-def _array(content: bytes) -> np.ndarray:
-    """Return the array of a .npy file, whose header numpy.load would believe."""
-    stream = io.BytesIO(content)
-    is_first = npy.read_magic(stream) == (1, 0)
-    read_header = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
-    shape, is_fortran, dtype = read_header(stream)
-    count, start = math.prod(shape), stream.tell()
-    if dtype.hasobject or count * dtype.itemsize != len(content) - start:
-        raise ValueError(f"an array of {dtype} {list(shape)} in {len(content) - start:,} bytes")
-    order: Literal["F", "C"] = "F" if is_fortran else "C"
-    return np.frombuffer(content, dtype, count, start).reshape(shape, order=order).copy()
-
-
 def _images_of_png(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Return images from a PNG of all of them, one below the other."""
     n, height, width, channels = arrays["shape"].tolist()
-    column = Image.open(io.BytesIO(arrays["png"].tobytes()))
+    column = Image.open(io.BytesIO(arrays["png"].tobytes()), formats=["PNG"])
     if column.size != (width, n * height) or n * height * width * channels > MOST_BYTES:
         raise ValueError(f"{n} images of {height} x {width} in a picture of {column.size}")
     return np.asarray(column).reshape(n, height, width, channels)
