@@ -230,7 +230,7 @@ def _check(images: np.ndarray, answers: np.ndarray, labels: np.ndarray | None = 
         raise ValueError(f"answers are {answers.dtype} {list(answers.shape)}")
     if len(answers) != len(images):
         raise ValueError(f"{len(images)} images and {len(answers)} answers")
-    if labels is not None and (labels.dtype.kind != "i" or labels.shape != (len(images),)):
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}")
 
 

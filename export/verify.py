@@ -177,6 +177,8 @@ def certified_how(path: Path) -> str:
     entry = certificate.read(path.parent).get(path.name)
     if entry is None:
         return "certificate.json beside it does not name it: checked against what is inside alone"
+    if entry.replaces is not None:
+        return "an export into its folder was cut off, or goes on: it is certified, old or new"
     if entry.entry_sha256 is None or entry.golden_sha256 is None:
         return (
             "certificate.json is of an older version: it has no digest of itself or of the golden "

@@ -413,6 +413,7 @@ def test_a_killed_export_leaves_files_that_verify(exports, run, tmp_path, monkey
             assert verify.verify(state / name) == [], state
         new.append(files.sha256(state / "model.onnx") != files.sha256(exports / "model.onnx"))
     assert new == [False, False, False, True, True]
+    assert "was cut off" in verify.certified_how(states[3] / "model.onnx")
     again = states[2]  # its golden answers are new, its file is not
     export.export_model(tmp_path / "other.keras", "onnx", data="random", out=again)
     assert set(certificate.read(again)) == {"model.onnx"}
