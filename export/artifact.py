@@ -2,14 +2,13 @@
 
 The description is a `ModelCard` as JSON. The golden answers are a few images with the answers to
 them. The seal is the sha256 of every part of the file, so that a message can name the part that was
-changed, and of all bytes before it. `export.containers` knows where they lie in each format.
+changed, and of all bytes before it. `vggkeras.containers` knows where they lie in each format.
 
 Reading takes NumPy, Pillow and, for .tflite, LiteRT's own package.
 """
 
 from __future__ import annotations
 
-import struct
 from base64 import b85decode
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,19 @@ import numpy as np
 from PIL import Image
 
 import vggkeras
-from export import containers
-from export.containers import DESCRIPTION, PARTS, SEAL, UNREADABLE, DamagedError, Parts
-from export.golden import GOLDEN, Golden
-from vggkeras import files, typed
+from export.golden import Golden
+from vggkeras import containers, files, typed
 from vggkeras.card import Form, ModelCard
+from vggkeras.containers import (
+    DESCRIPTION,
+    GOLDEN,
+    PARTS,
+    SEAL,
+    UNREADABLE,
+    DamagedError,
+    Parts,
+    names_vggkeras,
+)
 from vggkeras.errors import InputError
 from vggkeras.processor import this_processor
 from vggkeras.runtimes.predictor import Predictor
@@ -159,31 +166,3 @@ def _not_by_vggkeras(path: Path) -> InputError:
         f"{path} was not written by vggkeras: there is nothing inside to verify it against; export "
         "with `python -m export`, which puts golden answers into every file."
     )
-
-
-def names_vggkeras(path: Path) -> bool:
-    """Return whether a file, which may be cut short, names vggkeras as its writer.
-
-    A .tflite file that ends before it could name any writer counts, too.
-    """
-    if path.is_dir():
-        return any((path / "assets.extra" / name).exists() for name in (DESCRIPTION, GOLDEN, SEAL))
-    if not path.stat().st_size:
-        return False
-    data = containers.mapped_file(path)
-    if path.suffix == ".onnx":
-        return data[:200].find(b"vggkeras") >= 0
-    return data.find(b"vggkeras ") >= 0 or _ends_before_its_writer(memoryview(data))
-
-
-def _ends_before_its_writer(data: memoryview) -> bool:
-    """Return whether a .tflite file ends before the description that its head points to."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    if bytes(data[4:8]) != b"TFL3":
-        return False
-    try:
-        text = schema.Model.GetRootAs(data, 0).Description()
-    except (struct.error, IndexError, ValueError, TypeError):
-        return True
-    return bool(text) and b"vggkeras ".startswith(text)

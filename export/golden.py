@@ -17,11 +17,11 @@ from PIL import Image
 from vggkeras.arrays import read_npz
 from vggkeras.card import Form
 from vggkeras.certificate import Entry
+from vggkeras.containers import GOLDEN
 from vggkeras.data import augment, decoding
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import form_path
 
-GOLDEN = "golden.npz"
 ORIGINAL_BYTES = 1 << 18  # a larger original photograph is made smaller before it travels
 MOST_BYTES = 1 << 30  # of golden answers, which are a few images
 UNKNOWN = -1  # the label of an image without one

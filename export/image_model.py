@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from export.containers import DESCRIPTION
 from vggkeras import runtimes
 from vggkeras.card import ModelCard
+from vggkeras.containers import DESCRIPTION
 from vggkeras.errors import InputError
 from vggkeras.runtimes import onnx as onnx_runtime
 from vggkeras.runtimes import stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export import containers
+from vggkeras import containers
 from vggkeras.errors import InputError
 from vggkeras.runtimes import stderr
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export import artifact, containers, layer_means
+from export import artifact, layer_means
 from export.golden import Golden, decoded_samples
 from vggkeras.card import Form, ModelCard
+from vggkeras.containers import DamagedError
 from vggkeras.data import augment, decoding
 from vggkeras.errors import InputError
 
@@ -90,7 +91,7 @@ def golden_of(path: Path) -> tuple[artifact.Contents, Golden]:
     """
     try:
         contents = artifact.read(path)
-    except containers.DamagedError as error:
+    except DamagedError as error:
         raise InputError(f"{path} cannot be explained: {error}.") from error
     if contents.golden is None:
         raise InputError(

@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.containers import key
 from export.operations import (
     WEIGHTED,
     Constant,
@@ -31,6 +30,7 @@ from export.operations import (
 )
 from export.quantize import Int8Plan, quantize_kernel
 from vggkeras.card import ModelCard
+from vggkeras.containers import key
 
 DEFAULT_OPSET = 18
 IR_VERSION = 8  # the oldest that every supported operator set allows

@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from export import TOLERANCES, artifact, containers, parity
+from export import TOLERANCES, artifact, parity
 from export import golden as golden_module
 from export.golden import GoldenFile
-from vggkeras import certificate, files, runtimes
+from vggkeras import certificate, containers, files, runtimes
 from vggkeras.card import INPUT_NAME
 from vggkeras.certificate import Entry
 from vggkeras.errors import InputError, refuse_empty_arguments, run_command, visible

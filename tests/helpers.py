@@ -21,9 +21,9 @@ from PIL import Image
 
 import export
 import vggkeras
-from export import artifact, containers
+from export import artifact
 from export import golden as golden_module
-from vggkeras import configs, models
+from vggkeras import configs, containers, models
 from vggkeras.card import ModelCard
 from vggkeras.recipe import Recipe
 from vggkeras.training import checkpoints

@@ -15,9 +15,9 @@ from helpers import CARD
 from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from export import artifact, containers, metadata, verify
+from export import artifact, metadata, verify
 from export.golden import Golden
-from vggkeras import runtimes
+from vggkeras import containers, runtimes
 from vggkeras.errors import InputError
 
 pytestmark = pytest.mark.integration

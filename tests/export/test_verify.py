@@ -33,9 +33,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import export
-from export import artifact, containers, verify
+from export import artifact, verify
 from export import golden as golden_module
-from vggkeras import processor, runtimes
+from vggkeras import containers, processor, runtimes
 from vggkeras.data import augment, decoding
 
 pytestmark = pytest.mark.integration

@@ -27,10 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export.golden import GOLDEN
 from vggkeras import files, typed
 
 DESCRIPTION = "vggkeras.json"
+GOLDEN = "golden.npz"
 SEAL = "sha256.json"
 LABELS = "labels"
 ONNX_NAMES = {"vggkeras": DESCRIPTION, "golden": GOLDEN, "sha256": SEAL}  # others keep their name
@@ -297,3 +297,31 @@ def _saved_model_parts(path: Path) -> Parts:
             "other bytes": whole.hexdigest(),
         },
     )
+
+
+def names_vggkeras(path: Path) -> bool:
+    """Return whether a file, which may be cut short, names vggkeras as its writer.
+
+    A .tflite file that ends before it could name any writer counts, too.
+    """
+    if path.is_dir():
+        return any((path / "assets.extra" / name).exists() for name in (DESCRIPTION, GOLDEN, SEAL))
+    if not path.stat().st_size:
+        return False
+    data = mapped_file(path)
+    if path.suffix == ".onnx":
+        return data[:200].find(b"vggkeras") >= 0
+    return data.find(b"vggkeras ") >= 0 or _ends_before_its_writer(memoryview(data))
+
+
+def _ends_before_its_writer(data: memoryview) -> bool:
+    """Return whether a .tflite file ends before the description that its head points to."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    if bytes(data[4:8]) != b"TFL3":
+        return False
+    try:
+        text = schema.Model.GetRootAs(data, 0).Description()
+    except (struct.error, IndexError, ValueError, TypeError):
+        return True
+    return bool(text) and b"vggkeras ".startswith(text)
