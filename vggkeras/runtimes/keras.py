@@ -13,7 +13,7 @@ import numpy as np
 from vggkeras.card import INPUT_NAME, Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import smallest_shape
-from vggkeras.runtimes.predictor import Predictor
+from vggkeras.runtimes.predictor import Predictor, taking_turns
 from vggkeras.runtimes.providers import (
     ON_CPU,
     Options,
@@ -70,7 +70,8 @@ def keras_predictor(
         run = _tensorflow_runner(model, options)
     else:
         _check_options(options, backend)
-        threads, run = None, model.predict_on_batch
+        # Other backends keep state of a call in the model: JAX gives its buffers away.
+        threads, run = None, taking_turns(model.predict_on_batch)
 
     def make_form(form: Form) -> Predictor:
         make = models.dense_classifier if form is Form.DENSE else models.dense_features

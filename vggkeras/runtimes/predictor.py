@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +137,17 @@ class Predictor:
             and shape[2] >= smallest_width
             and shape[3] == channels
         )
+
+
+def taking_turns(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that calls another, from any thread, one call at a time."""
+    lock = threading.Lock()
+
+    def run_alone(images: np.ndarray) -> np.ndarray:
+        with lock:
+            return run(images)
+
+    return run_alone
 
 
 def check_probabilities(predictor: Predictor) -> None:

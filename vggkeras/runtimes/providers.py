@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class Options:
 
 
 ON_CPU = Options()
+_TF32 = threading.RLock()
 
 
 def cores() -> int:
@@ -100,17 +102,21 @@ def tensorflow_threads(threads: int | None) -> int:
 
 @contextlib.contextmanager
 def tensorflow_device(provider: str, tf32: bool) -> Iterator[None]:
-    """Compute on a device; TF32, a setting of the whole process, is put back afterwards."""
+    """Compute on a device.
+
+    TF32, a setting of the whole process, is put back afterwards; on a GPU threads take turns.
+    """
     import tensorflow as tf
 
     if provider == "cpu":
         with tf.device("/CPU:0"):
             yield
         return
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(tf32)
-    try:
-        with tf.device("/GPU:0"):
-            yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
+    with _TF32:
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+        try:
+            with tf.device("/GPU:0"):
+                yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(before)

@@ -6,18 +6,21 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+
+_TURN = threading.RLock()
 
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[list[str]]:
     """Keep back what native libraries write to stderr while a block runs.
 
-    The yielded list holds it afterwards.
+    The yielded list holds it afterwards. stderr is the whole process': threads take turns.
     """
     captured: list[str] = []
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
+    with _TURN, tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:

@@ -13,7 +13,7 @@ import numpy as np
 from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside
-from vggkeras.runtimes.predictor import Predictor
+from vggkeras.runtimes.predictor import Predictor, taking_turns
 from vggkeras.runtimes.providers import Options, cores
 from vggkeras.runtimes.stderr import quiet_stderr
 
@@ -49,7 +49,7 @@ def load(path: Path, options: Options) -> Predictor:
         input_name=signature["inputs"][0],
         output_name=signature["outputs"][0],
         card=card,
-        run=_runner(interpreter, images["index"], output["index"]),
+        run=taking_turns(_runner(interpreter, images["index"], output["index"])),
         form=form,
         make_form=None if form.takes_any_size else beside,
         threads=threads,
