@@ -23,7 +23,7 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import form_path
 
 ORIGINAL_BYTES = 1 << 18  # a larger original photograph is made smaller before it travels
-MOST_BYTES = 1 << 30  # of golden answers, which are a few images
+MOST_INSIDE, MOST_BESIDE = 1 << 28, 1 << 30  # bytes of all arrays, in a file and in golden.npz
 UNKNOWN = -1  # the label of an image without one
 
 
@@ -71,11 +71,11 @@ class Golden:
     @classmethod
     def unpack(cls, content: bytes) -> Golden:
         """Return what `pack` packed; a damaged content raises what its reader raises."""
-        arrays = read_npz(io.BytesIO(content), MOST_BYTES)
+        arrays = read_npz(io.BytesIO(content), MOST_INSIDE)
         sizes = arrays["sizes"]
         if (sizes < 0).any() or sizes.sum() != arrays["means"].size:
             raise ValueError("the layers' means are not as many as their sizes say")
-        means = np.split(arrays["means"], np.cumsum(sizes)[:-1])
+        means = np.split(arrays["means"], np.cumsum(sizes))[:-1]  # after the last there is nothing
         images = _images_of_png(arrays) if "png" in arrays else arrays["images"]
         _check(images, arrays["probabilities"], arrays["labels"])
         _check(images, arrays["answers"])
@@ -192,8 +192,8 @@ def _content(path: Path) -> bytes:
             f"There is no {path} to verify against: export with `python -m export`, which writes "
             "it."
         )
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(f"{path} has more than {MOST_BYTES:,} bytes: export again.")
+    if path.stat().st_size > MOST_BESIDE:
+        raise InputError(f"{path} has more than {MOST_BESIDE:,} bytes: export again.")
     return path.read_bytes()
 
 
@@ -201,7 +201,7 @@ def _unpack(path: Path, content: bytes, form: Form) -> GoldenFile:
     """Return what `GoldenFile.pack` packed; raise InputError for anything else."""
     output = form.output_name
     try:
-        arrays = read_npz(io.BytesIO(content), MOST_BYTES)
+        arrays = read_npz(io.BytesIO(content), MOST_BESIDE)
         others = [name for name in arrays if name.startswith("images_")]
         sizes = [(arrays[name], arrays[name.replace("images", output)]) for name in others]
         _check(arrays["images"], arrays[output], arrays["labels"])
@@ -217,7 +217,7 @@ def _images_of_png(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Return images from a PNG of all of them, one below the other."""
     n, height, width, channels = arrays["shape"].tolist()
     column = Image.open(io.BytesIO(arrays["png"].tobytes()), formats=["PNG"])
-    if column.size != (width, n * height) or n * height * width * channels > MOST_BYTES:
+    if column.size != (width, n * height) or n * height * width * channels > MOST_INSIDE:
         raise ValueError(f"{n} images of {height} x {width} in a picture of {column.size}")
     return np.asarray(column).reshape(n, height, width, channels)
 

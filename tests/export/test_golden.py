@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.containers import UNREADABLE
 from export.golden import Golden
+from vggkeras.containers import UNREADABLE
 
 N, H, W, CLASSES = 2, 8, 6, 4
 
