@@ -71,7 +71,7 @@ def _check_class(part: dict[str, Any], registered: dict[str, Any]) -> None:
     name, key = part.get("config") if is_function else kind, part.get("registered_name")
     if (name if is_function else key) in registered or kind in LITERALS:
         return
-    known = module in (None, "builtins") or bool(MODULES.fullmatch(str(module)))
+    known = module in (None, "builtins") or MODULES.fullmatch(str(module)) is not None
     if str(module).startswith("keras.models"):
         known = name in MODELS
     if not known or name in CODE or not re.fullmatch(r"[A-Za-z]\w*", str(name)):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import KINDS, encoded, photo, write_photos
 from PIL import Image
+from rich.console import Console
 
 import vggkeras
+from export import comparison, samples
+from vggkeras.card import ModelCard
 from vggkeras.data import augment, decoding, statistics
 from vggkeras.errors import InputError
+from vggkeras.report.sources import load_evaluation_data
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,6 +232,21 @@ def test_what_a_models_file_names_is_read_where_it_is_prepared_and_never_fetched
     ):
         with pytest.raises(InputError, match=r"a model's file names it.*give --data"):
             vggkeras.load_data(spec, fetch=False)
+
+
+def test_export_compare_and_report_fetch_nothing_that_a_model_names(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds, "builder", lambda name: pytest.fail(f"{name} would be built"))
+    model = SimpleNamespace(card=ModelCard(data="tfds:mnist"), channels=3)
+    pair = SimpleNamespace(models={"reference": model})
+    for ask in (
+        lambda: samples.parity_images(model, None, 1, Console()),
+        lambda: comparison._samples(pair, None, 1),
+        lambda: load_evaluation_data(model, None, False),
+    ):
+        with pytest.raises(InputError, match=r"tfds:mnist is not prepared .* give --data"):
+            ask()
 
 
 needs_imagenette = pytest.mark.skipif(

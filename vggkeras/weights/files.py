@@ -232,7 +232,7 @@ def _read_h5(path: Path, name: str, *, own: bool) -> dict[str, Tensor]:
         except OSError as error:  # a compressed part
             raise archives.damaged(name, error, "a weights file of Keras") from error
 
-    if zipfile.is_zipfile(path):
+    if not own and zipfile.is_zipfile(path):  # our own was checked with its config
         archives.read_keras_archive(path, models.ABOUT)
     tensors = {}
     with archives.checked_h5(path, name) as (file, shapes):
