@@ -23,8 +23,8 @@ import export
 import vggkeras
 from export import artifact
 from export import golden as golden_module
-from vggkeras import configs, containers, models
-from vggkeras.card import ModelCard
+from vggkeras import certificate, configs, containers, files, models
+from vggkeras.card import Form, ModelCard
 from vggkeras.recipe import Recipe
 from vggkeras.training import checkpoints
 from vggkeras.training.train import train
@@ -254,6 +254,18 @@ def edit_golden_answers(path: Path) -> None:
         return bytes(packed)
 
     edit_member(path, golden_module.GOLDEN, other)
+
+
+def certify_golden_answers(folder: Path, form: Form = Form.CLASSIFIER) -> None:
+    """Make all entries name the golden answers that lie there now, as who wants to deceive does."""
+    digest = files.sha256(golden_module.golden_path(folder, form))
+    entries = {
+        name: dataclasses.replace(entry, golden_sha256=digest)
+        if golden_module.shares(form, entry)
+        else entry
+        for name, entry in certificate.read(folder).items()
+    }
+    certificate.write(folder, entries)
 
 
 def swap_layers(path: Path, one: str, other: str) -> None:

@@ -15,6 +15,7 @@ from feature_shapes import NAMES, PLAIN, SMALLEST, UNITS, shown
 from helpers import (
     NOTHING_ELSE,
     REPOSITORY,
+    certify_golden_answers,
     edit_onnx,
     resealed,
     the_mean_of_the_graph,
@@ -178,6 +179,7 @@ def test_answers_at_other_sizes_are_held_against_the_golden_ones_beside(copied_f
     golden = dict(np.load(copied_features / "golden.features.npz"))
     golden["features_101x173"] = np.roll(golden["features_101x173"], 1, axis=1)
     np.savez(copied_features / "golden.features.npz", **golden)
+    certify_golden_answers(copied_features, Form.FEATURES)
     (problem,) = verify.verify(copied_features / "model.features.onnx")
     assert "at 101 x 173 px: values: largest error" in problem
     assert verify.verify(copied_features / "model.onnx") == []
