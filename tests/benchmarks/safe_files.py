@@ -29,17 +29,22 @@ from vggkeras import files, locks
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
     """Write files beside their places, and rename them: no more."""
+
+    def unlocked(path: Path) -> int:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return locks.NO_LOCK
+
     with (
         mock.patch.object(files, "_sync", return_value=None),
         mock.patch.object(locks, "locked", return_value=contextlib.nullcontext(True)),
-        mock.patch.object(locks, "acquire_own", return_value=locks.NO_LOCK),
+        mock.patch.object(locks, "acquire_own", unlocked),
     ):
         yield
 
 
 def seconds(recipe: vggkeras.Recipe, way: contextlib.AbstractContextManager) -> float:
     """Return how long a training takes."""
-    with tempfile.TemporaryDirectory() as folder, way:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), way:
         start = time.monotonic()
         vggkeras.train(
             dataclasses.replace(recipe, out=Path(folder) / "run"), Console(file=io.StringIO())
