@@ -77,6 +77,8 @@ def test_what_another_machine_left_is_swept_after_a_day_unless_it_is_locked(tmp_
     left = [tmp_path / f".partial-0123abcd-7-00000000{end}" for end in ("", "-model")]
     for path in left:
         path.touch()
+    left.append(tmp_path / ".partial-7-saved_model")  # as earlier versions named it
+    left[-1].mkdir()
     files.sweep(tmp_path)
     assert all(path.exists() for path in left)
     for path in left:

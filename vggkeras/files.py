@@ -91,10 +91,13 @@ def sweep(folder: Path) -> None:
     """
     claims: dict[str, list[Path]] = {}
     for left in folder.glob(f"{PARTIAL}*"):
-        named = CLAIM.match(left.name)
-        claims.setdefault(named[0] if named else left.name, []).append(left)
+        if named := CLAIM.match(left.name):
+            claims.setdefault(named[0], []).append(left)
+        elif _age([left]) > FOREIGN_SECONDS:  # from an earlier version, whose names say less
+            remove(left)
     for claim, names in claims.items():
-        with contextlib.suppress(PermissionError):  # another user's
+        # Another user's; or its process has just ended, and has removed it itself.
+        with contextlib.suppress(PermissionError, FileNotFoundError):
             _sweep(folder / claim, names)
 
 
