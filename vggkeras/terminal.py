@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.status import Status
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vggkeras.errors import visible
@@ -72,7 +72,7 @@ def print_table(table: Table, console: rich.console.Console) -> None:
 def progress_bar(console: rich.console.Console) -> Progress:
     """Return a progress bar with the time that passed and the time left, on terminals alone."""
     return Progress(
-        _Description(),
+        _Description(table_column=Column(no_wrap=True)),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -17,13 +17,12 @@ from PIL import Image
 
 import vggkeras
 from vggkeras.__main__ import cli
-from vggkeras.card import ModelCard
 from vggkeras.data import augment, decoding, resampling, statistics
 from vggkeras.data.reading import readable_images
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
+from vggkeras.evaluation.protocols import prepared
 from vggkeras.features.extraction import load_images
-from vggkeras.models import save_model
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")
 
@@ -119,7 +118,7 @@ def test_bands_change_no_pixel(monkeypatch):
 
 
 @posix
-def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path, command):
+def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path, command, run):
     for name in ("cat", "dog"):
         write_photos(tmp_path / "set" / name, 20)
     paths = no_files(tmp_path / "set" / "cat")
@@ -135,13 +134,11 @@ def test_what_is_no_regular_file_is_named_and_never_waited_for(tmp_path, command
     skipped: list[str] = []
     assert len(list(readable_images({"x": split}, np.asarray, "x", skipped))) == 2
     assert skipped == [str((flat / "pipe.jpg").resolve())]
-    save_model(
-        vggkeras.build("A", (32, 32, 3), 2, width=0.02, fc_units=4), Path("m.keras"), ModelCard()
-    )
     for path in paths:
-        code, _, err = command(cli, "predict", path, "--model", "m.keras")
-        assert code == 2, path
-        assert err.count("\n") == 1
+        with pytest.raises(InputError, match="No image at"):
+            prepared(path, np.asarray)
+    code, _, err = command(cli, "predict", paths[0], "--model", run.path)
+    assert (code, err.count("\n")) == (2, 1)
 
 
 MEASURE = """
