@@ -28,6 +28,7 @@ from export.loadgen import OFFLINE, PERCENTILES, SECONDS, SINGLE, Lengths, Outco
 from export.serving import Loaded, started
 from vggkeras import files
 from vggkeras.errors import InputError
+from vggkeras.runtimes.providers import Options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,6 +68,8 @@ class Arguments:
     official: bool = False
     """MLPerf's own smallest lengths instead, one turn each: 600 s a file and scenario, 24,576
     images offline."""
+    trust_saved_model: bool = False
+    """Load a SavedModel even if its operators may touch files, sockets or Python."""
     json: Path | None = None
     """Write the figures to this file too."""
 
@@ -166,6 +169,7 @@ def benchmark(
     console: Console | None = None,
     *,
     official: bool = False,
+    trust_saved_model: bool = False,
 ) -> dict[str, Any]:
     """Measure files side by side, each in a process of its own, taking turns.
 
@@ -190,7 +194,8 @@ def benchmark(
     from vggkeras.terminal import plain
 
     files = tuple(Path(path) for path in paths)
-    arguments = Arguments(files, provider, threads, batch, rounds, seconds, official)
+    lengths = (batch, rounds, seconds, official)
+    arguments = Arguments(files, provider, threads, *lengths, trust_saved_model)
     arguments.check()
     rows = _measured(arguments, plain(console))
     return {
@@ -204,7 +209,8 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
     from vggkeras.terminal import progress_bar
 
     paths, lengths = arguments.files, arguments.lengths
-    provider, threads = arguments.provider, arguments.threads
+    trusted = arguments.trust_saved_model
+    asked = Options(arguments.provider, arguments.threads, True, trust_saved_model=trusted)
     with (
         progress_bar(console) as bar,
         tempfile.TemporaryDirectory(prefix="vggkeras-benchmark-") as folder,
@@ -219,13 +225,13 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
         for path, log in zip(paths, logs, strict=True):
             step("starting", path)
             log.mkdir()
-            with started(path, provider, threads, log):
+            with started(path, asked, log):
                 pass
         servers, rows = [], []
         for path, log in zip(paths, logs, strict=True):
             step("starting", path)
             start = time.perf_counter()
-            servers.append(stack.enter_context(started(path, provider, threads, log)))
+            servers.append(stack.enter_context(started(path, asked, log)))
             rows.append(Row(servers[-1].loaded, time.perf_counter() - start))
         speeds = []
         for path, row, server in zip(paths, rows, servers, strict=True):

@@ -129,6 +129,7 @@ def compare(
     data: str | None = None,
     images: int | None = None,
     console: Console | None = None,
+    trust_saved_model: bool = False,
 ) -> Comparison:
     """Compare any two models on the same images.
 
@@ -140,6 +141,7 @@ def compare(
             neither says, random images.
         images: how many; 0 for all; by default 256, or 1,000 where a file is float16 or int8.
         console: where progress is shown; by default nowhere.
+        trust_saved_model: that of `vggkeras.load`.
 
     Raises:
         InputError (a ValueError): a file that is no model of one image input and one output;
@@ -152,7 +154,7 @@ def compare(
         raise InputError(f"images must be 1 or more, or 0 for all; received {images}.")
     load_tensorflow(console, Path(candidate), Path(reference))
     with console.status("loading both models"):
-        pair = Pair(image_model.load(candidate), image_model.load(reference))
+        pair = Pair(*(image_model.load(path, trust_saved_model) for path in (candidate, reference)))
     one, other = pair.models["reference"], pair.models["candidate"]
     precision = max(one.card.precision, other.card.precision, key=list(TOLERANCES).index)
     result = Comparison(one, other, "no images", 0, precision, failures=_shape_failures(pair))
@@ -358,6 +360,8 @@ class Arguments:
     default the data that one of the two was trained on, where it says so."""
     images: int | None = None
     """Images to show; 0 for all. 256 when not given, 1,000 where a file is float16 or int8."""
+    trust_saved_model: bool = False
+    """Load a SavedModel even if its operators may touch files, sockets or Python."""
 
 
 def main() -> int:
@@ -370,7 +374,8 @@ def main() -> int:
         )
     )
     console = Console()
-    result = compare(given.file, given.reference, given.data, given.images, console)
+    asked = (given.data, given.images, console, given.trust_saved_model)
+    result = compare(given.file, given.reference, *asked)
     print_table(result.table(), console)
     for failure in result.failures:
         console.print(str(failure), style="red", soft_wrap=True)

@@ -24,6 +24,7 @@ from vggkeras.containers import DESCRIPTION
 from vggkeras.errors import InputError
 from vggkeras.runtimes import onnx as onnx_runtime
 from vggkeras.runtimes import stderr
+from vggkeras.runtimes.operators import check_operators
 
 BATCH = 32  # images a call, where the file does not fix their number
 CHANNELS = (1, 3)
@@ -131,11 +132,12 @@ class ImageModel:
         return np.concatenate(parts)
 
 
-def load(path: str | os.PathLike[str]) -> ImageModel:
+def load(path: str | os.PathLike[str], trust_saved_model: bool = False) -> ImageModel:
     """Load a model in the runtime that serves its format, on the CPU.
 
     Exported files of vggkeras go through `vggkeras.load`, as they are served. A .keras file is held
-    as a Keras model, so that it can be given other numbers than bytes.
+    as a Keras model, so that it can be given other numbers than bytes. `trust_saved_model` is that
+    of `vggkeras.load`.
 
     Raises:
         InputError (a ValueError): no such file; a file that is no model, or whose loading would run
@@ -148,8 +150,10 @@ def load(path: str | os.PathLike[str]) -> ImageModel:
         path = path / "model.keras"
     if not path.exists():
         raise InputError(f"No model at {path}: {EXPECTED}.")
+    if path.is_dir():
+        return _saved_model(path, trust_saved_model)
     loaders = {".keras": _keras, ".onnx": _onnx, ".tflite": _tflite}
-    loader = _saved_model if path.is_dir() else loaders.get(path.suffix)
+    loader = loaders.get(path.suffix)
     if loader is None:
         raise InputError(f"{path}: {EXPECTED}; received the suffix {path.suffix!r}.")
     return loader(path)
@@ -181,9 +185,9 @@ def _checked(
     return inputs[0], outputs[0]
 
 
-def _exported(path: Path) -> ImageModel:
+def _exported(path: Path, trust_saved_model: bool = False) -> ImageModel:
     """Load a file that `python -m export` wrote, as it is served."""
-    predictor = runtimes.load(path)
+    predictor = runtimes.load(path, trust_saved_model=trust_saved_model)
     shape = (None, *predictor.input_shape)  # of a file for any size, the training size
     return ImageModel(
         path=path,
@@ -238,9 +242,11 @@ def _keras_run(model: Any) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: keras.ops.convert_to_numpy(call(images))
 
 
-def _saved_model(path: Path) -> ImageModel:
+def _saved_model(path: Path, trust_saved_model: bool) -> ImageModel:
     if (path / "assets.extra" / DESCRIPTION).exists():
-        return _exported(path)
+        return _exported(path, trust_saved_model)
+    if not trust_saved_model:
+        check_operators(path)
     import tensorflow as tf
 
     try:

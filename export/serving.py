@@ -26,6 +26,7 @@ import numpy as np
 from export.loadgen import Lengths, Outcome, Speed, tested, warmed
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor
+from vggkeras.runtimes.providers import Options
 
 IMAGES = 32  # random ones, where a file has no golden ones beside it
 
@@ -71,19 +72,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(
-    path: str | os.PathLike[str], provider: str, threads: int | None, logs: Path
-) -> Iterator[Server]:
+def started(path: str | os.PathLike[str], asked: Options, logs: Path) -> Iterator[Server]:
     """Start a process that serves one file; it ends with the block, however that ends.
 
-    `logs` is a folder for its stderr and LoadGen's logs; the others are arguments of
-    `runtimes.load`.
+    `logs` is a folder for its stderr and LoadGen's logs; the others are what `runtimes.load` takes.
 
     Raises:
         InputError (a ValueError): what the process refuses, or it ended.
     """
     command = [sys.executable, "-c", "from export.serving import serve; serve()"]
-    options = {"path": os.fspath(path), "provider": provider, "threads": threads, "logs": str(logs)}
+    options = {"path": os.fspath(path), "logs": str(logs), "asked": dataclasses.asdict(asked)}
     # TensorFlow's messages go to the log, and would be the last words of a process that died of
     # something else.
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
@@ -134,7 +132,7 @@ def started(
 def serve() -> None:
     """Load a file, answer once, then answer a request a line until stdin is closed.
 
-    The process' argument is JSON: path, provider, threads, and a folder for LoadGen's logs. It
+    The process' argument is JSON: path, options, and a folder for LoadGen's logs. It
     ends when its parent does, even in the middle of a test.
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -157,9 +155,7 @@ def serve() -> None:
     try:
         from vggkeras import runtimes
 
-        predictor = runtimes.load(
-            options["path"], options["provider"], threads=options["threads"], tf32=True
-        )
+        predictor = runtimes.load(options["path"], **options["asked"])
         predictor(_random_images(predictor, 1))
         send(dataclasses.asdict(_loaded(options["path"], predictor)))
         images, description = _images(predictor)

@@ -42,7 +42,7 @@ INT8_TOLERANCE = 0.05
 SHOWN = 10  # golden images of those beside a file, all of whose bytes are checked by their digest
 
 
-def verify(path: Path, provider: str = "cpu") -> list[str]:
+def verify(path: Path, provider: str = "cpu", *, trust_saved_model: bool = False) -> list[str]:
     """Return what differs between an exported file and what travels inside it; [] for nothing.
 
     A file that was changed is not run: a damaged one may crash its runtime, and this process with
@@ -53,6 +53,7 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
     Args:
         path: a .onnx or .tflite file, or a SavedModel folder.
         provider: what a .onnx file runs on.
+        trust_saved_model: that of `vggkeras.load`.
 
     Raises:
         InputError (a ValueError): no such file; one that vggkeras did not write; one that keeps
@@ -74,7 +75,9 @@ def verify(path: Path, provider: str = "cpu") -> list[str]:
     if contents.changed:
         return problems
     try:
-        candidate = runtimes.load(path, provider)
+        candidate = runtimes.load(  # its seal was checked above
+            path, provider, verify=False, trust_saved_model=trust_saved_model
+        )
     except InputError as error:
         if provider != "cpu":
             raise
@@ -259,12 +262,17 @@ def _parser() -> argparse.ArgumentParser:
         default="cpu",
         help="what .onnx files run on; never another in silence",
     )
+    parser.add_argument(
+        "--trust-saved-model",
+        action="store_true",
+        help="load a SavedModel even if its operators may touch files, sockets or Python",
+    )
     return parser
 
 
 def _verified(path: Path, arguments: argparse.Namespace) -> bool:
     """Verify one file, print the result, and return whether it passed."""
-    problems = verify(path, arguments.provider)
+    problems = verify(path, arguments.provider, trust_saved_model=arguments.trust_saved_model)
     result = "passed" if not problems else "FAILED\n  " + "\n  ".join(problems)
     print(visible(f"{path}: {result}"))
     for note in () if problems else (made_where(path), certified_how(path)):

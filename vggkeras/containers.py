@@ -104,13 +104,51 @@ def parts_of(path: Path) -> Parts:
 
     Raises one of UNREADABLE for a file that is not whole.
     """
+    members = members_of(path)
     if path.is_dir():
-        return _saved_model_parts(path)
-    data = memoryview(mapped_file(path))
-    parts = _onnx_parts(data) if path.suffix == ".onnx" else _tflite_parts(path, data)
-    before = data[: len(data) - len(parts.members.get(SEAL, b""))]
-    other_bytes = hashlib.sha256(before).hexdigest()
-    return Parts(parts.members, parts.hashes | {"other bytes": other_bytes})
+        hashes = {
+            "weights": files.sha256(path / "variables"),
+            "graph": files.sha256(path / "saved_model.pb"),
+        }
+    else:
+        data = memoryview(mapped_file(path))
+        hashes = _onnx_hashes(data) if path.suffix == ".onnx" else _tflite_hashes(path, data)
+    sealed = other_bytes(path, len(members.get(SEAL, b"")))
+    return Parts(members, hashes | {"other bytes": sealed})
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    """Return what travels in a file, by name; of a large file little else is read.
+
+    Raises one of UNREADABLE for a file that is not whole.
+    """
+    if path.is_dir():
+        return {file.name: file.read_bytes() for file in (path / "assets.extra").glob("*")}
+    if path.suffix == ".onnx":
+        data = memoryview(mapped_file(path))
+        entries = [dict(_fields(value)) for number, value in _fields(data) if number == METADATA]
+        named = {bytes(entry[1]).decode(): bytes(entry[2]) for entry in entries}
+        return {ONNX_NAMES.get(name, name): content for name, content in named.items()}
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        inside = [item for item in archive.infolist() if item.filename in TFLITE_NAMES]
+        if any(item.compress_type != zipfile.ZIP_STORED for item in inside):
+            raise ValueError("what travels in it is compressed")  # to any size
+        members = {TFLITE_NAMES[item.filename]: archive.read(item) for item in inside}
+        return {**members, SEAL: archive.comment}
+
+
+def other_bytes(path: Path, length: int) -> str:
+    """Return the sha256 of a file but for the seal at its end, of that length; or of a folder's."""
+    if not path.is_dir():
+        return files.sha256(path, path.stat().st_size - length)
+    whole = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file != path / "assets.extra" / SEAL:
+            name = file.relative_to(path).as_posix()
+            whole.update(f"{name}\0{files.sha256(file)}\0".encode())
+    return whole.hexdigest()
 
 
 def append(path: Path, name: str, content: bytes) -> None:
@@ -167,19 +205,15 @@ NESTED = {
 }
 
 
-def _onnx_parts(data: memoryview) -> Parts:
-    weights, graph, members = hashlib.sha256(), hashlib.sha256(), {}
+def _onnx_hashes(data: memoryview) -> dict[str, str]:
+    weights, graph = hashlib.sha256(), hashlib.sha256()
     for number, value in _fields(data):
-        if number == METADATA:
-            entry = dict(_fields(value))
-            name = bytes(entry[1]).decode()
-            members[ONNX_NAMES.get(name, name)] = bytes(entry[2])
-        elif number == GRAPH:
+        if number == GRAPH:
             for inner, part in _fields(value):
                 (weights if inner == INITIALIZER else graph).update(part)
-        else:
+        elif number != METADATA:
             graph.update(value)
-    return Parts(members, {"weights": weights.hexdigest(), "graph": graph.hexdigest()})
+    return {"weights": weights.hexdigest(), "graph": graph.hexdigest()}
 
 
 def external_data(path: Path) -> list[str]:
@@ -253,20 +287,13 @@ def key(number: int, length: int) -> bytes:
     return varint(number << 3 | 2) + varint(length)
 
 
-def _tflite_parts(path: Path, data: memoryview) -> Parts:
+def _tflite_hashes(path: Path, data: memoryview) -> dict[str, str]:
     from ai_edge_litert import schema_py_generated as schema
 
-    members: dict[str, bytes] = {}
     end = len(data)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             end = min((item.header_offset for item in archive.infolist()), default=end)
-            members = {
-                TFLITE_NAMES[name]: archive.read(name)
-                for name in archive.namelist()
-                if name in TFLITE_NAMES
-            }
-            members[SEAL] = archive.comment
     model = schema.Model.GetRootAs(data, 0)
     buffers = (model.Buffers(i).DataAsNumpy() for i in range(model.BuffersLength()))
     arrays = [array for array in buffers if isinstance(array, np.ndarray) and len(array)]
@@ -277,26 +304,7 @@ def _tflite_parts(path: Path, data: memoryview) -> Parts:
         graph.update(data[offset : array.ctypes.data - first])  # what lies between two arrays
         offset = array.ctypes.data - first + len(array)
     graph.update(data[offset:end])
-    return Parts(members, {"weights": weights.hexdigest(), "graph": graph.hexdigest()})
-
-
-def _saved_model_parts(path: Path) -> Parts:
-    extra = path / "assets.extra"
-    members = {file.name: file.read_bytes() for file in extra.glob("*")}
-    graph = hashlib.sha256((path / "saved_model.pb").read_bytes()).hexdigest()
-    whole = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file != extra / SEAL:
-            name = file.relative_to(path).as_posix()
-            whole.update(f"{name}\0{files.sha256(file)}\0".encode())
-    return Parts(
-        members,
-        {
-            "weights": files.sha256(path / "variables"),
-            "graph": graph,
-            "other bytes": whole.hexdigest(),
-        },
-    )
+    return {"weights": weights.hexdigest(), "graph": graph.hexdigest()}
 
 
 def names_vggkeras(path: Path) -> bool:

@@ -299,17 +299,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's relative paths and contents, in order."""
+def sha256(path: Path, length: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of a folder's relative paths and contents, in order.
+
+    Args:
+        path: the file or folder.
+        length: bytes of the file to read; all by default.
+    """
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_dir():
             continue
         if path.is_dir():
             digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        unread = file.stat().st_size if length is None else length
         with open(file, "rb") as stream:
-            while chunk := stream.read(1 << 20):
+            while chunk := stream.read(min(unread, 1 << 20)):
                 digest.update(chunk)
+                unread -= len(chunk)
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from export import benchmark, golden, loadgen, serving
 from export.loadgen import Lengths, Speed
 from vggkeras import files
 from vggkeras.errors import InputError
+from vggkeras.runtimes.providers import Options
 
 pytestmark = pytest.mark.integration
 
@@ -197,7 +198,7 @@ def test_every_mistake_is_one_line_and_exit_code_2(exports, command, tmp_path, m
 
 
 def test_a_process_that_dies_is_told(exports, tmp_path):
-    with serving.started(exports / "model.tflite", "cpu", 1, tmp_path) as server:
+    with serving.started(exports / "model.tflite", Options("cpu", 1), tmp_path) as server:
         assert server.loaded.runtime == "litert"
         (child,) = psutil.Process().children()
         child.kill()

@@ -155,7 +155,7 @@ def test_what_is_no_model_is_refused(tmp_path, exports):
     with pytest.raises(InputError, match=r"holds neither model\.keras nor a SavedModel"):
         vggkeras.load(exports)
     (tmp_path / "cut.onnx").write_bytes((exports / "model.onnx").read_bytes()[:-1000])
-    with pytest.raises(InputError, match="cannot be loaded by ONNX Runtime"):
+    with pytest.raises(InputError, match="changed or cut short since vggkeras wrote it"):
         vggkeras.load(tmp_path / "cut.onnx")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "saved_model.pb").write_bytes(b"junk")

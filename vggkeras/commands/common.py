@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,18 @@ class Compute:
     Attributes:
         provider: tensorrt is for .onnx files alone; an error where the provider does not load.
         threads: CPU threads of one operation; by default one for every core.
+        trust_saved_model: Load a SavedModel even if its operators may touch files, sockets or
+            Python.
     """
 
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     threads: int | None = None
+    trust_saved_model: bool = False
 
     def load(self, *models: Path) -> list[Predictor]:
         """Return models in their runtimes, TensorFlow's noise kept back.
+
+        Those that are not known to be as vggkeras wrote them are named on stderr.
 
         Raises:
             InputError (a ValueError): as `vggkeras.load`.
@@ -40,7 +46,23 @@ class Compute:
         if self.provider == "tensorrt":  # in this process nothing has read it yet
             os.environ.setdefault(TF32_OVERRIDE, "0")
         load_tensorflow(console, *models)
-        return [runtimes.load(path, self.provider, threads=self.threads) for path in models]
+        predictors = [
+            runtimes.load(
+                path,
+                self.provider,
+                threads=self.threads,
+                trust_saved_model=self.trust_saved_model,
+            )
+            for path in models
+        ]
+        for predictor in predictors:
+            if predictor.runtime != "keras" and predictor.sealed != "yes":
+                why = {
+                    "no": "it carries no checksums",
+                    "foreign": "vggkeras did not write it, or it does not say so any more",
+                }[predictor.sealed]
+                print(f"{predictor.path}: sealed: {predictor.sealed} ({why})", file=sys.stderr)
+        return predictors
 
 
 def print_note(text: str) -> None:

@@ -45,8 +45,14 @@ def load(
     *,
     threads: int | None = None,
     tf32: bool = False,
+    verify: bool = True,
+    trust_saved_model: bool = False,
 ) -> Predictor:
     """Load a model in the runtime that serves it.
+
+    A file that `python -m export` wrote is read once and compared with the seal inside it first.
+    The predictor may be called from any thread: ONNX Runtime and TensorFlow answer several calls at
+    once; of LiteRT, of Keras on other backends than TensorFlow, and on a GPU, calls take turns.
 
     Args:
         path: a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder.
@@ -57,12 +63,17 @@ def load(
             TensorFlow's are the whole process', and fixed once it has started.
         tf32: let a GPU round the factors of its products to TensorFloat-32: faster, and some 1e-3
             from float32. Without effect on a CPU.
+        verify: compare a file that vggkeras wrote with its seal; `Predictor.sealed` says the
+            result.
+        trust_saved_model: load a SavedModel even if it has operators that may touch files, sockets
+            or Python: a SavedModel is a program.
 
     Raises:
-        InputError (a ValueError): no such file, an unknown format, a damaged file, a provider that
+        InputError (a ValueError): no such file, an unknown format, a damaged file, a
+            SavedModel with operators that it should not need, a provider that
             is not there, threads or TF32 that cannot be had as asked.
     """
-    options = Options(provider, threads, tf32)
+    options = Options(provider, threads, tf32, verify, trust_saved_model)
     options.check()
     path, suffix = _file_of(Path(path))
     runtime = RUNTIMES[suffix]

@@ -13,7 +13,7 @@ import numpy as np
 from vggkeras.card import INPUT_NAME, Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import smallest_shape
-from vggkeras.runtimes.predictor import Predictor, taking_turns
+from vggkeras.runtimes.predictor import Predictor, Sealed, taking_turns
 from vggkeras.runtimes.providers import (
     ON_CPU,
     Options,
@@ -58,6 +58,7 @@ def keras_predictor(
     from vggkeras import layers, models
 
     _check_takes_images(model, path)
+    sealed: Sealed = "no" if card != ModelCard() else "foreign"
     any_size = None in model.input_shape[1:]
     shape = smallest_shape(path, card) if any_size else tuple(model.input_shape[1:])
     form = card.form if any_size else Form.CLASSIFIER
@@ -93,6 +94,7 @@ def keras_predictor(
         make_form=make_form,
         threads=threads,
         tf32=options.tf32,
+        sealed=sealed,
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
 from vggkeras.runtimes.predictor import Predictor
 from vggkeras.runtimes.providers import INSTALL, ON_CPU, ONNX_PROVIDERS, Options, cores
+from vggkeras.runtimes.seal import card_of
 from vggkeras.runtimes.stderr import quiet_stderr
 
 
@@ -28,6 +28,7 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
     """Return a predictor over an .onnx file; see `vggkeras.load`."""
     import onnxruntime as ort
 
+    card, sealed = card_of(path, options.verify)
     any_size = path.stem.endswith((".dense", ".features"))
     try:
         session = onnx_session(str(path), options, any_size=any_size, optimize=optimize)
@@ -35,8 +36,6 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
         raise InputError(_cannot_load(path, options.provider, error)) from error
     images, output = session.get_inputs()[0], session.get_outputs()[0]
     check_takes_bytes(path, "uint8" in images.type, [i.shape for i in session.get_inputs()])
-    description = session.get_modelmeta().custom_metadata_map.get("vggkeras", "{}")
-    card = ModelCard.from_text(description, path)
     form = form_of(any(isinstance(side, str) for side in images.shape[1:]), output.name)
     beside = forms_beside(path, card, lambda file: load(file, options))
 
@@ -58,6 +57,7 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
         make_form=None if form.takes_any_size else beside,
         threads=options.threads or cores(),
         tf32=options.tf32,
+        sealed=sealed,
     )
 
 
@@ -67,7 +67,7 @@ def load_unoptimized(path: str | os.PathLike) -> Predictor:
     An int8 file then computes everything in float32 between quantized values, which is what its
     integers should give.
     """
-    return load(Path(path), ON_CPU, optimize=False)
+    return load(Path(path), Options(verify=False), optimize=False)
 
 
 def onnx_session(

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from vggkeras.card import Form, ModelCard
 from vggkeras.configs import rescaled_side
 from vggkeras.errors import InputError
 
+Sealed = Literal["yes", "no", "foreign"]
 MAX_BATCH = 64  # images a call of the runtime; more are passed in parts
 
 
@@ -40,6 +41,9 @@ class Predictor:
     make_form: Callable[[Form], Predictor] | None = field(default=None, repr=False)
     threads: int | None = None  # CPU threads of one operation; None: not known
     tf32: bool = False  # whether a GPU may round factors to TensorFloat-32 (10 bits)
+    # yes: the file is as it was sealed. no: it has no seal (a .keras file), or was not checked.
+    # foreign: vggkeras did not write it.
+    sealed: Sealed = "no"
 
     @property
     def class_names(self) -> list[str]:

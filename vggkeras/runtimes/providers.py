@@ -29,11 +29,13 @@ TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # NVIDIA's libraries read it once a proc
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how a model computes, as `vggkeras.load` takes it."""
+    """How a model is loaded, and where it computes, as `vggkeras.load` takes it."""
 
     provider: str = "cpu"  # one of PROVIDERS
     threads: int | None = None  # CPU threads of one operation; None: one for every core
     tf32: bool = False  # whether a GPU may round factors to TensorFloat-32 (10 bits)
+    verify: bool = True  # compare a file of vggkeras with its seal first
+    trust_saved_model: bool = False  # run a SavedModel whatever its operators do
 
     def check(self) -> None:
         """Raise InputError for an unknown provider, too few or too many threads."""

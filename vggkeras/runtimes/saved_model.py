@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
+from vggkeras.runtimes.operators import check_operators
 from vggkeras.runtimes.predictor import Predictor
 from vggkeras.runtimes.providers import (
     Options,
@@ -16,14 +16,18 @@ from vggkeras.runtimes.providers import (
     tensorflow_device,
     tensorflow_threads,
 )
+from vggkeras.runtimes.seal import card_of
 
 
 def load(path: Path, options: Options) -> Predictor:
     """Return a predictor over a SavedModel folder; see `vggkeras.load`."""
     import tensorflow as tf
 
+    card, sealed = card_of(path, options.verify)
     check_tensorflow_gpu(options.provider)
     threads = tensorflow_threads(options.threads)
+    if not options.trust_saved_model:
+        check_operators(path)
     try:
         loaded = tf.saved_model.load(str(path))
         function = loaded.signatures["serving_default"]
@@ -37,7 +41,6 @@ def load(path: Path, options: Options) -> Predictor:
     output_name, output = next(iter(function.structured_outputs.items()))
     check_takes_bytes(path, images.dtype == tf.uint8, [list(i.shape) for i in inputs.values()])
     form = form_of(None in images.shape[1:], output_name)
-    card = _card(path)
     beside = forms_beside(path, card, lambda file: load(file, options))
 
     def run(batch: np.ndarray, loaded=loaded) -> np.ndarray:  # a signature holds variables weakly
@@ -59,12 +62,5 @@ def load(path: Path, options: Options) -> Predictor:
         make_form=None if form.takes_any_size else beside,
         threads=threads,
         tf32=options.tf32,
+        sealed=sealed,
     )
-
-
-def _card(path: Path) -> ModelCard:
-    """Return the card in an exported folder; empty without one."""
-    file = path / "assets.extra" / "vggkeras.json"
-    if not file.exists():
-        return ModelCard()
-    return ModelCard.from_text(file.read_bytes(), path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside
 from vggkeras.runtimes.predictor import Predictor, taking_turns
 from vggkeras.runtimes.providers import Options, cores
+from vggkeras.runtimes.seal import card_of
 from vggkeras.runtimes.stderr import quiet_stderr
 
 
@@ -22,6 +21,7 @@ def load(path: Path, options: Options) -> Predictor:
     """Return a predictor over a .tflite file; see `vggkeras.load`."""
     from ai_edge_litert.interpreter import Interpreter
 
+    card, sealed = card_of(path, options.verify)
     threads = options.threads or cores()
     try:
         with quiet_stderr():  # it reports its delegate, every time
@@ -36,7 +36,6 @@ def load(path: Path, options: Options) -> Predictor:
     check_takes_bytes(path, images["dtype"] == np.uint8, [list(i["shape"]) for i in inputs])
     ((_, signature),) = interpreter.get_signature_list().items()
     form = form_of(-1 in images["shape_signature"][1:], signature["outputs"][0])
-    card = _card(path)
     _, height, width, channels = map(int, images["shape"])
     beside = forms_beside(path, card, lambda file: load(file, options))
     return Predictor(
@@ -53,16 +52,8 @@ def load(path: Path, options: Options) -> Predictor:
         form=form,
         make_form=None if form.takes_any_size else beside,
         threads=threads,
+        sealed=sealed,
     )
-
-
-def _card(path: Path) -> ModelCard:
-    """Return the card in the ZIP archive that an exported file ends with; empty without one."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if "vggkeras.json" in archive.namelist():
-                return ModelCard.from_text(archive.read("vggkeras.json"), path)
-    return ModelCard()
 
 
 def _runner(interpreter: Any, input_index: int, output_index: int) -> Callable:
