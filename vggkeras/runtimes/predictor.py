@@ -24,7 +24,8 @@ class Predictor:
 
     A dense one takes images of any size from `input_shape` up and answers as
     `models.dense_classifier` does. One of features takes images of any size too, and answers
-    `models.dense_features`', float32 `[N, units]`, instead.
+    `models.dense_features`', float32 `[N, units]`, instead. Any thread may call it: where a runtime
+    holds the state of a call (LiteRT, Keras without TensorFlow, GPUs), calls take turns.
     """
 
     path: Path

@@ -34,7 +34,8 @@ def card_of(path: Path, verify: bool = True) -> tuple[ModelCard, Sealed]:
     except UNREADABLE as error:
         raise InputError(
             f"{path} was changed or cut short since vggkeras wrote it ({error}): expected the file "
-            "as it was exported; copy it again, or export it again."
+            "as it was exported; copy it again, export it again, or load it with verify=False "
+            "if it was changed on purpose."
         ) from error
     return ModelCard.from_text(members[DESCRIPTION], path), sealed
 

@@ -18,7 +18,11 @@ from vggkeras.runtimes.stderr import quiet_stderr
 
 
 def load(path: Path, options: Options) -> Predictor:
-    """Return a predictor over a .tflite file; see `vggkeras.load`."""
+    """Return a predictor over a .tflite file; see `vggkeras.load`.
+
+    Calls from several threads take turns at one interpreter: each already computes on all of its
+    threads, and another interpreter would pack the weights once more.
+    """
     from ai_edge_litert.interpreter import Interpreter
 
     card, sealed = card_of(path, options.verify)
