@@ -41,6 +41,7 @@ def export_model(
     calibration: int | None = None,
     input: Pixels | None = None,
     logits: bool = False,
+    sign: str | os.PathLike[str] | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a trained model, and prove every file on real images in the runtime that serves it.
@@ -56,7 +57,8 @@ def export_model(
         InputError (a ValueError): no model, or none that classifies images; unknown format or
             precision; classes that differ from the data's; too few images, to calibrate on too;
             weights or activations that are not finite, or too large for float16, by layer;
-            features that are all zero; another process exports into the folder.
+            features that are all zero; a key that cannot be used; another process exports into the
+            folder.
         OSError: a folder that cannot be written.
     """
     from export import pipeline
@@ -75,6 +77,7 @@ def export_model(
         calibration=calibration,
         input=input,
         logits=logits,
+        sign=Path(sign) if sign else None,
     )
     return {name: entry.to_json(name) for name, entry in pipeline.run(request, console).items()}
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
+from export import signature
 from export.formats import FORMATS, Target, writer_of
 from export.request import Request
 from vggkeras import files, locks
@@ -51,6 +52,7 @@ def run(request: Request, console: Console | None = None) -> dict[str, Entry]:
 
 def _run(request: Request, targets: Sequence[Target], console: Console) -> dict[str, Entry]:
     """Export into a folder that is this process' own."""
+    signer = signature.signer(request.sign, request.folder) if request.sign else None
     _load_tensorflow(console)
     from export import certificate, samples, subjects
 
@@ -73,7 +75,11 @@ def _run(request: Request, targets: Sequence[Target], console: Console) -> dict[
         rows = [export.prove(target, peak) for target, peak in written]
         beside = _golden_file(request.form, evidence, evidence.sizes or kept)
         entries, stale = certificate.place(rows, beside, subject.model_sha256)
+        passed = all(entry.passed for entry in entries.values())
+        signed = signature.renewed(request.folder, signer if passed else None)
     certificate.print_table(console, rows)
+    if signed:
+        console.print(signed, soft_wrap=True, markup=False)
     if stale:
         console.print(
             f"not of this model: {', '.join(stale)} in {request.folder}; export them again or "

@@ -64,6 +64,10 @@ class Request:
     """Say that such a model gives class scores: a soft-max is added. Otherwise its last activation
     tells."""
 
+    sign: Path | None = None
+    """Private key, a PEM file of an elliptic curve: model.sig signs every file of the folder, for
+    `export.verify --public-key`. Without it, a signature that no longer holds is removed."""
+
     @property
     def form(self) -> Form:
         """The form of the model that is written."""

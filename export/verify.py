@@ -3,13 +3,14 @@
 Where they lie beside it, against its entry in certificate.json and the golden answers named there.
 
     python -m export.verify model.onnx model.int8.tflite
+    python -m export.verify --public-key key.pub.pem model.onnx   by whom are they signed?
     python -m export.verify --explain model.onnx             stage by stage: the first that differs
     python -m export.verify --original photo.jpg model.onnx  write its golden photograph
     python -m export.verify --inputs mine.npy model.onnx     what your preprocessing made of it:
                                                              what is wrong?
 
 NumPy, Pillow and the file's runtime are enough: ONNX Runtime, LiteRT, or TensorFlow for a
-SavedModel. So the command line is argparse's.
+SavedModel; for signatures, model-signing. So the command line is argparse's.
 
 Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2: nothing to verify.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from export import TOLERANCES, artifact, parity
+from export import TOLERANCES, artifact, parity, signature
 from export import golden as golden_module
 from export.golden import GoldenFile
 from vggkeras import certificate, containers, files, runtimes
@@ -214,6 +215,9 @@ def main() -> int:
     """Parse, and verify each file."""
     refuse_empty_arguments()
     arguments = _parser().parse_args()
+    expected = signature.expected_signer(arguments.public_key, arguments.identity, arguments.issuer)
+    if expected and not signature.is_as_signed(arguments.files, expected):
+        return 1
     if any((path / "saved_model.pb").exists() for path in arguments.files):
         from vggkeras.terminal import Console, load_tensorflow  # TensorFlow's users have rich
 
@@ -267,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="load a SavedModel even if its operators may touch files, sockets or Python",
     )
+    signature.add_arguments(parser)
     return parser
 
 
