@@ -155,16 +155,15 @@ def test_a_fresh_environment_verifies_a_signed_export(signed, keys, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     packages = ["numpy", "pillow", "onnx", "onnxruntime", "model-signing", "pyopenssl"]
-    asked = subprocess.run(
-        [python, "-m", "pip", "install", *packages], capture_output=True, text=True
-    )
+    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    install = [python, "-m", "pip", "install", *packages]
+    asked = subprocess.run(install, env=environment, capture_output=True, text=True)
     if asked.returncode and (
         "No matching distribution" in asked.stderr or "connection" in asked.stderr.lower()
     ):
         pytest.skip("pip reaches no index")
     assert asked.returncode == 0, asked.stderr
-    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
-    environment["PYTHONPATH"] = str(REPOSITORY)
     verified = [python, "-m", "export.verify", "--public-key", keys[1], "model.onnx"]
     told = subprocess.run(verified, cwd=signed, env=environment, capture_output=True, text=True)
     assert told.returncode == 0, told.stdout + told.stderr
