@@ -29,7 +29,12 @@ import vggkeras
 
 pytestmark = pytest.mark.integration
 
-PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    README,
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "SECURITY.md",
+    *sorted(DOCS.glob("*.md")),
+]
 MODULES = ("vggkeras", "export", "export.verify", "export.compare", "export.benchmark")
 # Bash runs a block with no program to be found but this one, which writes down its arguments.
 RECORD = """

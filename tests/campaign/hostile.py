@@ -240,8 +240,8 @@ def _not_a_file(case: Case, name: str, path: Path) -> Outcome:
 
 
 TRIALS = (
-    Trial("hostile-keras", 56, 56, open_keras, prepare_run),
+    Trial("hostile-keras", 56, 19, open_keras, prepare_run),
     Trial("hostile-hdf5", 20, 20, open_hdf5, prepare_weights),
     Trial("hostile-saved-models", 10, 4, open_saved_model, prepare_exports),
-    Trial("hostile-images", 40, 40, open_image, prepare_images, limit=60.0, megabytes=6000.0),
+    Trial("hostile-images", 40, 20, open_image, prepare_images, limit=60.0, megabytes=6000.0),
 )

@@ -75,19 +75,23 @@ def prepare_two_exports(subject: Path) -> None:
     """Prepare two models of one architecture, each with its export, and an export's time."""
     if (subject / "export-seconds").exists():
         return
-    from vggkeras import models
-
     for name in ("old", "new"):
-        run = make_run(subject / name)
-        if name == "new":
-            network, card = models.load_model(run / "model.keras")
-            last = network.get_layer("predictions")
-            last.set_weights([weight * np.float32(1.25) for weight in last.get_weights()])
-            models.save_model(network, run / "model.keras", card)
+        make_run(subject / name)
+    forked(_scale_last_layer, subject / "new" / "model.keras")
+    for name in ("old", "new"):
         start = time.monotonic()
-        _export(run, subject / f"{name}-export")
+        forked(_export, subject / name, subject / f"{name}-export")
         seconds = time.monotonic() - start
     (subject / "export-seconds").write_text(f"{seconds}")
+
+
+def _scale_last_layer(path: Path) -> None:
+    from vggkeras import models
+
+    network, card = models.load_model(path)
+    last = network.get_layer("predictions")
+    last.set_weights([weight * np.float32(1.25) for weight in last.get_weights()])
+    models.save_model(network, path, card)
 
 
 def _export(run: Path, out: Path) -> None:

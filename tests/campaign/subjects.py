@@ -133,7 +133,7 @@ def refusals() -> Iterator[list[Outcome]]:
     try:
         yield ends
     except Exception as error:
-        if type(error).__name__ in REFUSALS:
+        if type(error).__name__ in REFUSALS or isinstance(error, OSError):  # one line of a command
             ends.append(Outcome(note="refused", detail=str(error)[:500]))
         else:
             ends.append(Outcome("traceback", detail=traceback.format_exc()[-1500:]))

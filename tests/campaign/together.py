@@ -58,7 +58,7 @@ def call_in_threads(case: Case) -> Outcome:
 
 def prepare_pairs(subject: Path) -> None:
     """Prepare what one run and one export alone give, of two seeds and of two models."""
-    forked(prepare_two_exports, subject)
+    prepare_two_exports(subject)
     write_data(subject / "pair-data")
     os.chdir(subject)
     for seed in (0, 1):
