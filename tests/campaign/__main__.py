@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -84,6 +85,7 @@ def main() -> int:
         for trial in TRIALS.values():
             print(f"{trial.name:20} {trial.full:7,} full, {trial.short:4,} short")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # and leave no fork behind
     import tensorflow  # noqa: F401 (once, before all forks)
 
     import vggkeras

@@ -125,15 +125,17 @@ def run(trial: Trial, indices: Sequence[int], seed: int, work: Path) -> Row:
             process = FORK.Process(target=_serve, args=(trial, left, seed, work, sender))
             process.start()
             sender.close()
-            while left and process.is_alive():
-                began = time.monotonic()
-                outcome = _next(process, receiver, trial)
-                row.add(left[0], replace(outcome, seconds=time.monotonic() - began))
-                if outcome.failure:
-                    print(row.details[-1], file=log, flush=True)
-                left.pop(0)
-            kill(process.pid)
-            process.join()
+            try:
+                while left and process.is_alive():
+                    began = time.monotonic()
+                    outcome = _next(process, receiver, trial)
+                    row.add(left[0], replace(outcome, seconds=time.monotonic() - began))
+                    if outcome.failure:
+                        print(row.details[-1], file=log, flush=True)
+                    left.pop(0)
+            finally:  # when this process is asked to end, too
+                kill(process.pid)
+                process.join()
     row.seconds = time.monotonic() - start
     return row
 
@@ -211,11 +213,9 @@ def _resident(pid: int) -> int:
 
 def kill(pid: int) -> None:
     """Kill a process and all that it started."""
-    processes = family(pid)
-    for process in processes:
+    for process in family(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(processes, 10)
 
 
 @contextlib.contextmanager
