@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -64,7 +66,9 @@ def indices(trial: Trial, arguments: argparse.Namespace) -> list[int]:
     count = arguments.count or (trial.short if arguments.short else trial.full)
     if count >= trial.full:
         return list(range(count))
-    return [number * trial.full // count for number in range(count)]  # of every kind
+    # One of each part of the full form, so that there are some of every kind.
+    rng, ends = random.Random(trial.name), [n * trial.full // count for n in range(count + 1)]
+    return [rng.randrange(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def printed(row: Row) -> str:

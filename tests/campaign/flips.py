@@ -244,5 +244,5 @@ TRIALS = (
     Trial("flips-verify", 2000, 100, verify_damaged, prepare_exports),
     Trial("flips-load", 1000, 60, load_damaged, prepare_exports),
     Trial("flips-convert", 300, 12, convert_damaged, prepare_exports),
-    Trial("checkpoints", 400, 12, resume_damaged, prepare_checkpoints),
+    Trial("checkpoints", 400, 10, resume_damaged, prepare_checkpoints),
 )

@@ -199,5 +199,5 @@ def export_of(case: Case, path: Path) -> str:
 
 TRIALS = (
     Trial("kills-training", 100, 3, kill_training, prepare_whole_run, limit=300.0),
-    Trial("kills-export", 100, 6, kill_export, prepare_two_exports, limit=300.0),
+    Trial("kills-export", 100, 4, kill_export, prepare_two_exports, limit=300.0),
 )

@@ -16,13 +16,13 @@ from kills import export_of, prepare_two_exports, write_data
 from machinery import FORK, REFUSALS, Case, Outcome, Trial, forked
 from subjects import FORMATS, answers, command, load, prepare_exports
 
-THREADS, CALLS = 8, 60
+ROUNDS, THREADS, CALLS = 10, 8, 60
 RUNTIMES = ("model.onnx", "model.tflite", "saved_model", "keras")
 
 
 def call_in_threads(case: Case) -> Outcome:
     """Call one predictor from eight threads, each with images of its own, in batches of its own."""
-    name = RUNTIMES[case.index % len(RUNTIMES)]
+    name = RUNTIMES[case.index // ROUNDS % len(RUNTIMES)]
     run = case.subject / "run"
     model = load(run if name == "keras" else run / "export" / name)
     images, expected = answers(case.subject, name)
@@ -144,6 +144,6 @@ def _export_problem(case: Case, out: Path) -> str:
 
 
 TRIALS = (
-    Trial("threads", 10 * len(RUNTIMES), len(RUNTIMES), call_in_threads, prepare_exports),
-    Trial("pairs", 10, 4, two_at_once, prepare_pairs, limit=300.0),
+    Trial("threads", ROUNDS * len(RUNTIMES), len(RUNTIMES), call_in_threads, prepare_exports),
+    Trial("pairs", 10, 2, two_at_once, prepare_pairs, limit=300.0),
 )

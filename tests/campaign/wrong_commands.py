@@ -204,4 +204,4 @@ def wrong_command(case: Case) -> Outcome:
     return Outcome(end.failure, end.note, f"{line}: {end.detail}")
 
 
-TRIALS = (Trial("commands", len(command_lines()), 40, wrong_command, prepare_commands, limit=60.0),)
+TRIALS = (Trial("commands", len(command_lines()), 30, wrong_command, prepare_commands, limit=60.0),)
