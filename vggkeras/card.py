@@ -141,11 +141,9 @@ class ModelCard:
 
     def _check_together(self) -> None:
         """Raise ValueError where fields contradict each other."""
-        classes, channels = len(self.class_names), len(self.mean_rgb)
+        classes = len(self.class_names)
         if self.form is not Form.FEATURES and classes and self.outputs not in (0, classes):
             raise ValueError(f"it names {classes} classes, and has {self.outputs} outputs")
-        if self.input_shape and channels not in (0, self.input_shape[2]):
-            raise ValueError(f"its mean has {channels} values, its images {self.input_shape[2]}")
         if not all(side.isdecimal() and side.isascii() for side in self.smallest_sides):
             raise ValueError("smallest_sides: expected numbers of pixels")
 

@@ -7,17 +7,14 @@ figure is found. It is no signature: who changes an entry can compute its digest
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vggkeras import files
+from vggkeras import files, typed
 from vggkeras.errors import InputError
 
 CERTIFICATE = "certificate.json"
@@ -81,26 +78,14 @@ class Entry:
         Raises:
             ValueError: a field is missing or of another type, or anything was changed since.
         """
-        if not isinstance(value, dict):
-            raise ValueError(f"{name}: expected an object")
-        hints = {f.name: f for f in dataclasses.fields(cls)}
-        missing = [
-            f.name
-            for f in hints.values()
-            if f.name not in value and f.default is f.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise ValueError(f"an entry has no {', '.join(sorted(missing))}")
-        values = {key: v for key, v in value.items() if key in hints}
-        if values.get("replaces") is not None and isinstance(values["replaces"], list):
-            values["replaces"] = [cls.from_json(name, one) for one in values["replaces"]]
-        for key, hint in _types().items():
-            if key in values and not _is_of(values[key], hint):
-                raise ValueError(f"{name}: {key} is {str(values[key])[:40]!r}")
+        values = {**value} if isinstance(value, dict) else value
+        if isinstance(value, dict) and isinstance(value.get("replaces"), list):
+            values["replaces"] = [cls.from_json(name, one) for one in value["replaces"]]
+        entry = typed.instance(cls, values, name)
         is_older = DIGEST not in value and "golden_sha256" not in value
         if not is_older and value.get(DIGEST) != _digest(name, value):
             raise ValueError(f"{name}: changed since it was written")
-        return cls(**values)
+        return entry
 
     def to_json(self, name: str) -> dict[str, Any]:
         """Return what certificate.json holds under a file's name."""
@@ -133,13 +118,13 @@ def read(folder: Path) -> dict[str, Entry]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = typed.parse(path.read_bytes())
         if not isinstance(value, dict):
             raise ValueError("expected an object")
         entries = {name: Entry.from_json(name, entry) for name, entry in value.items()}
         if others := [name for name in entries if Path(name).name != name or not name.strip(".")]:
             raise ValueError(f"{others[0]!r} is no file's name")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
     there = {name: _of_what_lies_there(folder, name, entry) for name, entry in entries.items()}
     return {name: entry for name, entry in there.items() if entry is not None}
@@ -164,29 +149,7 @@ def _of_what_lies_there(folder: Path, name: str, entry: Entry) -> Entry | None:
     return None
 
 
-@functools.cache
-def _types() -> dict[str, Any]:
-    return typing.get_type_hints(Entry)
-
-
 def _digest(name: str, values: Mapping[str, Any]) -> str:
     """Return the digest of an entry's values, whatever their order, and of the file's name."""
     others = {key: v for key, v in values.items() if key != DIGEST}
     return hashlib.sha256(json.dumps([name, others], sort_keys=True).encode()).hexdigest()
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Return whether a value from JSON is of a field's type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return any(_is_of(value, one) for one in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_is_of(one, arguments[0]) for one in value)
-    if origin is tuple:
-        fits = isinstance(value, list) and len(value) == len(arguments)
-        return fits and all(map(_is_of, value, arguments))
-    if origin is dict:
-        return isinstance(value, dict)  # JSON's keys are strings
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint

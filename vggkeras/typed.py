@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -35,11 +35,14 @@ def instance(expected: type[T], value: Any, name: str) -> T:
     """Return a dataclass from a JSON object; keys that are no fields of it are left out.
 
     Raises:
-        ValueError: it is no object, or a field is of another type or out of its range.
-        TypeError: a field without a default is missing.
+        ValueError: it is no object, a field is missing, of another type or out of its range.
     """
     if not isinstance(value, Mapping):
         raise _unexpected(name, "an object", value)
+    fields = dataclasses.fields(expected)  # type: ignore[arg-type]
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - value.keys()):
+        raise ValueError(f"{name} has no {', '.join(missing)}")
     hints: dict[str, Any] = _hints(expected)  # type: ignore[arg-type]
     known = {key: hint for key, hint in hints.items() if key in value}
     return expected(**{k: as_type(value[k], hint, f"{name}.{k}") for k, hint in known.items()})
@@ -64,8 +67,10 @@ def as_type(value: Any, expected: Any, name: str) -> Any:
         return _one_of(value, inner, name)
     if origin in (Union, UnionType):  # with None
         return None if value is None else as_type(value, inner[0], name)
-    if origin is tuple:
-        return _tuple(value, inner, name)
+    if expected is Any:
+        return value
+    if origin in (list, tuple):
+        return origin(_items(value, (*inner, ...) if origin is list else inner, name))
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise _unexpected(name, "an object", value)
@@ -99,14 +104,14 @@ def _scalar(value: Any, expected: Any, name: str) -> Any:
     return Path(value) if issubclass(expected, Path) else value
 
 
-def _tuple(value: Any, inner: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+def _items(value: Any, inner: tuple[Any, ...], name: str) -> Iterator[Any]:
     if not isinstance(value, list | tuple):
         raise _unexpected(name, "a list", value)
     types = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
     if len(types) != len(value):
         raise ValueError(f"{name}: expected {len(types)} values, received {len(value)}")
     pairs = enumerate(zip(value, types, strict=True))
-    return tuple(as_type(item, hint, f"{name}[{i}]") for i, (item, hint) in pairs)
+    return (as_type(item, hint, f"{name}[{i}]") for i, (item, hint) in pairs)
 
 
 def _one_of(value: Any, choices: Any, name: str) -> Any:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import encoded, photo, write_photos
-from hostile_images import costly_images, no_files, png, refused_images
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from image_gallery import costly_images, no_files, png, refused_images
 from PIL import Image
 
 import vggkeras

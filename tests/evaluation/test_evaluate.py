@@ -210,11 +210,11 @@ def test_files_that_are_no_images_and_those_cut_short_are_counted_together(
     code, _, err = command(cli, *arguments)
     assert code == 2
     message = " ".join(err.split())
-    assert all(name in message for name in ("001.jpg", "002.jpg", "link.jpg"))
-    assert f"(3 of {photos})" in message
+    assert all(name in message for name in ("001.jpg", "002.jpg", "link.jpg", "folder.jpg"))
+    assert f"(4 of {photos})" in message
     code, out, _ = command(cli, *arguments, "--skip-unreadable")
     assert code == 0
-    assert "skipped 3 unreadable images" in out
+    assert "skipped 4 unreadable images" in out
 
 
 @pytest.mark.parametrize("path", ["folder", ".", "file/e.json"])

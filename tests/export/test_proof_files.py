@@ -192,11 +192,11 @@ def test_absurd_golden_answers_are_refused_in_one_line(what, tmp_path):
 
 
 def test_golden_answers_that_inflate_to_gigabytes_are_refused_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(golden_module, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(golden_module, "MOST_BESIDE", 100_000)
     with zipfile.ZipFile(tmp_path / "golden.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", bytes(1_000_000))
     assert (tmp_path / "golden.npz").stat().st_size < 10_000
-    with pytest.raises(InputError, match="more than 100,000 bytes"):
+    with pytest.raises(InputError, match="expected 100,000 at most"):
         golden_module.load_golden(tmp_path)
 
 
