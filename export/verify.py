@@ -23,6 +23,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -228,8 +229,15 @@ def main() -> int:
     return 0 if all(passed) else 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of every command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; `python -m export.verify --help` says what there is.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m export.verify",
         description="Check exported files against the checksums and golden answers inside them.",
         epilog="Exit code 0: every file is whole and gives its golden answers. 1: one differs. "

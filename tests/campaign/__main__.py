@@ -15,7 +15,6 @@ own. Exit code 0: nothing failed. Linux only.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
@@ -104,7 +103,7 @@ def main() -> int:
         print(printed(row), flush=True)
         if json_file:
             with open(json_file, "a") as file:
-                file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+                file.write(json.dumps(vars(row)) + "\n")
         failed = failed or bool(row.failures)
     return 1 if failed else 0
 

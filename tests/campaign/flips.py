@@ -50,11 +50,12 @@ def verify_damaged(case: Case) -> Outcome:
     folder = clone(exports, case.scratch / "export", own)
     done = damage_file(folder / own, case)
     # What lies beside the files must be noticed by one of them.
-    files = FORMATS[:2] if own.name in BESIDE else (own.parts[0],)
+    is_beside = str(own) in BESIDE
+    files = FORMATS[:2] if is_beside else (own.parts[0],)
     ended = command("export.verify", *(folder / name for name in files))
     if ended.failure or ended.code != 0:
         return refused(ended, "", codes=(1, 2))
-    if own.name in BESIDE and _same_content(exports / own, folder / own):
+    if is_beside and _same_content(exports / own, folder / own):
         return Outcome(note="harmless")
     return Outcome("accepted change", detail=done)
 

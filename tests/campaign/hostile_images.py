@@ -88,7 +88,7 @@ NAMES: dict[str, bytes] = {
     "markup": b"[edited].png",
     "markup that closes": b"[/b].png",
     "a style": b"[bold red]x[/].png",
-    "a link": b"[link=file:///etc/passwd]x.png",
+    "a link": b"[link=file:passwd]x.png",
     "colors": b"\x1b[31mred.png",
     "a title": b"\x1b]0;title\x07.png",
     "a cleared screen": b"\x1b[2J\x1b[H.png",

@@ -89,7 +89,14 @@ def load(
             f"pip install {runtime.package.replace('_', '-')}."
         )
     module = importlib.import_module(f"vggkeras.runtimes.{runtime.module}")
-    return module.load(path, replace(options, tf32=tf32 and provider != "cpu"))
+    predictor = module.load(path, replace(options, tf32=tf32 and provider != "cpu"))
+    named = len(predictor.card.class_names)
+    if named not in (0, predictor.outputs) and not predictor.features:
+        raise InputError(
+            f"{path} names {named} classes and has {predictor.outputs} outputs: it is damaged; "
+            "train or export it again."
+        )
+    return predictor
 
 
 def _file_of(path: Path) -> tuple[Path, str]:

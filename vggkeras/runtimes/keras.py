@@ -129,7 +129,14 @@ def _tensorflow_runner(model: Any, options: Options) -> Callable[[np.ndarray], n
     )
 
     def run(images: np.ndarray) -> np.ndarray:
-        with tensorflow_device(options.provider, options.tf32):
-            return function(tf.constant(images)).numpy()
+        try:
+            with tensorflow_device(options.provider, options.tf32):
+                return function(tf.constant(images)).numpy()
+        except tf.errors.OpError as error:
+            reason = " ".join(error.message.split())[:300]
+            raise InputError(
+                f"TensorFlow cannot compute {model.name} ({reason}): if it is memory, give smaller "
+                "images; else the network is not whole, save it again."
+            ) from error
 
     return run
