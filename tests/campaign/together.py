@@ -145,5 +145,5 @@ def _export_problem(case: Case, out: Path) -> str:
 
 TRIALS = (
     Trial("threads", ROUNDS * len(RUNTIMES), len(RUNTIMES), call_in_threads, prepare_exports),
-    Trial("pairs", 10, 2, two_at_once, prepare_pairs, limit=300.0),
+    Trial("pairs", 10, 1, two_at_once, prepare_pairs, limit=300.0),
 )

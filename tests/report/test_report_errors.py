@@ -68,7 +68,7 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, check):
     (tmp_path / "empty").mkdir()
     check(["empty"], "neither run.json nor certificate.json")
     for text, message in (
-        ('{"model.onnx": {}}', "export/certificate.json is damaged (an entry has no bytes"),
+        ('{"model.onnx": {}}', "export/certificate.json is damaged (model.onnx has no bytes"),
         ('{"model.onnx": ', "export/certificate.json is damaged (Expecting value"),
         ("{}", "names no artifact"),
     ):
