@@ -46,7 +46,8 @@ class Checkpoint:
 def save(folder: Path, number: int, arrays: Sequence[np.ndarray], state: State) -> None:
     """Write `folder`/NUMBER.npz, and remove all but the last two checkpoints."""
     named = {f"{i:04d}": array for i, array in enumerate(arrays)}
-    text = json.dumps(dataclasses.asdict(state)).encode()
+    # A damaged directory of the archive can hide entries: how many there are is said inside.
+    text = json.dumps(dataclasses.asdict(state) | {"arrays": len(arrays)}).encode()
     with files.replacing(folder / f"{number:09d}.npz") as beside, open(beside, "wb") as file:
         # np.savez adds its suffix to a name, but not to a file object.
         np.savez(file, state=np.frombuffer(text, np.uint8), **named)  # type: ignore[arg-type]
@@ -72,8 +73,14 @@ def _read(path: Path) -> Checkpoint:
         names = sorted(file.files)
         if names != [*(f"{i:04d}" for i in range(len(names) - 1)), "state"]:
             raise ValueError(f"it holds {', '.join(names)[:100]}")
-        state = State(**json.loads(file["state"].tobytes()))
-        return Checkpoint([file[name] for name in names[:-1]], state)
+        values = json.loads(file["state"].tobytes())
+        if values.pop("arrays", len(names) - 1) != len(names) - 1:  # earlier versions do not say
+            raise ValueError("some of its arrays are missing")
+        state = State(**values)
+        arrays = [file[name] for name in names[:-1]]
+        if not all(isinstance(array, np.ndarray) for array in arrays):  # NumPy gives it as bytes
+            raise ValueError("one of its arrays is empty")
+        return Checkpoint(arrays, state)
 
 
 def newest_first(folder: Path) -> list[Path]:
