@@ -101,8 +101,7 @@ def place(
 ) -> tuple[dict[str, Entry], list[str]]:
     """Rename proven files, and their golden answers, into their places, and certify them.
 
-    A kill at any moment leaves files that can be verified, each the old one or the new one: from
-    before the first is renamed until after the last, each entry holds the one it replaces.
+    A kill at any moment leaves the old files, or the new ones once the folder is read again.
 
     Args:
         rows: of the files, which lie beside their places.
@@ -120,25 +119,24 @@ def place(
     kept = {
         name: replace(
             entry,
-            replaces=None,
             golden_sha256=digest if golden.shares(form, entry) else entry.golden_sha256,
         )
         for name, entry in before.items()
         if entry.model_sha256 == model_sha256
     }
     after = kept | placed
-    replacing = {
-        name: replace(entry, replaces=before[name].versions if name in before else [])
-        for name, entry in after.items()
+    moves = {row.target.beside: row.path for row in rows}
+    contents = {
+        golden.golden_path(folder, form): packed_golden,
+        folder / certificate.CERTIFICATE: certificate.text_of(after).encode(),
     }
-    certificate.write(folder, replacing)
-    with files.replacing(golden.golden_path(folder, form)) as beside:
-        beside.write_bytes(packed_golden)
+    for path, content in contents.items():
+        moves[files.partial(path)] = path
+        files.partial(path).write_bytes(content)
+    files.move_all(moves)
     for row in rows:
-        files.move(row.target.beside, row.path)
         if row.entry.passed:
             files.remove(row.target.rejected)
-    certificate.write(folder, after)
     stale = sorted(name for name in before.keys() - after.keys() if (folder / name).exists())
     return placed, stale
 

@@ -163,8 +163,7 @@ def certified_golden(folder: Path, form: Form, entry: Entry) -> GoldenFile | Non
     """Return the golden images and answers that a file's entry in certificate.json names.
 
     Returns:
-        None where they are another model's, whose export was cut off; or where an older
-        certificate does not name them, and there are none.
+        None where an older certificate does not name them, and there are none.
 
     Raises:
         InputError (a ValueError): the file is missing or damaged, or not the one that is named.
@@ -173,15 +172,11 @@ def certified_golden(folder: Path, form: Form, entry: Entry) -> GoldenFile | Non
     if entry.golden_sha256 is None and not path.is_file():
         return None
     content = _content(path)
-    digest = hashlib.sha256(content).hexdigest()
-    named = [one for one in entry.versions if one.golden_sha256 == digest]
-    if not named and entry.golden_sha256 is not None:
+    if entry.golden_sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise InputError(
             f"{path}: not what it was when the files were proven (sha256): restore it, or export "
             "again."
         )
-    if named and all(one.model_sha256 != entry.model_sha256 for one in named):
-        return None
     return _unpack(path, content, form)
 
 

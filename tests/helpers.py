@@ -265,7 +265,7 @@ def certify_golden_answers(folder: Path, form: Form = Form.CLASSIFIER) -> None:
         else entry
         for name, entry in certificate.read(folder).items()
     }
-    certificate.write(folder, entries)
+    (folder / "certificate.json").write_text(certificate.text_of(entries))
 
 
 def swap_layers(path: Path, one: str, other: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,57 @@ def test_a_folder_whose_replacing_is_killed_is_the_old_one_or_the_new_one(
     files.sweep(tmp_path)
     assert (tmp_path / "model" / "variables" / "data").read_text() == expected
     assert names(tmp_path) == ["model"]
+
+
+MOVED = """
+import os, signal
+from pathlib import Path
+from vggkeras import exchange, files
+left = [{number}]
+def watched(function):
+    def changed(*arguments, **options):
+        done = function(*arguments, **options)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+    return changed
+if not {exchanges}:
+    exchange.exchanged = lambda *paths: False
+for name in ("replace", "rename", "unlink", "rmdir"):
+    setattr(os, name, watched(getattr(os, name)))
+exchange.exchanged = watched(exchange.exchanged)
+if {again}:
+    files.finish(Path("x"))
+with files.claimed(Path("x")):
+    moves = dict((files.partial(Path("x", name)), Path("x", name)) for name in ("a", "model", "b"))
+    for beside, path in moves.items():
+        if path.name == "model":
+            beside.mkdir()
+        (beside / "data" if path.name == "model" else beside).write_text("new")
+    files.move_all(moves)
+"""
+
+
+@pytest.mark.parametrize("exchanges", [False, True])
+def test_files_that_are_moved_together_are_all_old_or_all_new_after_kills(tmp_path, exchanges):
+    """At every change of the folder; and again, at every change, while the rest is moved."""
+    folder, found = tmp_path / "x", []
+    for number in range(1, 7):
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "model").mkdir(parents=True)
+        contents = [folder / "a", folder / "model" / "data", folder / "b"]
+        for path in contents:
+            path.write_text("old")
+        killed(MOVED.format(number=number, exchanges=exchanges, again=False), tmp_path)
+        if number % 2:
+            killed(MOVED.format(number=1 + number // 2, exchanges=exchanges, again=True), tmp_path)
+        files.finish(folder)
+        (one,) = {path.read_text() for path in contents}
+        found.append(one)
+        files.sweep(folder)
+        assert names(folder) == ["a", "b", "model"]
+    assert set(found[1:]) == {"new"}
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="only these can")

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from vggkeras import files, typed
 from vggkeras.errors import InputError
 
 CERTIFICATE = "certificate.json"
-# Left out where there is none: what only some files say, and what a finished export has not.
-OPTIONAL = ("calibration", "left_in_float", "processor", "replaces")
+# Left out where there is none: what only some files say.
+OPTIONAL = ("calibration", "left_in_float", "processor")
 DIGEST = "entry_sha256"
 
 
@@ -67,8 +67,6 @@ class Entry:
     passed: bool
     failures: list[str]
     golden_sha256: str | None = None  # of golden.npz, or golden.features.npz of features
-    # While an export puts its files into their places: what this entry replaces, [] for nothing.
-    replaces: list[Entry] | None = None
     entry_sha256: str | None = None  # the digest that was read; `to_json` computes it anew
 
     @classmethod
@@ -78,10 +76,7 @@ class Entry:
         Raises:
             ValueError: a field is missing or of another type, or anything was changed since.
         """
-        values = {**value} if isinstance(value, dict) else value
-        if isinstance(value, dict) and isinstance(value.get("replaces"), list):
-            values["replaces"] = [cls.from_json(name, one) for one in value["replaces"]]
-        entry = typed.instance(cls, values, name)
+        entry = typed.instance(cls, value, name)
         is_older = DIGEST not in value and "golden_sha256" not in value
         if not is_older and value.get(DIGEST) != _digest(name, value):
             raise ValueError(f"{name}: changed since it was written")
@@ -89,16 +84,9 @@ class Entry:
 
     def to_json(self, name: str) -> dict[str, Any]:
         """Return what certificate.json holds under a file's name."""
-        fields = dataclasses.asdict(replace(self, replaces=None))
+        fields = dataclasses.asdict(self)
         values = {k: v for k, v in fields.items() if v is not None or k not in OPTIONAL}
-        if self.replaces is not None:
-            values["replaces"] = [entry.to_json(name) for entry in self.replaces]
         return values | {DIGEST: _digest(name, values)}
-
-    @property
-    def versions(self) -> list[Entry]:
-        """This entry and those that it replaces."""
-        return [replace(self, replaces=None), *(self.replaces or ())]
 
     def path(self, folder: Path, name: str) -> Path:
         """Return where the file lies: under its name, or beside it where its proof failed."""
@@ -108,12 +96,12 @@ class Entry:
 def read(folder: Path) -> dict[str, Entry]:
     """Return the entries of an export's files, by name; {} where there is no certificate.
 
-    After an export that was cut off, these are the entries of the files that lie there; `replaces`
-    then holds what else was certified under their names.
+    An export that was killed while its files took their places is finished first.
 
     Raises:
-        InputError (a ValueError): it is damaged.
+        InputError (a ValueError): it is damaged; or such an export cannot be finished here.
     """
+    files.finish(folder)
     path = folder / CERTIFICATE
     if not path.is_file():
         return {}
@@ -126,27 +114,12 @@ def read(folder: Path) -> dict[str, Entry]:
             raise ValueError(f"{others[0]!r} is no file's name")
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): remove it and export again.") from error
-    there = {name: _of_what_lies_there(folder, name, entry) for name, entry in entries.items()}
-    return {name: entry for name, entry in there.items() if entry is not None}
+    return entries
 
 
-def write(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Write certificate.json in one step."""
-    files.write_json(
-        folder / CERTIFICATE, {name: entry.to_json(name) for name, entry in entries.items()}
-    )
-
-
-def _of_what_lies_there(folder: Path, name: str, entry: Entry) -> Entry | None:
-    """Return an entry, or the one it replaces where an export was cut off before its file."""
-    if entry.replaces is None:
-        return entry
-    versions = entry.versions
-    for version in versions:
-        path = version.path(folder, name)
-        if path.exists() and files.sha256(path) == version.sha256:
-            return replace(version, replaces=[other for other in versions if other is not version])
-    return None
+def text_of(entries: Mapping[str, Entry]) -> str:
+    """Return the content of certificate.json."""
+    return files.json_text({name: entry.to_json(name) for name, entry in entries.items()})
 
 
 def _digest(name: str, values: Mapping[str, Any]) -> str:

@@ -12,13 +12,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vggkeras import exchange, locks
+from vggkeras import exchange, locks, typed
 from vggkeras.errors import InputError
 
 # What is half written is .partial-MACHINE-PROCESS-RANDOM-NAME; while its process lives, a file
@@ -26,7 +26,9 @@ from vggkeras.errors import InputError
 PARTIAL = ".partial-"
 CLAIM = re.compile(r"\.partial-[0-9a-f]{8}-\d+-[0-9a-f]{8}")
 ASIDE = "~"  # instead of the last -: a folder that is being replaced
+DECIDED = "="  # after a claim: the list of what takes its place, even if this process is killed
 FOREIGN_SECONDS = 24 * 3600  # after which another machine's process has certainly ended
+FINISH_SECONDS = 10.0  # in which a process that lives has renamed its files
 MODELS = (".keras", ".onnx", ".tflite")
 
 
@@ -62,8 +64,7 @@ def claimed(folder: Path, claim: str | None = None) -> Iterator[str]:
             _sync(made.parent)
         yield claim
     finally:
-        for left in folder.glob(f"{claim}?*"):
-            _settle(left)
+        _clear(lock)
         locks.release(lock, descriptor)
 
 
@@ -87,7 +88,7 @@ def sweep(folder: Path) -> None:
     A process of this machine, in whatever container, has ended where its claim is not locked. Of
     one of another machine that is not certain, as its locks may not reach here: what it left is
     removed after a day. A folder that was moved aside to be replaced is put back if its place is
-    empty.
+    empty; and what `move_all` had begun is finished.
     """
     claims: dict[str, list[Path]] = {}
     for left in folder.glob(f"{PARTIAL}*"):
@@ -113,9 +114,7 @@ def _sweep(lock: Path, names: Sequence[Path]) -> None:
         descriptor = locks.NO_LOCK if is_old else None
     if descriptor is None:
         return
-    for left in names:
-        if left != lock:
-            _settle(left)
+    _clear(lock)
     locks.release(lock, descriptor)
 
 
@@ -127,13 +126,35 @@ def _age(paths: Sequence[Path]) -> float:
         return 0.0
 
 
-def _settle(left: Path) -> None:
-    """Remove what was half written; put back what was moved aside, if its place is empty."""
-    claim, aside, name = left.name.partition(ASIDE)
-    if aside and CLAIM.fullmatch(claim) and not os.path.lexists(left.with_name(name)):
-        os.rename(left, left.with_name(name))
-    else:
-        remove(left)
+def _clear(lock: Path) -> None:
+    """Finish what was decided, put back what was moved aside, and remove what was half written."""
+    _finish(lock.with_name(lock.name + DECIDED))
+    for left in lock.parent.glob(f"{lock.name}?*"):
+        claim, aside, name = left.name.partition(ASIDE)
+        if aside and CLAIM.fullmatch(claim) and not os.path.lexists(left.with_name(name)):
+            os.rename(left, left.with_name(name))
+        else:
+            remove(left)
+
+
+def _finish(decided: Path) -> None:
+    """Move what `move_all` has listed into its place, unless it is there already.
+
+    Under its old name there is then nothing, or the folder that it was exchanged with.
+    """
+    if not decided.exists():
+        return
+    try:
+        listed = [
+            (decided.with_name(name), decided.with_name(place), digest)
+            for name, place, digest in typed.parse(decided.read_bytes())
+        ]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{decided} is damaged ({error}): remove it and export again.") from error
+    for beside, path, digest in listed:
+        if beside.exists() and (digest is None or sha256(beside) == digest):
+            move(beside, path)
+    decided.unlink()
 
 
 def check_writable(folder: Path) -> None:
@@ -255,6 +276,51 @@ def move(beside: Path, path: Path) -> None:
     remove(beside)
 
 
+def move_all(moves: Mapping[Path, Path]) -> None:
+    """Move several files or folders into their places, all or none.
+
+    If this process is killed before they are listed in the folder, none is moved; if later, the
+    next process that writes there, or asks for it by `finish`, moves the rest.
+
+    Args:
+        moves: where each belongs, by what `partial` gave, all in one folder of `claimed`.
+    """
+    first = next(iter(moves))
+    claim = CLAIM.match(first.name)
+    assert claim, first
+    for beside in moves:
+        _sync_all(beside)
+    listed = [
+        (beside.name, path.name, sha256(beside) if beside.is_dir() else None)
+        for beside, path in moves.items()
+    ]
+    written = first.with_name(f"{claim[0]}-{DECIDED}")
+    written.write_text(json.dumps(listed))
+    decided = first.with_name(claim[0] + DECIDED)
+    move(written, decided)
+    _finish(decided)
+
+
+def finish(folder: Path) -> None:
+    """Move the rest of what a process had begun to move all together when it was killed.
+
+    One that is still at it is waited for.
+
+    Raises:
+        InputError (a ValueError): this process cannot.
+    """
+    until = time.monotonic() + FINISH_SECONDS
+    while begun := list(folder.glob(f"{PARTIAL}*{DECIDED}")):
+        sweep(folder)
+        if time.monotonic() > until:
+            raise InputError(
+                f"{folder} holds files of two exports: one was cut off while its files took their "
+                f"places, and {begun[0].name} says which ones are left. Run the command again "
+                "where that folder can be written, on the machine that exported; or export again."
+            )
+        time.sleep(1e-3)
+
+
 def _sync_all(path: Path) -> None:
     """Wait until a file is on the disk, or a folder with all that is in it."""
     if path.is_symlink():
@@ -296,7 +362,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return a value as our JSON files have it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def sha256(path: Path, length: int | None = None) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import zipfile
@@ -21,7 +22,7 @@ from export import certificate as placing
 from export import golden as golden_module
 from export import verify
 from export.formats import Target
-from vggkeras import certificate, files
+from vggkeras import certificate, files, locks
 from vggkeras.card import Form
 from vggkeras.errors import InputError
 
@@ -109,8 +110,6 @@ def test_a_flip_in_any_byte_of_a_certificate_is_found_or_changes_nothing(tmp_pat
         {"left_in_float": {}},
         {"input": []},
         {"top1_agreement_interval": [0.5]},
-        {"replaces": {}},
-        {"replaces": [1]},
     ],
 )
 def test_an_entry_of_wrong_types_is_refused_in_one_line(folder, values):
@@ -247,9 +246,11 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
-def kill(steps: int, monkeypatch: pytest.MonkeyPatch, *arguments, **values) -> None:
-    """Place files, and end after so many steps."""
+def kill(steps: int, monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments, **values) -> None:
+    """Place files, and end after so many steps, as a process does that is killed."""
     real, done = files.move, []
+    claim = files.partial(folder / "a").name.removesuffix("-a")
+    lock = locks.acquire_own(folder / claim)
 
     def move(beside: Path, path: Path) -> None:
         if len(done) == steps:
@@ -260,7 +261,8 @@ def kill(steps: int, monkeypatch: pytest.MonkeyPatch, *arguments, **values) -> N
     with monkeypatch.context() as patched:
         patched.setattr(files, "move", move)
         with pytest.raises(Killed):
-            placed(*arguments, **values)
+            placed(folder, *arguments, **values)
+    os.close(lock)
 
 
 def check_what_lies_there(folder: Path) -> None:
@@ -274,30 +276,25 @@ def check_what_lies_there(folder: Path) -> None:
 @pytest.mark.parametrize("model", [OLD, NEW])
 @pytest.mark.parametrize("steps", range(5))
 @pytest.mark.parametrize("formats", [("onnx", "tflite"), ("onnx",), ("saved_model", "onnx")])
-def test_a_kill_leaves_the_old_file_or_the_new_one_certified(
-    model, steps, formats, folder, monkeypatch
-):
-    old = certificate.read(folder)
-    last = len(formats) + 2  # certificate, golden answers, files, certificate
-    for seed in (1, 2):  # killed, and killed again a step earlier
-        kill(min(steps, last) // seed, monkeypatch, folder, model, seed, formats)
-        check_what_lies_there(folder)
+def test_a_kill_leaves_the_old_files_or_the_new_ones(model, steps, formats, folder, monkeypatch):
+    old, names = certificate.read(folder), [Target(folder, name).name for name in formats]
+    steps = min(steps, len(formats) + 2)  # the list of moves, the files, golden answers
+    for seed in (1, 2):
+        kill(steps, monkeypatch, folder, model, seed, formats)
         there = certificate.read(folder)
-        for name in ("model.onnx", "model.tflite"):  # either is certified, unless it is dropped
-            assert name in there or old[name].model_sha256 != model
-    placed(folder, model, 3, formats)
-    check_what_lies_there(folder)
-    entries = json.loads((folder / "certificate.json").read_text())
-    assert all("replaces" not in entry for entry in entries.values())
-    kept = set(old) if model == OLD else set()
-    assert set(entries) == kept | {Target(folder, name).name for name in formats}
-    assert {entry["golden_sha256"] for entry in entries.values()} == {
-        files.sha256(folder / "golden.npz")
-    }
+        check_what_lies_there(folder)
+        if steps == 0:
+            assert there == old
+            continue
+        kept = set(old) if model == OLD else set()
+        assert set(there) == kept | set(names)
+        for name, format in zip(names, formats, strict=True):
+            assert (folder / name).read_bytes() == f"{format} {model} {seed}".encode()
+    assert [path for path in os.listdir(folder) if path.startswith(".")] == []
 
 
-def test_a_first_export_that_was_killed_certifies_no_file_that_is_not_there(tmp_path, monkeypatch):
-    for steps, there in enumerate([0, 0, 0, 1, 2]):
+def test_a_first_export_that_was_killed_leaves_nothing_or_all(tmp_path, monkeypatch):
+    for steps, there in enumerate([0, 2, 2, 2]):
         kill(steps, monkeypatch, tmp_path, NEW, 1)
         assert len(certificate.read(tmp_path)) == there
         check_what_lies_there(tmp_path)
@@ -305,14 +302,26 @@ def test_a_first_export_that_was_killed_certifies_no_file_that_is_not_there(tmp_
 
 def test_a_file_that_failed_is_certified_where_it_lies(folder, monkeypatch):
     failed = {"passed": False, "failures": ["values: wrong"]}
-    for steps, passed in enumerate([True, True, True, False]):
+    for steps, passed in enumerate([True, False, False]):
         kill(steps, monkeypatch, folder, OLD, 1, ("onnx",), **failed)
         assert certificate.read(folder)["model.onnx"].passed is passed
         check_what_lies_there(folder)
-    placed(folder, OLD, 2, ("onnx",), **failed)
     assert (folder / "model.onnx").read_bytes() == f"onnx {OLD} 0".encode()
     placed(folder, OLD, 3, ("onnx",))
     assert not (folder / "model.onnx.rejected").exists()
+
+
+def test_an_export_that_cannot_be_finished_here_is_said(folder, monkeypatch):
+    kill(2, monkeypatch, folder, OLD, 1)
+    monkeypatch.setattr(locks, "machine", lambda: "0123abcd")  # it may go on at another one
+    monkeypatch.setattr(files, "FINISH_SECONDS", 0.0)
+    with pytest.raises(InputError, match=r"holds files of two exports.*says which ones are left"):
+        certificate.read(folder)
+    monkeypatch.undo()
+    (decided,) = folder.glob(".partial-*=")
+    decided.write_text('[["a", "../b", 1]]')
+    with pytest.raises(InputError, match=r"is damaged .*: remove it and export again"):
+        certificate.read(folder)
 
 
 # `verify` of real files.
@@ -393,21 +402,19 @@ def test_a_killed_export_leaves_files_that_verify(exports, run, tmp_path, monkey
 
     def move(beside: Path, path: Path) -> None:
         if path.parent == folder:
-            states.append(Path(shutil.copytree(folder, tmp_path / f"after-{len(states)}")))
+            states.append(Path(shutil.copytree(folder, tmp_path / f"before-{len(states)}")))
         real(beside, path)
 
     monkeypatch.setattr(files, "move", move)
     export.export_model(tmp_path / "other.keras", "onnx", data="random", out=folder)
     monkeypatch.undo()
-    assert len(states) == 4  # certificate, golden answers, file, certificate
-    new = []
-    for state in (*states, folder):
-        for name in ("model.onnx", "model.tflite"):
-            assert verify.verify(state / name) == [], state
-        new.append(files.sha256(state / "model.onnx") != files.sha256(exports / "model.onnx"))
-    assert new == [False, False, False, True, True]
-    assert "was cut off" in verify.certified_how(states[3] / "model.onnx")
-    again = states[2]  # its golden answers are new, its file is not
+    assert len(states) == 4  # the list, the file, golden answers, certificate
+    old = files.sha256(exports / "model.onnx")
+    for number, state in enumerate(states):
+        assert verify.verify(state / "model.onnx") == []
+        assert (files.sha256(state / "model.onnx") == old) is (number == 0)
+        assert verify.verify(state / "model.tflite") == []
+    again = states[2]
     export.export_model(tmp_path / "other.keras", "onnx", data="random", out=again)
     assert set(certificate.read(again)) == {"model.onnx"}
     assert verify.verify(again / "model.onnx") == []
