@@ -133,8 +133,7 @@ def test_the_loop_writes_what_keras_own_exporters_write(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("arch", "batch_norm"), [*((arch, True) for arch in ARCHS), ("D", False)])
 def test_every_configuration_and_form_against_keras_own_exporters(arch, batch_norm, tmp_path):
     hold_against_keras_own_export(arch, batch_norm, FORMS, tmp_path)
 

@@ -353,7 +353,7 @@ def test_full_width_at_224(tmp_path):
             "--model",
             tmp_path / "full.keras",
             "--images",
-            "10",
+            "4",
         ],
         capture_output=True,
         text=True,

@@ -125,9 +125,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * moved)
 
 
-@pytest.mark.parametrize(
-    "precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_keeps_a_float32_model(tmp_path, precision):
     recipe = Recipe(
         "A-LRN",
@@ -240,12 +239,12 @@ def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(
     reason="TFDS_DATA_DIR has no imagenette/160px-v2: training on real photographs",
 )
 def test_real_photographs_are_learnt(tmp_path):
-    """Two epochs of the documented run: far above chance, and every format agrees on all images."""
+    """Two epochs, at 32 px: far above chance, and every format agrees on all images."""
     recipe = Recipe(
         "A",
         "tfds:imagenette/160px-v2",
         tmp_path / "r",
-        64,
+        32,
         0.25,
         256,
         batch_norm=True,
