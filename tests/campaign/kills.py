@@ -159,16 +159,17 @@ def _alive_after(processes: list, seconds: float) -> list[int]:
 
 def _judged(case: Case, out: Path, where: str, note: str) -> Outcome:
     """Verify what a killed export left, export again, and verify that."""
-    missing = [name for name in FORMATS if not (out / name).exists()]
-    present = [out / name for name in FORMATS if name not in missing]
-    first = command("export.verify", *present)
+    first = command("export.verify", *(out / name for name in FORMATS))
     if first.failure:
         return first.failure
+    missing = [name for name in FORMATS if not (out / name).exists()]
     if missing:
         return Outcome("file lost", detail=f"{where}: {missing}, {sorted(os.listdir(out))}")
     if first.code:
         return Outcome("not verifiable", detail=f"{where}: {(first.out + first.err)[-700:]}")
-    sets = [export_of(case, out / name) for name in FORMATS]
+    sets = {export_of(case, out / name) for name in FORMATS}
+    if len(sets) > 1:
+        return Outcome("old and new", detail=f"{where}: {sets}")
     again = command("export", "--model", case.subject / "new", "--images", "16", "--out", out)
     if again.failure or again.code:
         return Outcome("next export fails", detail=f"{where}: {(again.out + again.err)[-700:]}")
@@ -178,8 +179,7 @@ def _judged(case: Case, out: Path, where: str, note: str) -> Outcome:
     left = [name for name in os.listdir(out) if name.startswith(".partial")]
     if left:
         return Outcome("left behind", detail=f"{where}: {left}")
-    which = sets[0] if len(set(sets)) == 1 else "old and new"  # each is verified, of two models
-    return Outcome(note=f"{which} {note}")
+    return Outcome(note=f"{sets.pop()} {note}")
 
 
 def export_of(case: Case, path: Path) -> str:
