@@ -69,6 +69,14 @@ def print_table(table: Table, console: rich.console.Console) -> None:
     Console(file=console.file, width=max(console.width, 120, needed)).print(table)
 
 
+def fits(table: Table, console: rich.console.Console) -> bool:
+    """Return whether a table can be shown on a terminal without a fold."""
+    wide = Console(width=1 << 16)
+    return (
+        console.is_terminal and Measurement.get(wide, wide.options, table).maximum <= console.width
+    )
+
+
 def progress_bar(console: rich.console.Console) -> Progress:
     """Return a progress bar with the time that passed and the time left, on terminals alone."""
     return Progress(

@@ -16,6 +16,7 @@ from vggkeras.errors import InputError
 T = TypeVar("T")
 Prepare = Callable[[Image.Image], T]  # an image in mode RGB -> what is kept of it
 Track = Callable[[Iterable, int], Iterable]  # (items, their number) -> the same items
+SUFFIXES_NAMED = 10  # of files that are not read
 
 
 def untracked(items: Iterable, total: int) -> Iterable:
@@ -89,3 +90,19 @@ def readable_images(
         skipped += names
     elif names:
         raise unreadable(names, f"the {total} of {where}", first)
+
+
+def unread(counts: Mapping[str, int]) -> str:
+    """Return the line that counts files that were not read because of their names.
+
+    For example: not read: 482 files (.xcf 300, .psd 100, .txt 82).
+
+    Args:
+        counts: by suffix; of files without one by "". One file or more.
+    """
+    files = sum(counts.values())
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{suffix or 'no suffix'} {count:,}" for suffix, count in most[:SUFFIXES_NAMED]]
+    if others := sum(count for _, count in most[SUFFIXES_NAMED:]):
+        named.append(f"others {others:,}")
+    return f"not read: {files:,} file{'s' * (files > 1)} ({', '.join(named)})"
