@@ -175,6 +175,8 @@ MISTAKES = (
     ("predict ''", "Expected a value after predict"),
     ("predict text.jpg --model {onnx} --top -1", "--top must be 1 or more, or 0 for all classes"),
     ("predict text.jpg --model {onnx} --out rows.txt", "ends in .csv, .jsonl or .parquet"),
+    (SCORE + " digits --per-image {run}/history.csv", "is not a file of `vggkeras evaluate`"),
+    ("predict text.jpg --model ''", "Expected a value after --model"),
     (SCORE + " digits --json {run}/run.json", "is not of `vggkeras evaluate`: only such a file"),
     (SCORE + " digits --json {run}", "is a folder"),
     (SCORE + " digits --json /dev/null", "is there already"),

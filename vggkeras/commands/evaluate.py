@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from vggkeras import files
+from vggkeras.commands import per_image
 from vggkeras.commands.common import Compute, console, print_note, print_skipped
 from vggkeras.errors import InputError
 from vggkeras.terminal import print_table, progress_bar
@@ -46,6 +47,8 @@ class Evaluate:
             for digits).
         json: Write the figures, per-class recall, confusions and every image that flips between two
             rows to this file.
+        per_image: Write each row's answer on every image, with the probabilities of all classes, to
+            this .csv, .jsonl or .parquet file.
         skip_unreadable: Go on without images that cannot be read, and say which.
     """
 
@@ -58,6 +61,7 @@ class Evaluate:
     fuse: bool = False
     mirrors: bool = True
     json: Path | None = None
+    per_image: Path | None = None
     skip_unreadable: bool = False
 
     def run(self) -> int:
@@ -70,6 +74,8 @@ class Evaluate:
             raise InputError("--model expects one model or more; received none.")
         if self.json:
             files.check_file(self.json, FIGURES)
+        if self.per_image:
+            per_image.check(self.per_image)
         predictors = self.compute.load(*self.model)
         data = load_data(self.data, skip_unreadable=True)
         skipped = list(data.skipped)
@@ -97,6 +103,8 @@ class Evaluate:
                 "--json FILE keeps these figures, recall by class, confusions and the images that "
                 "flip between rows"
             )
+        if self.per_image:
+            notes.append(f"every image's answers: {self.per_image}")
         print_note("\n".join(dict.fromkeys(notes)))
         print_skipped(skipped)
         if self.json:
@@ -121,7 +129,10 @@ class Evaluate:
     ) -> list[Evaluation]:
         from vggkeras.evaluation.scoring import evaluate
 
-        with progress_bar(console) as bar:
+        with (
+            per_image.writing(self.per_image, predictors, data, self.split) as sink,
+            progress_bar(console) as bar,
+        ):
             return evaluate(
                 predictors,
                 data.split(self.split),
@@ -132,6 +143,7 @@ class Evaluate:
                 fuse=self.fuse,
                 skipped=skipped if self.skip_unreadable else None,
                 track=lambda items, total: bar.track(items, total=total, description=self.split),
+                sink=sink,
             )
 
 

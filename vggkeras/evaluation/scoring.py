@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,19 @@ from vggkeras.errors import InputError
 from vggkeras.evaluation.protocols import GRID, WINDOW, Plan, Row, as_list, check_classes, windows
 from vggkeras.evaluation.statistics import Evaluation
 from vggkeras.runtimes.predictor import Predictor
+
+
+class Answers(NamedTuple):
+    """A row's answers on some images; the arrays are `Evaluation`'s."""
+
+    indices: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    confidences: np.ndarray
+    in5: np.ndarray
+
+
+Sink = Callable[[Row, Answers, np.ndarray], None]  # (row, answers, posteriors [n, classes])
 
 
 def evaluate(
@@ -27,6 +40,7 @@ def evaluate(
     fuse: bool = False,
     skipped: list[str] | None = None,
     track: Track = untracked,
+    sink: Sink | None = None,
 ) -> list[Evaluation]:
     """Score models on every image of a split; each is read, and rescaled, once for all rows.
 
@@ -43,6 +57,7 @@ def evaluate(
         fuse: also score the average of all models' posteriors.
         skipped: a list to append the names of unreadable images to; without it they are an error.
         track: wraps the iteration over images, with their number, for a progress bar.
+        sink: called with each row's answers on a window of images, to keep more of them.
 
     Returns:
         A row for each model (and the fusion), protocol and scale, then for all scales together.
@@ -63,18 +78,30 @@ def evaluate(
     rows = plan.rows(fuse)
     plan.warm_up()
     images = readable_images({split.name: split}, plan.shown, split.name, skipped, track)
-    answers: list[list[_Answers]] = [[] for _ in rows]
-    for window in windows(_labeled(images, split, len(class_names)), WINDOW):
-        posteriors = plan.posteriors([example.image for example in window])
-        indices = np.array([example.index for example in window], np.int64)
-        labels = np.array([example.label for example in window], np.int32)
-        for row, parts in zip(rows, answers, strict=True):
-            parts.append(_answers(row.average(posteriors), indices, labels))
+    examples = _labeled(images, split, len(class_names))
+    answers = _scored(plan, rows, examples, sink)
     if not answers[0]:
         raise InputError(f"{split.name} has no image that can be read.")
     return [
         _evaluation(plan, row, class_names, parts) for row, parts in zip(rows, answers, strict=True)
     ]
+
+
+def _scored(
+    plan: Plan, rows: Sequence[Row], examples: Iterator[Example], sink: Sink | None
+) -> list[list[Answers]]:
+    """Return the answers of each row, in parts of a window of images."""
+    answers: list[list[Answers]] = [[] for _ in rows]
+    for window in windows(examples, WINDOW):
+        posteriors = plan.posteriors([example.image for example in window])
+        indices = np.array([example.index for example in window], np.int64)
+        labels = np.array([example.label for example in window], np.int32)
+        for row, parts in zip(rows, answers, strict=True):
+            p = row.average(posteriors)
+            parts.append(_answers(p, indices, labels))
+            if sink:
+                sink(row, parts[-1], p)
+    return answers
 
 
 def _labeled(images: Iterator[Example], split: Split, classes: int) -> Iterator[Example]:
@@ -89,29 +116,19 @@ def _labeled(images: Iterator[Example], split: Split, classes: int) -> Iterator[
         yield example
 
 
-class _Answers(NamedTuple):
-    """A row's answers on some images; the arrays are `Evaluation`'s."""
-
-    indices: np.ndarray
-    labels: np.ndarray
-    predictions: np.ndarray
-    confidences: np.ndarray
-    in5: np.ndarray
-
-
-def _answers(posteriors: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> _Answers:
+def _answers(posteriors: np.ndarray, indices: np.ndarray, labels: np.ndarray) -> Answers:
     best = np.argsort(-posteriors, axis=1, kind="stable")[:, :5]  # [n, 5]
     first = best[:, 0]
     confidences = posteriors[np.arange(len(posteriors)), first]
     in5 = (best == labels[:, None]).any(axis=1)
-    return _Answers(indices, labels, first.astype(np.int32), confidences, in5)
+    return Answers(indices, labels, first.astype(np.int32), confidences, in5)
 
 
 def _evaluation(
-    plan: Plan, row: Row, class_names: Sequence[str], parts: list[_Answers]
+    plan: Plan, row: Row, class_names: Sequence[str], parts: list[Answers]
 ) -> Evaluation:
     models = [plan.models[m] for m in row.models]
-    answers = _Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    answers = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     return Evaluation(
         models=tuple(str(model.path) for model in models),
         runtime=" + ".join(dict.fromkeys(f"{model.runtime} {model.version}" for model in models)),

@@ -1,0 +1,83 @@
+"""Write every answer of an evaluation to a file, a row per image and row of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggkeras.commands import rows
+from vggkeras.commands.rows import Column
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vggkeras.data.splits import Data
+    from vggkeras.evaluation.protocols import Row
+    from vggkeras.evaluation.scoring import Answers, Sink
+    from vggkeras.runtimes import Predictor
+
+PER_IMAGE = rows.kind(
+    "a file of `vggkeras evaluate`", "image", "split", "label", "prediction", "confidence"
+)
+
+
+def check(path: Path) -> None:
+    """Check that answers can be written to a path; raises InputError as `rows.check_out` does."""
+    rows.check_out(path, PER_IMAGE)
+
+
+@contextmanager
+def writing(
+    path: Path | None, predictors: Sequence[Predictor], data: Data, split: str
+) -> Iterator[Sink | None]:
+    """Give what `scoring.evaluate` hands its answers to, or None where there is no path.
+
+    The file takes its place when the block ends; if it fails, nothing is left.
+
+    Args:
+        path: of a .csv, .jsonl or .parquet file.
+        predictors: that are evaluated.
+        data: whose split is evaluated; its classes name labels and predictions.
+        split: its name.
+
+    Raises:
+        InputError (a ValueError): as `rows.writing`.
+    """
+    if path is None:
+        yield None
+        return
+    names, image_name = data.class_names, data.split(split).image_name
+    about = {"data": data.spec, "class_names": names}
+    with rows.writing(path, _columns(names), about) as write:
+
+        def keep(row: Row, answers: Answers, posteriors: np.ndarray) -> None:
+            constant = {
+                "split": split,
+                "protocol": row.protocol,
+                "scales": " ".join(map(str, row.scales)),
+                "model": " + ".join(str(predictors[m].path) for m in row.models),
+            }
+            for i, p in enumerate(posteriors):
+                write(
+                    {
+                        "image": image_name(int(answers.indices[i])),
+                        "label": names[answers.labels[i]],
+                        "prediction": names[answers.predictions[i]],
+                        "confidence": float(answers.confidences[i]),
+                        "probabilities": p,
+                        **constant,
+                    }
+                )
+
+        yield keep
+
+
+def _columns(class_names: Sequence[str]) -> list[Column]:
+    return [
+        *map(Column, ("image", "split", "label", "prediction")),
+        Column("confidence", "number"),
+        rows.probabilities(class_names),
+        *map(Column, ("protocol", "scales", "model")),
+    ]
