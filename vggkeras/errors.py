@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import re
 import signal
 import sys
@@ -78,7 +79,8 @@ def run_command(command: Callable[[], int]) -> int:
 
     A user's mistake and an error of the file system become one line on stderr and exit code 2. A
     process that is asked to end (SIGTERM) ends as by Ctrl-C: it removes what it had half written,
-    and returns 130.
+    and returns 130. Where the reader of its output went away (as `head` does), it ends without a
+    message, and returns 141, as a program does that SIGPIPE ends.
     """
 
     def interrupt(*_: object) -> None:
@@ -91,6 +93,10 @@ def run_command(command: Callable[[], int]) -> int:
         return command()
     except InputError as error:
         message = str(error)
+    except BrokenPipeError:
+        # What is still buffered would fail once more when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         message = (
             f"{error}: check the path, its permissions and the free space, or give another path"

@@ -290,3 +290,17 @@ def test_a_conversion_says_what_it_wrote(tmp_path):
     assert "its reader takes RGB, 0-1, minus (" in conversion.summary()
     with pytest.raises(vggkeras.InputError, match="is there already, and no model is overwritten"):
         convert(str(tmp_path / "m.keras"), "torchvision:t.safetensors")
+
+
+def test_a_command_whose_reader_goes_away_ends_without_a_message():
+    code = (
+        "from vggkeras.errors import run_command\n"
+        "raise SystemExit(run_command(lambda: [print('x' * 100) for _ in range(10_000)] and 0))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout.readline() == "x" * 100 + "\n"
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 141
