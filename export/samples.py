@@ -68,8 +68,10 @@ def gather(
         InputError (a ValueError): data of other classes, too few images to calibrate on, answers
             by which no file can be proven.
     """
-    reference, samples = parity_images(subject.reference, request.data, request.count, console)
     precisions = {target.precision for target in targets}
+    reference, samples = parity_images(
+        subject.reference, request.data, request.count, console, whole="int8" not in precisions
+    )
     calibration = None
     if "int8" in precisions:
         calibration = calibration_images(reference, samples.data, request.calibration, console)
@@ -97,7 +99,7 @@ def gather(
 
 
 def parity_images(
-    reference: Predictor, spec: str | None, count: int, console: Console
+    reference: Predictor, spec: str | None, count: int, console: Console, *, whole: bool = True
 ) -> tuple[Predictor, Samples]:
     """Return the reference and the images to prove files on.
 
@@ -107,8 +109,10 @@ def parity_images(
         reference: the Keras model.
         spec: the data; None for what the model was trained on, or random images where it names
             none.
-        count: how many images; 0 for the whole validation split.
+        count: how many images; 0 for the whole split.
         console: for progress and warnings.
+        whole: whether all of a folder may be taken that has no splits, and that the model was not
+            trained on. Not where training images are needed beside these, to calibrate on.
     """
     named = spec or reference.card.data or RANDOM
     if named == RANDOM:
@@ -122,7 +126,11 @@ def parity_images(
     # Images without which the model was trained.
     skipped = set() if spec else set(reference.card.skipped)
     try:
-        data = sources.load_data(named, skip_unreadable=bool(skipped), fetch=bool(spec))
+        data = sources.load_data(
+            named, skip_unreadable=bool(skipped), fetch=bool(spec), whole=whole and bool(spec)
+        )
+        if whole and spec:
+            data = sources.as_trained(data, (), [reference.card.data])
     except InputError as error:
         if spec:
             raise
@@ -134,7 +142,7 @@ def parity_images(
         if not reference.card.class_names:
             card = replace(reference.card, class_names=tuple(data.class_names))
             reference = replace(reference, card=card)
-    split = _without(data.split("validation"), skipped)
+    split = _without(data.split(data.default_split), skipped)
     # Evenly spaced: folders list class after class, so every class has its part.
     indices = np.linspace(0, split.count - 1, min(count or split.count, split.count)).astype(int)
     kept = np.array(split.indices())[np.unique(indices)]

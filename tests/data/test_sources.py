@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import KINDS, encoded, photo, write_photos
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
 import vggkeras
 from export import comparison, samples
 from vggkeras.card import ModelCard
-from vggkeras.data import augment, decoding, statistics
+from vggkeras.data import augment, decoding, sources, splits, statistics
 from vggkeras.errors import InputError
 from vggkeras.report.sources import load_evaluation_data
 
@@ -269,3 +271,76 @@ def test_imagenettes_photographs():
     for _, data_, _ in few.examples():  # real JPEGs: both decoders, the same pixels
         pixels = tf.io.decode_jpeg(data_, channels=3, dct_method="INTEGER_ACCURATE").numpy()
         np.testing.assert_array_equal(pixels, decoding.decode(data_))
+
+
+def test_data_to_score_are_whole_whatever_folders_there_are(tmp_path):
+    for parent in ("alone", "one/test", "other/val"):
+        for label in ("cat", "dog"):
+            write_photos(tmp_path / parent / label, 3)
+    for name, split in (("alone", "all"), ("one", "test"), ("other", "validation")):
+        found = vggkeras.load_data(str(tmp_path / name), whole=True)
+        assert list(found.splits) == [found.default_split] == [split]
+        assert found.split(split).count == 6
+        assert np.bincount(found.split("all").labels).tolist() == [3, 3]
+    with pytest.raises(InputError, match="has test/, and no train/ to train on"):
+        vggkeras.load_data(str(tmp_path / "one"))
+
+
+def test_one_image_a_class_is_enough_to_score(tmp_path):
+    for label in ("a", "b", "c"):
+        write_photos(tmp_path / label, 1)
+    assert vggkeras.load_data(str(tmp_path), whole=True).split("all").labels.tolist() == [0, 1, 2]
+
+
+def test_a_folder_is_split_as_in_training_where_that_is_meant(tmp_path):
+    for label in ("cat", "dog"):
+        write_photos(tmp_path / label, 40)
+    spec = str(tmp_path)
+    whole, trained = vggkeras.load_data(spec, whole=True), vggkeras.load_data(spec)
+    assert sources.as_trained(whole, (), ["elsewhere", ""]) is whole
+    for found in (
+        sources.as_trained(whole, (), [trained.spec]),
+        sources.as_trained(whole, ["val"], ()),
+    ):
+        assert found.splits["validation"].sources == trained.splits["validation"].sources
+    both = trained.split("train+val")
+    assert sorted(both.sources) == sorted(whole.split("all").sources)
+    assert both.name.endswith("/train+validation")
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    for label in ("test", "val"):
+        write_photos(tmp_path / label, 2)
+    found = vggkeras.load_data(str(tmp_path), whole=True)
+    assert (found.class_names, list(found.splits)) == (["test", "val"], ["all"])
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    share=st.floats(0.01, 1, exclude_min=True),
+)
+def test_a_sample_has_each_class_in_proportion(counts, share):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    whole = splits.Split("made", len(labels), labels, [str(i) for i in range(len(labels))])
+    count = max(1, int(share * len(labels)))
+    sample = splits.stratified(whole, count)
+    assert sample.count == count
+    found = np.bincount(sample.labels, minlength=len(counts))
+    assert (abs(found - np.array(counts) * count / len(labels)) < 1 + 1e-9).all()
+    assert [labels[int(name)] for name in sample.sources] == sample.labels.tolist()
+
+
+def test_parts_of_records_are_named_as_tfds_names_them(tiny_tfds, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("vggkeras_tiny", data_dir=tiny_tfds)
+    monkeypatch.setattr(tfds, "builder", lambda name: builder)
+    whole = sources.load_data("tfds:vggkeras_tiny", whole=True)
+    everything = whole.split("all")
+    half = whole.split("train[:50%]")
+    assert (half.count, everything.count) == (10, 20)
+    assert len(list(half.examples())) == half.count
+    sample = splits.stratified(everything, 3)
+    assert len(list(sample.examples())) == sample.count == 3
+    with pytest.raises(InputError, match=r"such as train\[:10%\]"):
+        whole.split("train[:10")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import edit_member, photo
+from helpers import bare_run, edit_member, photo, write_photos
 from PIL import Image
 
 import vggkeras
@@ -253,3 +253,55 @@ def test_a_file_without_its_dense_form_says_how_to_get_it(dense_exports, tmp_pat
     changed = vggkeras.load(tmp_path / "model.onnx", verify=False)
     with pytest.raises(InputError, match="but of another model"):
         vggkeras.posteriors(changed, [photo(0)], "dense")
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """A folder of two class folders alone, with 20 and 10 photographs, and a network for them."""
+    for c, (name, count) in enumerate((("cat", 20), ("dog", 10))):
+        write_photos(tmp_path / "animals" / name, count, 100 * c)
+    return tmp_path / "animals", bare_run(tmp_path / "run", ["cat", "dog"], "elsewhere")
+
+
+def images_of(command, folder, run, *flags) -> tuple[str, int]:
+    """Return the split and the number of images that evaluate says that it scored."""
+    code, _, err = command(
+        cli, "evaluate", "--model", run, "--data", folder, "--json", "e.json", *flags
+    )
+    assert code == 0, err
+    row = json.loads(Path("e.json").read_text())[0]
+    return row["split"], row["images"]
+
+
+def test_what_is_there_is_scored(animals, command):
+    folder, run = animals
+    assert images_of(command, folder, run) == ("all", 30)
+    held_out = images_of(command, folder, run, "--split", "val")[1]
+    rest = images_of(command, folder, run, "--split", "train")[1]
+    assert 0 < held_out < rest
+    assert held_out + rest == 30
+    assert images_of(command, folder, run, "--split", "train", "val") == ("train+val", 30)
+    assert images_of(command, folder, run, "--images", "6") == ("all", 6)
+    (folder.parent / "parent").mkdir()
+    folder.rename(folder.parent / "parent" / "test")
+    assert images_of(command, folder.parent / "parent", run) == ("test", 30)
+
+
+def test_of_its_own_data_a_model_is_scored_on_what_training_held_out(animals, command):
+    folder, _ = animals
+    own = bare_run(folder.parent / "own", ["cat", "dog"], str(folder))
+    split, count = images_of(command, folder, own)
+    assert split == "validation"
+    assert count == vggkeras.load_data(str(folder)).split("validation").count < 30
+    assert images_of(command, folder, own, "--split", "all") == ("all", 30)
+
+
+def test_what_is_wrong_with_the_data_is_told_before_a_model_is_loaded(command, tmp_path):
+    (tmp_path / "broken.keras").write_bytes(b"no model")
+    for flags, message in (
+        (("--data", "nowhere"), "there is no such folder here"),
+        (("--data", "digits", "--split", "test"), "no split 'test'"),
+        (("--data", "digits", "--images", "-1"), "--images must be 1 or more"),
+    ):
+        code, _, err = command(cli, "evaluate", "--model", tmp_path / "broken.keras", *flags)
+        assert (code, message in " ".join(err.split())) == (2, True)

@@ -207,7 +207,7 @@ def test_splits_are_chosen_and_digits_never_mirrored(form, described):
 
 def test_data_that_flatter_are_named(described, form, tmp_path):
     learned = "was trained on digits: it learned these very classes"
-    assert f"{learned}, and has seen images of its train split among these" in described.flatters
+    assert f"{learned}, and has seen training images among these" in described.flatters
     validation = describe(form, load_images("digits"), ("validation",), (32,))
     assert f"{learned}, which flatters" in validation.flatters
     write_photos(tmp_path / "loose", 2)

@@ -6,7 +6,7 @@ python -m vggkeras evaluate --model runs/latest --data digits --protocol center 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,7 @@ from vggkeras.errors import InputError
 from vggkeras.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
-    from vggkeras.data.splits import Data
+    from vggkeras.data.splits import Data, Split
     from vggkeras.evaluation.statistics import Evaluation
     from vggkeras.runtimes import Predictor
 
@@ -35,8 +35,13 @@ class Evaluate:
     Attributes:
         model: Run folders, .keras, .onnx or .tflite files, SavedModel folders. Each is a row,
             compared with the first.
-        data: digits, tfds:NAME[/CONFIG], or a folder.
-        split: val and valid mean validation.
+        data: digits, tfds:NAME[/CONFIG], or a folder: of class folders, or with train/, val/ or
+            test/, each of class folders.
+        split: One or more, or all; val and valid mean validation, and of TensorFlow Datasets a part
+            is written as there: train[:10%]. By default validation, else test, else all. Of class
+            folders alone, all images are scored, but of the data that a model was trained on, those
+            that training held out.
+        images: Score a sample of so many images, each class in proportion; 0 is all.
         protocol: One or more: center (the central crop), dense (the whole image), multicrop (50
             crops on a grid, mirrors included), both (the average of dense and multicrop). dense
             asks an exported file for its dense form beside it (`python -m export --dense`).
@@ -55,7 +60,8 @@ class Evaluate:
     model: tuple[Path, ...]
     data: str
     compute: tyro.conf.OmitArgPrefixes[Compute]
-    split: Literal["train", "validation", "val", "valid", "test"] = "validation"
+    split: tuple[str, ...] = ()
+    images: int = 0
     protocol: tuple[Literal["center", "dense", "multicrop", "both"], ...] = ("center",)
     scales: tuple[int, ...] = ()
     fuse: bool = False
@@ -66,37 +72,49 @@ class Evaluate:
 
     def run(self) -> int:
         """Evaluate, print the table and the notes, and write the JSON file."""
-        from vggkeras.data.sources import load_data
+        from vggkeras.data.sources import as_trained, load_data
+        from vggkeras.data.splits import stratified
         from vggkeras.evaluation import tables
         from vggkeras.evaluation.paper import paper_errors
 
         if not self.model:
             raise InputError("--model expects one model or more; received none.")
+        if self.images < 0:
+            raise InputError(f"--images must be 1 or more, or 0 for all; received {self.images}.")
         if self.json:
             files.check_file(self.json, FIGURES)
         if self.per_image:
             per_image.check(self.per_image)
+        # What is wrong with the data is told before a model is loaded, which may take long.
+        data = load_data(self.data, skip_unreadable=True, whole=True)
+        data = as_trained(data, self.split, (), skip_unreadable=True)
+        split = self._split(data)
+        if data.skipped and not self.skip_unreadable:
+            raise _unreadable(data, split)
         predictors = self.compute.load(*self.model)
-        data = load_data(self.data, skip_unreadable=True)
-        skipped = list(data.skipped)
-        if skipped and not self.skip_unreadable:
-            raise self._unreadable(data)
+        trained_on = [predictor.card.data for predictor in predictors]
+        data = as_trained(data, self.split, trained_on, skip_unreadable=True)
+        split, skipped = self._split(data), list(data.skipped)
+        of_all = f" of {split.count:,}, each class in proportion" if self.images else ""
+        if self.images:
+            split = stratified(split, self.images)
         start = time.monotonic()
-        rows = self._rows(predictors, data, skipped)
+        rows = self._rows(predictors, data, split, skipped)
         seconds = time.monotonic() - start
         errors = [paper_errors(predictors, row) for row in rows]
         title = (
-            f"{self.data}, {self.split}: {rows[0].images:,} images, {len(data.class_names)} "
-            "classes; errors with Wilson 95% intervals"
+            f"{self.data}, {self._name(data)}: {rows[0].images:,} images{of_all}, "
+            f"{len(data.class_names)} classes; errors with Wilson 95% intervals"
         )
         print_table(tables.table(rows, errors, title), console)
-        image_name = data.split(self.split).image_name
+        image_name = split.image_name
         notes = [
             *_models(predictors),
             f"{rows[0].images:,} images in {seconds:.1f} s; images/s are of each row's own crops "
             "and runs",
             *tables.cost_ratios(rows),
             *tables.flips(rows, image_name),
+            *self._whole(data),
         ]
         if not self.json:
             notes.append(
@@ -108,43 +126,57 @@ class Evaluate:
         print_note("\n".join(dict.fromkeys(notes)))
         print_skipped(skipped)
         if self.json:
-            about = {"data": self.data, "split": self.split, "skipped": skipped}
+            about = {"data": self.data, "split": self._name(data), "skipped": skipped}
             files.write_json(self.json, tables.records(rows, errors, image_name, about))
         return 0
 
-    def _unreadable(self, data: Data) -> InputError:
-        """Return the error that names all unreadable images, those that are cut short too."""
-        from vggkeras.data import decoding, statistics
+    def _name(self, data: Data) -> str:
+        return "+".join(self.split) or data.default_split
 
-        split = data.split(self.split)
-        cut_short = [
-            split.image_name(index)
-            for index, pixels in statistics.read_all(split)
-            if isinstance(pixels, InputError)
-        ]
-        return decoding.unreadable([*data.skipped, *cut_short], data.spec)
+    def _split(self, data: Data) -> Split:
+        return data.split(self._name(data))
+
+    def _whole(self, data: Data) -> Iterator[str]:
+        """Yield a warning where training may have seen the images."""
+        if "all" in data.splits:
+            yield (
+                "all images of the folder are scored; if the model was trained on these, --split "
+                "validation scores those that training held out"
+            )
 
     def _rows(
-        self, predictors: Sequence[Predictor], data: Data, skipped: list[str]
+        self, predictors: Sequence[Predictor], data: Data, split: Split, skipped: list[str]
     ) -> list[Evaluation]:
         from vggkeras.evaluation.scoring import evaluate
 
         with (
-            per_image.writing(self.per_image, predictors, data, self.split) as sink,
+            per_image.writing(self.per_image, predictors, data, split, self._name(data)) as sink,
             progress_bar(console) as bar,
         ):
             return evaluate(
                 predictors,
-                data.split(self.split),
+                split,
                 data.class_names,
                 self.protocol,
                 self.scales,
                 mirrors=self.mirrors and data.mirrors,
                 fuse=self.fuse,
                 skipped=skipped if self.skip_unreadable else None,
-                track=lambda items, total: bar.track(items, total=total, description=self.split),
+                track=lambda items, total: bar.track(items, total=total, description=split.name),
                 sink=sink,
             )
+
+
+def _unreadable(data: Data, split: Split) -> InputError:
+    """Return the error that names all unreadable images, those that are cut short too."""
+    from vggkeras.data import decoding, statistics
+
+    cut_short = [
+        split.image_name(index)
+        for index, pixels in statistics.read_all(split)
+        if isinstance(pixels, InputError)
+    ]
+    return decoding.unreadable([*data.skipped, *cut_short], data.spec)
 
 
 def _models(predictors: Sequence[Predictor]) -> list[str]:

@@ -115,7 +115,7 @@ class Features:
             check_page(self.neighbours)
         if self.json:
             files.check_file(self.json, FIGURES)
-        data = load_images(self.data, skip_unreadable=self.skip_unreadable)
+        data = load_images(self.data, self.split, skip_unreadable=self.skip_unreadable)
         if self.svm:
             check_split(
                 data, self.split, self.train_images, self.test_images, self.repeats, self.seed

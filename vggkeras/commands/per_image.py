@@ -13,7 +13,7 @@ from vggkeras.commands.rows import Column
 if TYPE_CHECKING:
     import numpy as np
 
-    from vggkeras.data.splits import Data
+    from vggkeras.data.splits import Data, Split
     from vggkeras.evaluation.protocols import Row
     from vggkeras.evaluation.scoring import Answers, Sink
     from vggkeras.runtimes import Predictor
@@ -30,7 +30,7 @@ def check(path: Path) -> None:
 
 @contextmanager
 def writing(
-    path: Path | None, predictors: Sequence[Predictor], data: Data, split: str
+    path: Path | None, predictors: Sequence[Predictor], data: Data, split: Split, name: str
 ) -> Iterator[Sink | None]:
     """Give what `scoring.evaluate` hands its answers to, or None where there is no path.
 
@@ -39,8 +39,9 @@ def writing(
     Args:
         path: of a .csv, .jsonl or .parquet file.
         predictors: that are evaluated.
-        data: whose split is evaluated; its classes name labels and predictions.
-        split: its name.
+        data: its classes name labels and predictions.
+        split: what is evaluated.
+        name: of the split.
 
     Raises:
         InputError (a ValueError): as `rows.writing`.
@@ -48,13 +49,13 @@ def writing(
     if path is None:
         yield None
         return
-    names, image_name = data.class_names, data.split(split).image_name
+    names, image_name = data.class_names, split.image_name
     about = {"data": data.spec, "class_names": names}
     with rows.writing(path, _columns(names), about) as write:
 
         def keep(row: Row, answers: Answers, posteriors: np.ndarray) -> None:
             constant = {
-                "split": split,
+                "split": name,
                 "protocol": row.protocol,
                 "scales": " ".join(map(str, row.scales)),
                 "model": " + ".join(str(predictors[m].path) for m in row.models),

@@ -4,7 +4,8 @@ digits                scikit-learn's 1,797 handwritten digits, embedded, no down
 tfds:NAME[/CONFIG]    TensorFlow Datasets; TFDS_DATA_DIR says where
 a folder              train/ and val/ (or valid/, validation/), perhaps test/, each with a folder a
                       class; or class folders alone, of which a stable hash of the file names holds
-                      out a fifth
+                      out a fifth for training; to score a model they are one split, all, and
+                      there may be only val/ or test/
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +34,9 @@ HELD_OUT = 5  # one image in five, where a folder has no validation split of its
 EXPECTED = "expected digits, tfds:NAME or tfds:NAME/CONFIG, or the path of a folder of images"
 
 
-def load_data(spec: str, *, skip_unreadable: bool = False, fetch: bool = True) -> Data:
+def load_data(
+    spec: str, *, skip_unreadable: bool = False, fetch: bool = True, whole: bool = False
+) -> Data:
     """Find a data set's splits and class names, and check the first bytes of every file.
 
     Args:
@@ -40,6 +44,8 @@ def load_data(spec: str, *, skip_unreadable: bool = False, fetch: bool = True) -
         skip_unreadable: leave out files that are not images, instead of refusing them.
         fetch: whether TensorFlow Datasets may download and build. Not where a model's file names
             the data: then only what is prepared on this machine is read.
+        whole: hold nothing out, and ask for no training split: to score a model on other data than
+            it was trained on.
 
     Raises:
         InputError (a ValueError): unknown string; missing, empty or one-class folder; a file that
@@ -50,8 +56,28 @@ def load_data(spec: str, *, skip_unreadable: bool = False, fetch: bool = True) -
     if not fetch and spec.startswith(("//", "\\\\")):
         raise InputError(f"{spec} is on another machine, and a model's file names it: give --data.")
     if spec.startswith("tfds:"):
-        return _tfds(spec, fetch)
-    return _folder(spec, skip_unreadable)
+        return _tfds(spec, fetch, whole)
+    return _folder(spec, skip_unreadable, whole)
+
+
+def as_trained(
+    data: Data, names: Iterable[str], trained_on: Iterable[str], **options: bool
+) -> Data:
+    """Return whole data as training splits them, where that is meant.
+
+    It is where a model was trained on these data: those images are scored that training held out.
+    And where a split is asked for by name that only training has.
+
+    Args:
+        data: from `load_data(..., whole=True)`.
+        names: of the splits that are asked for.
+        trained_on: the data that models were trained on.
+        options: for `load_data`.
+    """
+    asked = {"validation" if name in VALIDATION_NAMES else name for name in names}
+    if data.spec in trained_on or (asked & {"train", "validation"}) - set(data.splits):
+        return load_data(data.spec, **options)
+    return data
 
 
 def _digits() -> Data:
@@ -82,13 +108,15 @@ def _digit_png(digit: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _tfds(spec: str, fetch: bool) -> Data:
+def _tfds(spec: str, fetch: bool, whole: bool) -> Data:
     builder = _tfds_builder(spec) if fetch else _prepared_builder(spec)
     _check_features(spec, builder.info.features)
     name, available = spec.removeprefix("tfds:"), builder.info.splits
     # A data set without a validation split holds out the last tenth of its training split.
     tfds_names = {"train": "train", "validation": "validation", "test": "test"}
-    if "validation" not in available:
+    if whole:
+        tfds_names = {split: split for split in available}
+    elif "validation" not in available:
         tfds_names |= {"train": "train[:90%]", "validation": "train[90%:]"}
     splits = {
         split: Split(
@@ -97,7 +125,7 @@ def _tfds(spec: str, fetch: bool) -> Data:
         for split, tfds_name in tfds_names.items()
         if tfds_name.split("[")[0] in available
     }
-    if "train" not in splits:
+    if "train" not in splits and not whole:
         raise InputError(f"{spec} has no split train; it has {', '.join(available)}.")
     return Data(spec, _readable(list(builder.info.features["label"].names)), splits)
 
@@ -160,13 +188,14 @@ class _File(NamedTuple):
     class_name: str
 
 
-def _folder(spec: str, skip_unreadable: bool) -> Data:
+def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
     root = Path(spec).expanduser()
     if not spec or not root.is_dir():
         raise InputError(f"Unknown data {spec!r}: {EXPECTED}; there is no such folder here.")
     root = root.resolve()
-    files = _files_of_splits(root)
-    classes = sorted({file.class_name for file in files["train"]})
+    files = _files_of_splits(spec, root, whole)
+    known = files.values() if "train" not in files else [files["train"]]
+    classes = sorted({file.class_name for members in known for file in members})
     check_names((file.path for members in files.values() for file in members), classes)
     if not classes:
         raise InputError(
@@ -178,7 +207,7 @@ def _folder(spec: str, skip_unreadable: bool) -> Data:
             f"{spec} has one class, {classes[0]!r}: a classifier needs images in two class folders "
             "or more."
         )
-    if "validation" not in files:
+    if "validation" not in files and not whole:
         files |= _hold_out(spec, files["train"], classes)
     numbers = {name: number for number, name in enumerate(classes)}
     splits: dict[str, Split] = {}
@@ -207,16 +236,28 @@ def _readable(names: list[str]) -> list[str]:
     return imagenet.class_names() if names == imagenet.wnids() else names
 
 
-def _files_of_splits(root: Path) -> dict[str, list[_File]]:
-    """Return the image files of each split; without a folder train/, all are of split train."""
+def _files_of_splits(spec: str, root: Path, whole: bool) -> dict[str, list[_File]]:
+    """Return the image files of each split; class folders alone are split train, or all.
+
+    Raises:
+        InputError (a ValueError): not `whole`, and there are folders of splits, but no train/.
+    """
     folders = {folder.name: folder for folder in _folders(root)}
-    if "train" not in folders:
-        return {"train": _class_files(root)}
     names = {"train": "train", "test": "test"}
     for name in reversed(VALIDATION_NAMES):  # the first of them that is there wins
         if name in folders:
-            names = {"train": "train", "validation": name, "test": "test"}
-    return {split: _class_files(folders[name]) for split, name in names.items() if name in folders}
+            names["validation"] = name
+    if "train" not in folders:
+        # A class may be called test: then it has images, and folders beside it.
+        if not folders or not set(folders) <= {"test", *VALIDATION_NAMES} or _class_files(root):
+            return {"all" if whole else "train": _class_files(root)}
+        if not whole:
+            raise InputError(
+                f"{spec} has {'/, '.join(sorted(folders))}/, and no train/ to train on: expected "
+                f"{root.name}/train/CLASS/*.jpg, or class folders alone."
+            )
+    order = ("train", "validation", "test")
+    return {s: _class_files(folders[names[s]]) for s in order if names.get(s) in folders}
 
 
 def _folders(root: Path) -> list[Path]:

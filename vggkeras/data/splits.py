@@ -165,14 +165,76 @@ class Data:
     mirrors: bool = True  # whether a mirrored image is still one of its class
     skipped: tuple[str, ...] = ()  # names of unreadable images that were left out
 
+    @property
+    def default_split(self) -> str:
+        """The split to score a model on: validation, else test, else all images."""
+        return next((name for name in ("validation", "test") if name in self.splits), "all")
+
     def split(self, name: str) -> Split:
         """Return a split by name; val and valid mean validation.
 
-        Raises InputError naming the splits there are.
+        Several are joined by +, and all means all there are. Of TensorFlow Datasets, what TFDS'
+        own syntax says (train[:10%]).
+
+        Raises:
+            InputError (a ValueError): there is no such split; the message names those there are.
         """
-        split = self.splits.get("validation" if name in VALIDATION_NAMES else name)
-        if split is None:
+        names = list(self.splits) if name == "all" else name.split("+")
+        names = ["validation" if each in VALIDATION_NAMES else each for each in names]
+        if names and all(each in self.splits for each in names):
+            return _joined([self.splits[each] for each in dict.fromkeys(names)])
+        records = next((s.sources for s in self.splits.values()), None)
+        if isinstance(records, Records):
+            return self._part_of_records(records.builder, "+".join(names))
+        raise InputError(
+            f"{self.spec} has no split {name!r}: choose one of {', '.join(self.splits)}, several, "
+            "or all."
+        )
+
+    def _part_of_records(self, builder: tfds.core.DatasetBuilder, name: str) -> Split:
+        """Return what TFDS' own syntax says of a data set."""
+        try:
+            count = builder.info.splits[name].num_examples
+        except (KeyError, ValueError, AssertionError) as error:
             raise InputError(
-                f"{self.spec} has no split {name!r}: choose one of {', '.join(self.splits)}."
-            )
+                f"{self.spec} has no split {name!r}: choose one of {', '.join(self.splits)}, "
+                "several, all, or a part as TensorFlow Datasets writes it, such as train[:10%]."
+            ) from error
+        if not count:
+            raise InputError(f"{self.spec}: {name} has no images: choose a larger part.")
+        return Split(
+            f"{self.spec.removeprefix('tfds:')}/{name}", count, None, Records(builder, name)
+        )
+
+
+def _joined(splits: Sequence[Split]) -> Split:
+    """Return splits of one data set as one, in order."""
+    first = splits[0]
+    if len(splits) == 1:
+        return first
+    folder = first.name.rpartition("/")[0]
+    name = f"{folder}/{'+'.join(split.name.removeprefix(f'{folder}/') for split in splits)}"
+    count = sum(split.count for split in splits)
+    if isinstance(first.sources, Records):
+        parts = "+".join(s.sources.split for s in splits if isinstance(s.sources, Records))
+        return Split(name, count, None, Records(first.sources.builder, parts))
+    sources = [source for s in splits if not isinstance(s.sources, Records) for source in s.sources]
+    labels = np.concatenate([split.labels for split in splits if split.labels is not None])
+    return Split(name, count, labels, sources)
+
+
+def stratified(split: Split, count: int) -> Split:
+    """Return a sample of `count` images of a split, each class in proportion, evenly spaced.
+
+    Records tell their labels only when they are read, so all of them are.
+    """
+    if count >= split.count:
         return split
+    indices = np.array(split.indices())
+    labels = split.labels
+    if labels is None:
+        labels = np.array([label for _, _, label in split.sourced()])
+    # Sorted by class, so that evenly spaced positions give each class its share.
+    by_class = indices[np.argsort(labels, kind="stable")]
+    kept = by_class[np.floor((np.arange(count) + 0.5) * (split.count / count)).astype(int)]
+    return split.without(set(indices.tolist()) - set(kept.tolist()))

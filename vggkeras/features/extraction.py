@@ -125,8 +125,14 @@ class Described:
         return self.data.class_names[self.labels[row]] if self.labels[row] >= 0 else None
 
 
-def load_images(spec: str, *, skip_unreadable: bool = False) -> Data:
-    """Return `load_data(spec)`, or one split "images", labeled -1, of a folder of images alone.
+def load_images(spec: str, splits: Sequence[str] = (), *, skip_unreadable: bool = False) -> Data:
+    """Return whole data, or one split "images", labeled -1, of a folder of images alone.
+
+    Args:
+        spec: as for `load_data`.
+        splits: names that are asked for. Class folders alone are one split, all, unless train or
+            validation are asked for, as training splits them.
+        skip_unreadable: as for `load_data`.
 
     Raises:
         InputError (a ValueError): as `load_data`.
@@ -140,7 +146,8 @@ def load_images(spec: str, *, skip_unreadable: bool = False) -> Data:
             labels = np.full(len(paths), -1, np.int64)
             split = Split(f"{root.resolve().name}/images", len(paths), labels, paths)
             return Data(str(root.resolve()), [], {"images": split})
-    return sources.load_data(spec, skip_unreadable=skip_unreadable)
+    data = sources.load_data(spec, skip_unreadable=skip_unreadable, whole=True)
+    return sources.as_trained(data, splits, (), skip_unreadable=skip_unreadable)
 
 
 def describe(
@@ -347,7 +354,7 @@ def _overlap_warning(predictor: Predictor, data: Data, splits: Iterable[str]) ->
     """Return a warning where features are of the data that the network was trained on."""
     if data.spec != predictor.card.data:
         return None
-    images = ", and has seen images of its train split among these" if "train" in splits else ""
+    images = ", and has seen training images among these" if {"train", "all"} & {*splits} else ""
     return (
         f"The network was trained on {data.spec}: it learned these very classes{images}, which "
         "flatters its features."
