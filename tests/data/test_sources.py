@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import KINDS, encoded, photo, write_photos
+from helpers import KINDS, bare_run, encoded, photo, write_photos
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,6 +20,7 @@ from export import comparison, samples
 from vggkeras.card import ModelCard
 from vggkeras.data import augment, decoding, sources, splits, statistics
 from vggkeras.errors import InputError
+from vggkeras.features.extraction import load_images
 from vggkeras.report.sources import load_evaluation_data
 
 
@@ -313,6 +315,25 @@ def test_a_class_may_be_called_test(tmp_path):
         write_photos(tmp_path / label, 2)
     found = vggkeras.load_data(str(tmp_path), whole=True)
     assert (found.class_names, list(found.splits)) == (["test", "val"], ["all"])
+
+
+def test_export_and_features_take_all_of_other_data(tmp_path):
+    folder = tmp_path / "parent" / "test"
+    for label in ("cat", "dog"):
+        write_photos(folder / label, 40)
+
+    def shown(trained_on: str, name: str, spec: Path, whole: bool = True) -> splits.Split:
+        model = vggkeras.load(bare_run(tmp_path / name, ["cat", "dog"], trained_on))
+        return samples.parity_images(model, str(spec), 0, Console(), whole=whole)[1].split
+
+    held_out = vggkeras.load_data(str(folder)).split("validation").sources
+    assert shown("elsewhere", "a", folder).count == 80
+    assert shown("elsewhere", "b", folder.parent).name == "parent/test"
+    assert shown("elsewhere", "c", folder, whole=False).sources == held_out
+    assert shown(str(folder), "d", folder).sources == held_out
+    assert list(load_images(str(folder)).splits) == ["all"]
+    assert list(load_images(str(folder.parent)).splits) == ["test"]
+    assert load_images(str(folder), ["val"]).split("val").sources == held_out
 
 
 @given(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +25,18 @@ def photographs() -> list[np.ndarray]:
         piece = Image.fromarray(originals[i % 2]).crop(box)
         pieces.append(np.asarray(piece.resize((w, h), Image.Resampling.BICUBIC)))
     return sorted(pieces, key=lambda piece: piece.shape != (32, 32, 3))
+
+
+@pytest.fixture
+def digits(tmp_path) -> Path:
+    """Sixty of the digits as a folder, the same ones in train/ and in val/."""
+    split = vggkeras.load_data("digits").split("validation").without(range(60, 360))
+    for index, encoded, label in split.examples():
+        for name in ("train", "val"):
+            folder = tmp_path / "set" / name / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{index}.png").write_bytes(encoded)
+    return tmp_path / "set"
 
 
 @pytest.fixture(scope="package")

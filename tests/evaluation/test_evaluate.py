@@ -91,14 +91,7 @@ def test_memory_does_not_grow_with_the_images(photographs):
 
 
 # Statistics
-def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_path):
-    data = tmp_path / "set"
-    digits = vggkeras.load_data("digits").split("validation").without(range(60, 360))
-    for index, encoded, label in digits.examples():
-        for split in ("train", "val"):
-            folder = data / split / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{index}.png").write_bytes(encoded)
+def test_the_command_shows_and_writes_the_rows(run, dense_exports, digits, command, tmp_path):
     models = [run.path, dense_exports / "model.dense.onnx"]
     protocols = ["center", "dense", "multicrop"]
     arguments = [
@@ -110,7 +103,7 @@ def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_
         "--json",
         tmp_path / "e.json",
     ]
-    code, out, err = command(cli, "evaluate", "--model", *models, "--data", data, *arguments)
+    code, out, err = command(cli, "evaluate", "--model", *models, "--data", digits, *arguments)
     assert code == 0, err
     rows = json.loads((tmp_path / "e.json").read_text())
     assert [row["protocol"] for row in rows] == 3 * protocols  # of each model, and fused
@@ -137,7 +130,7 @@ def test_the_command_shows_and_writes_the_rows(run, dense_exports, command, tmp_
         name for row in rows for pair in row["against"] for name in pair["gained"] + pair["lost"]
     }
     assert flipped
-    assert all(Path(name).parent.parent == data / "val" for name in flipped)
+    assert all(Path(name).parent.parent == digits / "val" for name in flipped)
 
 
 def test_digits_are_never_mirrored_and_photographs_are(dense_exports, command, tmp_path, photos):
@@ -281,6 +274,7 @@ def test_what_is_there_is_scored(animals, command):
     assert 0 < held_out < rest
     assert held_out + rest == 30
     assert images_of(command, folder, run, "--split", "train", "val") == ("train+val", 30)
+    assert images_of(command, folder, run, "--split", "train+val") == ("train+val", 30)
     assert images_of(command, folder, run, "--images", "6") == ("all", 6)
     (folder.parent / "parent").mkdir()
     folder.rename(folder.parent / "parent" / "test")

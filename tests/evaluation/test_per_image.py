@@ -27,19 +27,6 @@ READERS = {
 }
 
 
-@pytest.fixture
-def digits(tmp_path) -> Path:
-    """Forty of the digits as a folder of class folders."""
-    data = tmp_path / "set"
-    split = vggkeras.load_data("digits").split("validation").without(range(40, 360))
-    for index, encoded, label in split.examples():
-        for name in ("train", "val"):
-            folder = data / name / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{index}.png").write_bytes(encoded)
-    return data
-
-
 def probabilities(table: pa.Table, rows: list[dict]) -> np.ndarray:
     """Return them as float64 [rows, classes]; a .csv file has a column a class."""
     if "probabilities" in table.column_names:
@@ -62,7 +49,7 @@ def test_rows_give_the_tables_figures(suffix, run, dense_exports, digits, comman
     p = probabilities(table, rows)
     records = json.loads(figures.read_text())
     assert len(records) == 3 * 2 * 3
-    assert len(rows) == 40 * len(records)
+    assert len(rows) == 60 * len(records)
     assert {row["split"] for row in rows} == {"validation"}
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose([row["confidence"] for row in rows], p.max(axis=1), atol=1e-7)
@@ -70,7 +57,7 @@ def test_rows_give_the_tables_figures(suffix, run, dense_exports, digits, comman
     for record in records:
         key = (record["model"], record["protocol"], " ".join(map(str, record["scales"])))
         of_row = [row for row in rows if (row["model"], row["protocol"], str(row["scales"])) == key]
-        assert len({row["image"] for row in of_row}) == 40
+        assert len({row["image"] for row in of_row}) == 60
         pairs = Counter((str(row["label"]), str(row["prediction"])) for row in of_row)
         assert pairs == {(a, b): count for a, b, count in record["confusions"]}
         assert sum(row["label"] == row["prediction"] for row in of_row) == record["correct"]

@@ -65,19 +65,20 @@ def as_trained(
 ) -> Data:
     """Return whole data as training splits them, where that is meant.
 
-    It is where a model was trained on these data: those images are scored that training held out.
-    And where a split is asked for by name that only training has.
+    It is where a model was trained on these data: the images that training held out are to be
+    scored. It is also where a split is asked for by a name that only training has.
 
     Args:
         data: from `load_data(..., whole=True)`.
-        names: of the splits that are asked for.
+        names: of the splits that are asked for, as `Data.split` takes them.
         trained_on: the data that models were trained on.
         options: for `load_data`.
     """
-    asked = {"validation" if name in VALIDATION_NAMES else name for name in names}
-    if data.spec in trained_on or (asked & {"train", "validation"}) - set(data.splits):
-        return load_data(data.spec, **options)
-    return data
+    if "validation" in data.splits:  # training holds out no other images
+        return data
+    asked = {name for several in names for name in several.split("+")}
+    missing = asked & {"train", *VALIDATION_NAMES} - set(data.splits)
+    return load_data(data.spec, **options) if data.spec in trained_on or missing else data
 
 
 def _digits() -> Data:
