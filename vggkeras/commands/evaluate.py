@@ -140,8 +140,8 @@ class Evaluate:
         """Yield a warning where training may have seen the images."""
         if "all" in data.splits:
             yield (
-                "all images of the folder are scored; if the model was trained on these, --split "
-                "validation scores those that training held out"
+                "nothing is held out of these class folders; if the model was trained on them, "
+                "--split validation scores the images that training held out"
             )
 
     def _rows(

@@ -220,7 +220,7 @@ def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
             more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             raise InputError(
                 f"{unreadable[0]}{more} is not a JPEG, PNG, BMP or GIF image: replace or remove "
-                "it, or pass --skip-unreadable."
+                "it, or pass --skip-unreadable where the command has it."
             )
         skipped += unreadable
         left_out = set(unreadable)
