@@ -10,10 +10,12 @@ setup: $(INSTALLED)
 
 # pip checks the sha256 of all that it downloads; an editable project has none, so it comes after.
 $(INSTALLED): pyproject.toml requirements.txt
+	@echo "Installs the packages of requirements.txt into .venv: some 2 GB, a few minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "Ready: $(BIN)/python -m vggkeras --help"
 
 demo: setup
 	$(BIN)/python -m vggkeras demo
