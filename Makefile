@@ -10,7 +10,7 @@ setup: $(INSTALLED)
 
 # pip checks the sha256 of all that it downloads; an editable project has none, so it comes after.
 $(INSTALLED): pyproject.toml requirements.txt
-	@echo "Installs the packages of requirements.txt into .venv: some 2 GB, a few minutes."
+	@echo "Installs the packages of requirements.txt into .venv: 4 GB on disk, a few minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
