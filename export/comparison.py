@@ -196,7 +196,7 @@ def _samples(pair: Pair, data: str | None, count: int) -> Samples:
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return Samples(noise, f"{len(noise)} random images: weak evidence; give --data")
     try:
-        loaded = sources.load_data(spec, fetch=bool(data))
+        loaded = sources.load_data(spec, fetch=bool(data)).upright(cards[0].exif)
     except InputError as error:
         if data:
             raise

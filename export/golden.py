@@ -23,6 +23,7 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes.forms import form_path
 
 ORIGINAL_BYTES = 1 << 18  # a larger original photograph is made smaller before it travels
+SHOWN_ALIKE = (b"\xff\xd8\xff", b"\x89PNG")  # by every decoder: how such files begin
 MOST_INSIDE, MOST_BESIDE = 1 << 28, 1 << 30  # bytes of all arrays, in a file and in golden.npz
 UNKNOWN = -1  # the label of an image without one
 
@@ -89,14 +90,21 @@ class Golden:
         )
 
 
-def small_original(encoded: bytes, scale: int) -> bytes:
-    """Return an encoded photograph, made smaller where it is too large to travel.
+def small_original(encoded: bytes, scale: int, exif: bool) -> bytes:
+    """Return an encoded photograph that every decoder shows alike, and that is small enough.
 
-    It then is a JPEG whose smallest side is at most twice the `scale` that images are rescaled to.
+    Where it is too large to travel, not a JPEG or PNG, or stored sideways, it becomes a JPEG whose
+    smallest side is at most twice the `scale` that images are rescaled to.
+
+    Args:
+        encoded: an image file.
+        scale: smallest side, px.
+        exif: whether to turn it upright, as its EXIF data say.
     """
-    if len(encoded) <= ORIGINAL_BYTES:
+    image = decoding.decode(encoded, exif=exif)
+    same = not exif or np.array_equal(image, decoding.decode(encoded))
+    if len(encoded) <= ORIGINAL_BYTES and encoded.startswith(SHOWN_ALIKE) and same:
         return encoded
-    image = decoding.decode(encoded)
     smaller = augment.rescale(image, min(2 * scale, *image.shape[:2]))
     buffer = io.BytesIO()
     Image.fromarray(smaller).save(buffer, "JPEG", quality=90)

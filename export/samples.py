@@ -131,6 +131,7 @@ def parity_images(
         )
         if whole and spec:
             data = sources.as_trained(data, (), [reference.card.data])
+        data = data.upright(reference.card.exif)
     except InputError as error:
         if spec:
             raise
@@ -244,7 +245,8 @@ def golden_images(
     original, means = None, {}
     if samples.split is not None:
         encoded = next(itertools.islice(samples.split.examples(), int(order[0]), None))[1]
-        original = golden.small_original(encoded, reference.scale)
+        exif = samples.split.exif
+        original = golden.small_original(encoded, reference.scale, exif)
         decoded = decoding.decode(original)
         means["decode"] = golden.decoded_samples(decoded)
         crop = augment.center_crop(decoded, reference.scale, reference.input_shape[:2])
@@ -271,7 +273,10 @@ def other_sizes(dense: Predictor, split: Split | None) -> Sequence[tuple[np.ndar
 
     if split:
         first = itertools.islice(split.sourced(), SIZE_IMAGES)
-        cut = [decoding.decoded(source, split.image_name(i), crops) for i, source, _ in first]
+        cut = [
+            decoding.decoded(source, split.image_name(i), crops, exif=split.exif)
+            for i, source, _ in first
+        ]
         shown = [np.stack(images) for images in zip(*cut, strict=True)]
     else:
         shown = [

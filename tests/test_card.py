@@ -58,6 +58,7 @@ EXPORTED = ModelCard(
     calibration=Calibration(6, 2, "digits train"),
     left_in_float=("predictions",),
     signal_to_noise_db={"block1_conv1": 40.25},
+    exif=True,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -7,7 +7,7 @@ by `to_json`, for an exported file by `to_description`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -80,6 +80,9 @@ class ModelCard:
     rgb_covariance: tuple[tuple[float, ...], ...] = ()
     unreadable: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)  # split -> indices
     smallest_sides: Mapping[str, Count] = field(default_factory=dict)  # px -> count
+    # Whether images were turned upright by their EXIF data; None: nothing says so, and they were
+    # not by vggkeras 0.2 and before.
+    exif: bool | None = None
 
     # What an exported file adds.
     form: Form = Form.CLASSIFIER
@@ -101,7 +104,8 @@ class ModelCard:
         assert self.input_shape is not None
         h, w, _ = self.input_shape
         rest = "the whole image" if self.form.takes_any_size else f"the central {h} x {w} crop"
-        return f"smallest side to {self.scale} px (Pillow BILINEAR), then {rest}"
+        upright = "upright by its EXIF orientation, then " if self.exif else ""
+        return f"{upright}smallest side to {self.scale} px (Pillow BILINEAR), then {rest}"
 
     @property
     def shapes(self) -> tuple[list[str | int], list[str | int]]:
@@ -161,6 +165,7 @@ class ModelCard:
             "smallest_sides": dict(self.smallest_sides),
             "image_size": self.image_size,
             "scale": self.scale,
+            "exif": self.exif,
             "seed": self.seed,
             "skipped": list(self.skipped),
             "versions": dict(self.versions),
@@ -215,7 +220,28 @@ class ModelCard:
                 "left_in_float": list(self.left_in_float),
                 "signal_to_noise_db": dict(self.signal_to_noise_db),
             }
+        if self.exif is not None:
+            description["exif"] = self.exif
         return description
+
+
+def turns_upright(cards: Iterable[ModelCard], asked: bool = True) -> bool:
+    """Return whether images are to be turned upright by their EXIF data: as models were trained.
+
+    Args:
+        cards: of the models.
+        asked: false where images are to be shown as they are stored.
+
+    Raises:
+        InputError (a ValueError): the models were not trained alike.
+    """
+    alike = {bool(card.exif) for card in cards}
+    if asked and len(alike) > 1:
+        raise InputError(
+            "Some of these models were trained on images that EXIF data turned upright, others on "
+            "images as they are stored: score them one at a time, or give --no-exif for all."
+        )
+    return asked and alike == {True}
 
 
 def recipe_json(recipe: Recipe | None) -> dict[str, Any]:
@@ -251,10 +277,12 @@ TRAINED = (
     "rgb_covariance",
     "unreadable",
     "smallest_sides",
+    "exif",
 )
 
 # What a description may say beside that.
 EXPORTED = (
+    "exif",
     "precision",
     "pixels",
     "tolerance",

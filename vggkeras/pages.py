@@ -43,7 +43,7 @@ def read_some(
     wanted = sorted({int(i) for i in indices})
     some = split.without(set(split.indices()) - set(wanted))
     for index, (_, source, _) in zip(wanted, some.sourced(), strict=True):
-        yield index, decoding.decoded(source, split.image_name(index), prepare)
+        yield index, decoding.decoded(source, split.image_name(index), prepare, exif=split.exif)
 
 
 def render(template: Path, **values: Any) -> str:

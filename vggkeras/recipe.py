@@ -90,6 +90,9 @@ class Recipe:
     """Precision of the computation; weights stay float32. mixed_float16 uses loss scaling."""
     seed: int = 0
     """Random seed for initialization, dropout, shuffling and augmentation."""
+    exif: bool = True
+    """Turn images upright, as the orientation in their EXIF data says. What the model was trained
+    with is recorded in it, and evaluation does the same."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and list them."""
 

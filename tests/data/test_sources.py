@@ -138,7 +138,7 @@ def test_bad_folders_are_named(tmp_path, photos):
 def test_a_file_that_is_not_an_image_is_named_before_any_is_decoded(photos, content):
     bad = photos / "train" / "cat" / "003.jpg"
     bad.write_bytes(content)
-    with pytest.raises(InputError, match=r"train/cat/003\.jpg is not a JPEG"):
+    with pytest.raises(InputError, match=r"train/cat/003\.jpg is no JPEG"):
         vggkeras.load_data(str(photos))
     data = vggkeras.load_data(str(photos), skip_unreadable=True)
     assert data.skipped == (str(bad),)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from vggkeras.terminal import Console, load_tensorflow
 
 if TYPE_CHECKING:
+    from vggkeras.data.splits import Data
     from vggkeras.runtimes import Predictor
 
 console = Console()
@@ -70,9 +71,22 @@ def print_note(text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False)
 
 
-def print_skipped(names: Sequence[str]) -> None:
-    """Print which images could not be read, if any."""
+def print_skipped(names: Sequence[str], file: Path | None) -> None:
+    """Print which images could not be read, if any; of many the first, for `file` names all."""
+    from vggkeras.data.decoding import NAMED, some
+
     if names:
+        all_of_them = f"{file} names all" if file else "--json FILE names all"
         console.print(
-            f"skipped {len(names)} unreadable images: " + ", ".join(names), soft_wrap=True
+            f"skipped {len(names):,} unreadable images: {some(names)}"
+            + (f"; {all_of_them}" if len(names) > NAMED else ""),
+            soft_wrap=True,
         )
+
+
+def print_unread(data: Data) -> None:
+    """Print how many files of class folders are not read, by suffix."""
+    from vggkeras.data.reading import unread
+
+    if data.unread:
+        print_note(unread(data.unread))

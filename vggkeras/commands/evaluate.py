@@ -15,7 +15,7 @@ import tyro
 
 from vggkeras import files
 from vggkeras.commands import per_image
-from vggkeras.commands.common import Compute, console, print_note, print_skipped
+from vggkeras.commands.common import Compute, console, print_note, print_skipped, print_unread
 from vggkeras.errors import InputError
 from vggkeras.terminal import print_table, progress_bar
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 
 FIGURES = files.Kind("of `vggkeras evaluate`", files.json_with("protocol", "correct", "against"))
+JSON_HINT = (
+    "--json FILE keeps these figures, recall by class, confusions and the images that flip between "
+    "rows"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Evaluate:
             rows to this file.
         per_image: Write each row's answer on every image, with the probabilities of all classes, to
             this .csv, .jsonl or .parquet file.
+        exif: Turn images upright by their EXIF data, if the model was trained on images that were.
         skip_unreadable: Go on without images that cannot be read, and say which.
     """
 
@@ -68,10 +73,12 @@ class Evaluate:
     mirrors: bool = True
     json: Path | None = None
     per_image: Path | None = None
+    exif: bool = True
     skip_unreadable: bool = False
 
     def run(self) -> int:
         """Evaluate, print the table and the notes, and write the JSON file."""
+        from vggkeras.card import turns_upright
         from vggkeras.data.sources import as_trained, load_data
         from vggkeras.data.splits import stratified
         from vggkeras.evaluation import tables
@@ -94,6 +101,7 @@ class Evaluate:
         predictors = self.compute.load(*self.model)
         trained_on = [predictor.card.data for predictor in predictors]
         data = as_trained(data, self.split, trained_on, skip_unreadable=True)
+        data = data.upright(turns_upright([each.card for each in predictors], self.exif))
         split, skipped = self._split(data), list(data.skipped)
         of_all = f" of {split.count:,}, each class in proportion" if self.images else ""
         if self.images:
@@ -117,14 +125,12 @@ class Evaluate:
             *self._whole(data),
         ]
         if not self.json:
-            notes.append(
-                "--json FILE keeps these figures, recall by class, confusions and the images that "
-                "flip between rows"
-            )
+            notes.append(JSON_HINT)
         if self.per_image:
             notes.append(f"every image's answers: {self.per_image}")
         print_note("\n".join(dict.fromkeys(notes)))
-        print_skipped(skipped)
+        print_unread(data)
+        print_skipped(skipped, self.json)
         if self.json:
             about = {"data": self.data, "split": self._name(data), "skipped": skipped}
             files.write_json(self.json, tables.records(rows, errors, image_name, about))

@@ -14,7 +14,7 @@ import tyro
 from rich.table import Table
 
 from vggkeras import files
-from vggkeras.commands.common import Compute, console, print_note, print_skipped
+from vggkeras.commands.common import Compute, console, print_note, print_skipped, print_unread
 from vggkeras.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Features:
         seed: Random seed for the SVM's splits.
         neighbours: Write a page of queries with their closest images to this .html file.
         json: Write what was done, and the figures of the SVM and the neighbours, to this file too.
+        exif: Turn images upright by their EXIF data, if the model was trained on images that were.
         skip_unreadable: Go on without images that cannot be read, and say which.
     """
 
@@ -69,14 +70,17 @@ class Features:
     seed: int = 0
     neighbours: Path | None = None
     json: Path | None = None
+    exif: bool = True
     skip_unreadable: bool = False
 
     def run(self) -> int:
         """Extract, write the features, print what they are, and use them as asked."""
+        from vggkeras.card import turns_upright
         from vggkeras.features.extraction import write
 
         data = self._checked_data()
         (predictor,) = self.compute.load(self.model)
+        data = data.upright(turns_upright([predictor.card], self.exif))
         skipped = list(data.skipped)
         described = self._described(predictor, data, skipped)
         write(described, self.out)
@@ -86,7 +90,8 @@ class Features:
             f"{self.data}: {', '.join(about.splits)}"
         )
         print_table(self._table(described), console)
-        print_skipped(skipped)
+        print_unread(data)
+        print_skipped(skipped, self.json)
         if described.flatters and (self.svm or self.neighbours):
             console.print(described.flatters, style="yellow", soft_wrap=True)
         record = {**about.to_json(), "seconds": described.seconds, "skipped": skipped}

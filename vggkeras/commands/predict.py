@@ -32,11 +32,12 @@ class Predict:
     """Classify image files, or the images of folders, by their central crops.
 
     Attributes:
-        files: JPEG, PNG, BMP or GIF files, or folders of them (and of folders).
+        files: Image files, or folders of them (and of folders): JPEG, PNG, WebP, HEIC and others.
         model: A run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder.
         top: How many classes to show, most probable first; 0 is all of them.
         json: Print one JSON object per line, as soon as an image is classified, instead of a table.
         out: Write a row per image to this .csv, .jsonl or .parquet file.
+        exif: Turn images upright, as the orientation in their EXIF data says.
         skip_unreadable: Exit with 0 if some images cannot be read. They are named and counted in
             either case.
     """
@@ -47,6 +48,7 @@ class Predict:
     top: int = 5
     json: bool = False
     out: Path | None = None
+    exif: bool = True
     skip_unreadable: bool = False
 
     def run(self) -> int:
@@ -71,7 +73,7 @@ class Predict:
     def _classified(self, predictor: Predictor, images: Sequence[str]) -> Tally:
         """Classify, print and write each image as soon as its answer is there."""
         tally = Tally()
-        predictions: Iterable[Prediction] = classify(predictor, images, self.top)
+        predictions: Iterable[Prediction] = classify(predictor, images, self.top, exif=self.exif)
         with contextlib.ExitStack() as stack:
             write = None
             if self.out:
@@ -157,7 +159,7 @@ def _columns(class_names: Sequence[str], top: int) -> list[rows.Column]:
 
 
 def classify(
-    predictor: Predictor, paths: Sequence[str | Path], top: int = 5
+    predictor: Predictor, paths: Sequence[str | Path], top: int = 5, *, exif: bool = True
 ) -> Iterator[Prediction]:
     """Yield the `top` most probable classes of each image file, by its central crop, in order.
 
@@ -168,6 +170,7 @@ def classify(
         predictor: gives probabilities.
         paths: of image files.
         top: how many classes; 0 is all of them.
+        exif: turn the images upright, as their EXIF data say.
 
     Raises:
         InputError (a ValueError): a model that gives no probabilities or takes no images.
@@ -183,7 +186,7 @@ def classify(
 
     def read(path: str | Path) -> dict[Any, list[np.ndarray]] | str:
         try:
-            return prepared(path, plan.shown)
+            return prepared(path, plan.shown, exif)
         except (InputError, OSError) as error:
             return str(error).removeprefix(f"{path} ")
 
@@ -212,15 +215,15 @@ def image_files(paths: Sequence[Path], unread: Counter[str] | None = None) -> li
         InputError (a ValueError): no such file, a folder without images, a name that is not UTF-8,
             or no path at all.
     """
-    from vggkeras.data import reading
-    from vggkeras.data.decoding import SUFFIXES, check_names
+    from vggkeras.data import formats, reading
+    from vggkeras.data.decoding import check_names
 
     images: list[str] = []
     for path in paths:
         if not path.is_dir():
             if not path.is_file():
                 raise InputError(
-                    f"No image at {path}: expected a JPEG, PNG, BMP or GIF file, or a folder."
+                    f"No image at {path}: expected a {formats.NAMES} file, or a folder."
                 )
             images.append(str(path))
             continue
@@ -228,13 +231,13 @@ def image_files(paths: Sequence[Path], unread: Counter[str] | None = None) -> li
         count = len(images)
         for file in _files_within("" if path == Path() else str(path)):
             suffix = os.path.splitext(file)[1].lower()
-            if suffix in SUFFIXES:
+            if suffix in formats.SUFFIXES:
                 images.append(file)
             else:
                 others[suffix] += 1
         if len(images) == count:
             also = f"; {reading.unread(others)}" if others else ""
-            raise InputError(f"{path} has no images ({', '.join(SUFFIXES)}){also}.")
+            raise InputError(f"{path} has no images ({', '.join(formats.SUFFIXES)}){also}.")
         if unread is not None:
             unread += others
     if not images:

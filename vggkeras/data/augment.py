@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
-from vggkeras.data import resampling
-from vggkeras.data.decoding import FORMATS, decoded, pixels
+from vggkeras.data import formats, resampling
+from vggkeras.data.decoding import EXCHANGED, TURNS, UPRIGHT, decoded, orientation_of, pixels
 from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
@@ -173,7 +173,9 @@ def draws(seed: int, epoch, index):
     return tf.random.stateless_uniform([4], key), tf.random.stateless_normal([3], color_key)
 
 
-def random_crop(encoded, crop: int, scale: tuple[int, int], uniform, flip: bool):
+def random_crop(
+    encoded, crop: int, scale: tuple[int, int], uniform, flip: bool, exif: bool = False
+):
     """Cut a training crop straight from an encoded image: a string -> uint8 `[crop, crop, 3]`.
 
     The image is rescaled to a smallest side S drawn from `scale`, enlarged where it is smaller; a
@@ -183,57 +185,120 @@ def random_crop(encoded, crop: int, scale: tuple[int, int], uniform, flip: bool)
     other way.
 
     Args:
-        encoded: a JPEG, PNG, BMP or GIF file, a string tensor.
+        encoded: an image file, a string tensor.
         crop: side of the crop, px.
         scale: (lowest, highest) S, px, at least `crop`.
         uniform: the four numbers of `draws`: S, row, column, mirror.
         flip: whether to mirror at all.
+        exif: whether to turn the image upright first, as its EXIF data say.
     """
     import tensorflow as tf
 
-    def window_of_jpeg():
-        first, extent, box = _window(tf.io.extract_jpeg_shape(encoded)[:2], crop, scale, uniform)
-        pixels = tf.io.decode_and_crop_jpeg(
-            encoded,
-            tf.concat([first, extent], 0),
-            channels=3,
-            dct_method="INTEGER_ACCURATE",  # gives Pillow's pixels
-        )
-        return pixels, box
-
-    def window_of_other():
-        size = tf.numpy_function(_size, [encoded], tf.int32, stateful=False)
-        first, extent, box = _window(tf.ensure_shape(size, [2]), crop, scale, uniform)
-        corners = tf.concat([first, first + extent], 0)
-        image = tf.numpy_function(_pixels_of, [encoded, corners], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, [None, None, 3]), box
-
-    def resize(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
+    def resize(pixels: np.ndarray, box: np.ndarray, orientation: np.ndarray) -> np.ndarray:
         top, left, bottom, right = box.tolist()
         window, box_of_crop = Image.fromarray(pixels), (left, top, right, bottom)
+        if int(orientation) != UPRIGHT:
+            window = window.transpose(TURNS[int(orientation)])
         return np.asarray(window.resize((crop, crop), Image.Resampling.BILINEAR, box_of_crop))
 
-    pixels, box = tf.cond(tf.io.is_jpeg(encoded), window_of_jpeg, window_of_other)
+    def window_of(size):
+        return _window(size, crop, scale, uniform)
+
+    window = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: _pixels_of_jpeg(encoded, window_of, exif),
+        lambda: _pixels_of_other(encoded, window_of, exif),
+    )
     # Pillow resizes three times as fast as TensorFlow's antialiased ops, outside Python's lock.
-    image = tf.numpy_function(resize, [pixels, box], tf.uint8, stateful=False)
+    image = tf.numpy_function(resize, list(window), tf.uint8, stateful=False)
     return _mirror(tf.ensure_shape(image, [crop, crop, 3]), uniform, flip)
 
 
-def _size(encoded: bytes | np.ndarray) -> np.ndarray:
-    """Return the (height, width) of an encoded image, int32 `[2]`."""
-    # Outside a graph, TensorFlow passes the bytes in an array of no dimensions.
-    with Image.open(io.BytesIO(np.asarray(encoded).item()), formats=FORMATS) as image:
-        return np.array(image.size[::-1], np.int32)
+def _pixels_of_jpeg(encoded, window_of: Callable, exif: bool):
+    """Decode a window of a JPEG.
 
+    Args:
+        encoded: the file, a string tensor.
+        window_of: gives what `_window` returns for the (height, width) of the upright image.
+        exif: whether to read its orientation.
 
-def _pixels_of(encoded: bytes | np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Return the pixels of an encoded image between (top, left, bottom, right)."""
-    top, left, bottom, right = corners.tolist()
-    return decoded(
-        np.asarray(encoded).item(),
-        "image",
-        lambda image: np.asarray(image.crop((left, top, right, bottom))),
+    Returns:
+        The window's pixels as they are stored, uint8 `[h, w, 3]`; the crop's box in the upright
+        window; and the orientation, int32 `[]`.
+    """
+    import tensorflow as tf
+
+    stored, orientation = tf.io.extract_jpeg_shape(encoded)[:2], tf.constant(UPRIGHT)
+    if exif:
+        orientation = tf.numpy_function(_orientation, [encoded], tf.int32, stateful=False)
+        orientation = tf.ensure_shape(orientation, [])
+    size = tf.where(orientation < EXCHANGED, stored, stored[::-1])
+    first, extent, box = window_of(size)
+    if exif:
+        first, extent = _stored_window(first, extent, size, orientation)
+    pixels = tf.io.decode_and_crop_jpeg(
+        encoded,
+        tf.concat([first, extent], 0),
+        channels=3,
+        dct_method="INTEGER_ACCURATE",  # gives Pillow's pixels
     )
+    return pixels, box, orientation
+
+
+def _pixels_of_other(encoded, window_of: Callable, exif: bool):
+    """Return what `_pixels_of_jpeg` returns, of an upright window of any other image."""
+    import tensorflow as tf
+
+    def size_of(encoded: bytes | np.ndarray) -> np.ndarray:
+        with _opened(encoded) as image:
+            exchanged = exif and orientation_of(image) >= EXCHANGED
+            return np.array(image.size if exchanged else image.size[::-1], np.int32)
+
+    def pixels_of(encoded: bytes | np.ndarray, corners: np.ndarray) -> np.ndarray:
+        top, left, bottom, right = corners.tolist()
+        box = (left, top, right, bottom)
+        content = np.asarray(encoded).item()
+        return decoded(content, "image", lambda image: np.asarray(image.crop(box)), exif=exif)
+
+    size = tf.numpy_function(size_of, [encoded], tf.int32, stateful=False)
+    first, extent, box = window_of(tf.ensure_shape(size, [2]))
+    corners = tf.concat([first, first + extent], 0)
+    image = tf.numpy_function(pixels_of, [encoded, corners], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, [None, None, 3]), box, tf.constant(UPRIGHT)
+
+
+def _opened(encoded: bytes | np.ndarray) -> Image.Image:
+    # Outside a graph, TensorFlow passes the bytes in an array of no dimensions.
+    return Image.open(io.BytesIO(np.asarray(encoded).item()), formats=formats.PLUGINS)
+
+
+def _orientation(encoded: bytes | np.ndarray) -> np.ndarray:
+    """Return the EXIF orientation of an encoded image, int32 `[]`."""
+    with _opened(encoded) as image:
+        return np.array(orientation_of(image), np.int32)
+
+
+def _stored_window(first, extent, size, orientation):
+    """Return where a window of an upright image of (height, width) `size` is in its file.
+
+    Args:
+        first: its corner (top, left), int32 `[2]`.
+        extent: its height and width, int32 `[2]`.
+        size: of the upright image, int32 `[2]`.
+        orientation: EXIF's, int32 `[]`.
+
+    Returns:
+        Corner and extent in the image as it is stored, int32 `[2]` each.
+    """
+    import tensorflow as tf
+
+    # Counted from the other end: of the rows in 3, 4, 7 and 8, of the columns in 2, 3, 6 and 7.
+    is_reversed = tf.gather(
+        tf.constant([[o in (3, 4, 7, 8), o in (2, 3, 6, 7)] for o in range(9)]), orientation
+    )
+    first = tf.where(is_reversed, size - first - extent, first)
+    exchanged = orientation >= EXCHANGED
+    return tf.where(exchanged, first[::-1], first), tf.where(exchanged, extent[::-1], extent)
 
 
 def crop_of_rescaled(image, crop: int, uniform, flip: bool):

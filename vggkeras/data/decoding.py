@@ -1,4 +1,4 @@
-"""Decode JPEG, PNG, BMP and GIF files to RGB, in threads, and name those that cannot be read.
+"""Decode image files to RGB, upright, in threads, and name those that cannot be read.
 
 What a file can cost is bounded before it is decoded: its header says how many pixels it has.
 """
@@ -10,50 +10,70 @@ import io
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vggkeras.data import formats
 from vggkeras.errors import UNSEEN, InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-FORMATS = ("JPEG", "PNG", "BMP", "GIF")
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8")
 NAMED = 10  # unreadable images named in an error
 
-MAX_BYTES = 270_000_000  # that an image may take: its file, and its pixels (67 million of RGB)
-LARGE = 1 << 26  # of the images that take more, one at a time is decoded
+MAX_BYTES = 540_000_000  # that an image may take: its file, and its pixels (134 million of RGB)
+LARGE = 1 << 27  # of the images that take more, one at a time is decoded
 BAND = 1 << 18  # pixels converted at once
 MAX_SCANS = 200  # of a JPEG: usual progressive ones have ten, and each costs a pass over all pixels
+MAX_LEVEL = (1 << 16) - 1  # of 16 bits
 START_OF_SCAN = b"\xff\xda"
 SEQUENTIAL_FRAMES = (b"\xff\xc0", b"\xff\xc1")
 PIXEL_BYTES = {"RGB": 4, "L": 5, "P": 5, "1": 5}  # by mode: as Pillow holds them, and as RGB
 OTHER_PIXEL_BYTES = 8  # RGBA, CMYK, 16 bits …
+TURNED_BYTES = 4  # a pixel of the copy that is upright
 COEFFICIENT_BYTES = 2  # a pixel and channel, where libjpeg must hold all scans of an image
+
+# EXIF's orientation -> what makes an image upright (CIPA DC-008, section 4.6.5).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED_WHEN_READ = ("TIFF", "HEIF")  # by Pillow and pillow-heif
+UPRIGHT, EXCHANGED = 1, 5  # from 5 on, rows and columns are exchanged
 
 T = TypeVar("T")
 
 _one_large = threading.Lock()
 
 
-def decode(encoded: bytes, name: str = "image") -> np.ndarray:
-    """Decode a JPEG, PNG, BMP or GIF (first frame) to RGB, uint8 `[H, W, 3]`, as `decoded` does."""
-    return decoded(encoded, name, pixels)
+def decode(encoded: bytes, name: str = "image", *, exif: bool = False) -> np.ndarray:
+    """Decode an image (its first frame) to RGB, uint8 `[H, W, 3]`, as `decoded` does."""
+    return decoded(encoded, name, pixels, exif=exif)
 
 
-def decoded(source: bytes | str | os.PathLike, name: str, prepare: Callable[[Image.Image], T]) -> T:
-    """Return what `prepare` makes of a JPEG, PNG, BMP or GIF (its first frame).
+def decoded(
+    source: bytes | str | os.PathLike,
+    name: str,
+    prepare: Callable[[Image.Image], T],
+    *,
+    exif: bool,
+) -> T:
+    """Return what `prepare` makes of an image file, of the first frame where it has several.
 
-    Grayscale and CMYK are converted; transparent pixels are laid on white. EXIF orientation is not
-    applied, as in training.
+    Grayscale and CMYK are converted; transparent pixels are laid on white. TIFF and HEIC files are
+    always upright: their readers turn them.
 
     Args:
         source: an encoded image, or the path of a file.
         name: what to call the image in errors.
         prepare: called with the image in mode RGB, which is gone afterwards.
+        exif: whether to turn it upright, as the orientation in its EXIF data says.
 
     Raises:
         InputError (a ValueError): naming the image: it cannot be read whole, would take more than
@@ -62,21 +82,51 @@ def decoded(source: bytes | str | os.PathLike, name: str, prepare: Callable[[Ima
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(_opened(source))
-            image = stack.enter_context(Image.open(file, formats=FORMATS))
-            if _checked_bytes(image, file) > LARGE:
+            image = stack.enter_context(_identified(file))
+            orientation = orientation_of(image) if exif else UPRIGHT
+            if _checked_bytes(image, file, orientation) > LARGE:
                 stack.enter_context(_one_large)
             image.load()
-            picture = _to_rgb(image)
+            picture = _turned(_to_rgb(image), orientation)
         except Exception as error:  # Pillow raises what its parts raise: OSError, struct.error …
-            reason = "it is none of them" if isinstance(error, UnidentifiedImageError) else error
             raise InputError(
-                f"{name} cannot be read as a JPEG, PNG, BMP or GIF image ({reason}): replace or "
-                "remove it, or pass --skip-unreadable where the command has it."
+                f"{name} cannot be read as an image ({error}): replace or remove it, or pass "
+                "--skip-unreadable where the command has it."
             ) from error
         try:
             return prepare(picture)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=formats.PLUGINS)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        start = file.read(formats.START_BYTES)
+        damaged = "it is damaged" if formats.is_image(start) else formats.why_not(start)
+        raise ValueError(damaged) from error
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation in the EXIF data of an opened image, 1 to 8; 1 is upright.
+
+    Of PNG only the data before the pixels count: to find others, all would have to be decoded.
+    """
+    if image.format in TURNED_WHEN_READ:
+        return UPRIGHT
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif", "xmp"}:
+        return UPRIGHT
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception:  # damaged, as in many old files, whose pixels are as good as ever
+        return UPRIGHT
+    return orientation if orientation in TURNS else UPRIGHT
+
+
+def _turned(picture: Image.Image, orientation: int) -> Image.Image:
+    return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
 
 
 def _opened(source: bytes | str | os.PathLike) -> BinaryIO:
@@ -88,7 +138,7 @@ def _opened(source: bytes | str | os.PathLike) -> BinaryIO:
     return open(source, "rb")
 
 
-def _checked_bytes(image: Image.Image, file: BinaryIO) -> int:
+def _checked_bytes(image: Image.Image, file: BinaryIO, orientation: int) -> int:
     """Return the bytes of memory that an image takes, its file included, before it is decoded.
 
     Raises:
@@ -105,7 +155,8 @@ def _checked_bytes(image: Image.Image, file: BinaryIO) -> int:
             raise ValueError(f"it has {scans} scans, and {MAX_SCANS} at most are read")
         each += COEFFICIENT_BYTES * len(image.getbands()) * _is_held_by_libjpeg(file)
     file.seek(here)
-    needed = length + image.width * image.height * each
+    each += TURNED_BYTES * (orientation != UPRIGHT)
+    needed = length + image.width * image.height * each + formats.held_bytes(image)
     if needed > MAX_BYTES:
         raise ValueError(
             f"its {image.width:,} x {image.height:,} px and its file would take "
@@ -156,9 +207,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _band_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose range is not known: save 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip, not scale
-        levels = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
-        return Image.fromarray(levels).convert("RGB")
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > MAX_LEVEL:
+            raise ValueError("its pixels have 32 bits: save 8 or 16")
+        return Image.fromarray((levels // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -188,12 +243,17 @@ def unreadable(names: list[str], where: str, reason: InputError | None = None) -
         where: what they are of.
         reason: the error of one of them, for the message.
     """
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     because = f" {reason}" if reason else ""
     return InputError(
-        f"{', '.join(names[:NAMED])}{more} cannot be read as JPEG, PNG, BMP or GIF images "
-        f"({len(names)} of {where}): replace or remove them, or pass --skip-unreadable.{because}"
+        f"{some(names)} cannot be read as images ({len(names):,} of "
+        f"{where}): replace or remove them, or pass --skip-unreadable.{because}"
     )
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are, as a list in a sentence."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def check_names(paths: Iterable[str], class_names: Iterable[str] = ()) -> None:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
+from vggkeras.data import formats
 from vggkeras.data.decoding import decoded, in_threads, unreadable
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
@@ -39,7 +40,8 @@ def read_each(split: Split, prepare: Prepare[T]) -> Iterator[tuple[int, int, T |
 
     def read(index: int, source: bytes | str, label: int) -> tuple[int, int, T | InputError]:
         try:
-            return index, label, decoded(source, split.image_name(index), prepare)
+            name = split.image_name(index)
+            return index, label, decoded(source, name, prepare, exif=split.exif)
         except InputError as error:
             return index, label, error
 
@@ -105,4 +107,7 @@ def unread(counts: Mapping[str, int]) -> str:
     named = [f"{suffix or 'no suffix'} {count:,}" for suffix, count in most[:SUFFIXES_NAMED]]
     if others := sum(count for _, count in most[SUFFIXES_NAMED:]):
         named.append(f"others {others:,}")
-    return f"not read: {files:,} file{'s' * (files > 1)} ({', '.join(named)})"
+    hint = (
+        f"; {formats.HEIF_HINT}" if counts.keys() & set(formats.BY_PLUGIN["HEIF"].suffixes) else ""
+    )
+    return f"not read: {files:,} file{'s' * (files > 1)} ({', '.join(named)}){hint}"

@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vggkeras.data import imagenet
-from vggkeras.data.decoding import SIGNATURES, SUFFIXES, check_names
+from vggkeras.data import formats, imagenet
+from vggkeras.data.decoding import check_names
+from vggkeras.data.reading import unread
 from vggkeras.data.splits import VALIDATION_NAMES, Data, Records, Split
 from vggkeras.errors import InputError
 
@@ -194,14 +196,16 @@ def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
     if not spec or not root.is_dir():
         raise InputError(f"Unknown data {spec!r}: {EXPECTED}; there is no such folder here.")
     root = root.resolve()
-    files = _files_of_splits(spec, root, whole)
+    others: Counter[str] = Counter()
+    files = _files_of_splits(spec, root, whole, others)
     known = files.values() if "train" not in files else [files["train"]]
     classes = sorted({file.class_name for members in known for file in members})
     check_names((file.path for members in files.values() for file in members), classes)
     if not classes:
         raise InputError(
             f"{spec} has no images in class folders: expected {root.name}/train/CLASS/*.jpg or "
-            f"{root.name}/CLASS/*.jpg ({', '.join(SUFFIXES)})."
+            f"{root.name}/CLASS/*.jpg ({', '.join(formats.SUFFIXES)})"
+            + (f"; {unread(others)}." if others else ".")
         )
     if len(classes) < 2:
         raise InputError(
@@ -219,8 +223,8 @@ def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
         if unreadable and not skip_unreadable:
             more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
             raise InputError(
-                f"{unreadable[0]}{more} is not a JPEG, PNG, BMP or GIF image: replace or remove "
-                "it, or pass --skip-unreadable where the command has it."
+                f"{unreadable[0]}{more} is no {formats.NAMES} file: replace or remove it, or pass "
+                "--skip-unreadable where the command has it."
             )
         skipped += unreadable
         left_out = set(unreadable)
@@ -229,7 +233,7 @@ def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
             raise InputError(f"{spec}: split {name} has no readable image.")
         labels = np.array([numbers[file.class_name] for file in kept], np.int64)
         splits[name] = Split(f"{root.name}/{name}", len(kept), labels, [file.path for file in kept])
-    return Data(str(root), _readable(classes), splits, skipped=tuple(skipped))
+    return Data(str(root), _readable(classes), splits, skipped=tuple(skipped), unread=others)
 
 
 def _readable(names: list[str]) -> list[str]:
@@ -237,8 +241,12 @@ def _readable(names: list[str]) -> list[str]:
     return imagenet.class_names() if names == imagenet.wnids() else names
 
 
-def _files_of_splits(spec: str, root: Path, whole: bool) -> dict[str, list[_File]]:
+def _files_of_splits(
+    spec: str, root: Path, whole: bool, others: Counter[str]
+) -> dict[str, list[_File]]:
     """Return the image files of each split; class folders alone are split train, or all.
+
+    The other files are counted in `others`, by suffix.
 
     Raises:
         InputError (a ValueError): not `whole`, and there are folders of splits, but no train/.
@@ -250,15 +258,16 @@ def _files_of_splits(spec: str, root: Path, whole: bool) -> dict[str, list[_File
             names["validation"] = name
     if "train" not in folders:
         # A class may be called test: then it has images, and folders beside it.
-        if not folders or not set(folders) <= {"test", *VALIDATION_NAMES} or _class_files(root):
-            return {"all" if whole else "train": _class_files(root)}
+        alone = not folders or not set(folders) <= {"test", *VALIDATION_NAMES}
+        if alone or _class_files(root, Counter()):
+            return {"all" if whole else "train": _class_files(root, others)}
         if not whole:
             raise InputError(
                 f"{spec} has {'/, '.join(sorted(folders))}/, and no train/ to train on: expected "
                 f"{root.name}/train/CLASS/*.jpg, or class folders alone."
             )
     order = ("train", "validation", "test")
-    return {s: _class_files(folders[names[s]]) for s in order if names.get(s) in folders}
+    return {s: _class_files(folders[names[s]], others) for s in order if names.get(s) in folders}
 
 
 def _folders(root: Path) -> list[Path]:
@@ -267,14 +276,18 @@ def _folders(root: Path) -> list[Path]:
     )
 
 
-def _class_files(root: Path) -> list[_File]:
-    """Return what has an image's name in all class folders, sorted."""
-    return [
-        _File(str(folder / name), folder.name)
-        for folder in _folders(root)
-        for name in sorted(os.listdir(folder))
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
+def _class_files(root: Path, others: Counter[str]) -> list[_File]:
+    """Return what has an image's name in all class folders, sorted; count the others by suffix."""
+    found = []
+    for folder in _folders(root):
+        for name in sorted(os.listdir(folder)):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(formats.SUFFIXES):
+                found.append(_File(str(folder / name), folder.name))
+            elif not (folder / name).is_dir():
+                others[os.path.splitext(name)[1].lower()] += 1
+    return found
 
 
 def _hold_out(spec: str, files: list[_File], classes: list[str]) -> dict[str, list[_File]]:
@@ -316,7 +329,7 @@ def _without_signature(paths: list[str]) -> list[str]:
         if not os.path.isfile(path):  # a folder, a link to nothing, a pipe that would be waited for
             return False
         with open(path, "rb") as file:
-            return file.read(8).startswith(SIGNATURES)
+            return formats.is_image(file.read(formats.START_BYTES))
 
     with ThreadPoolExecutor() as pool:
         images = pool.map(is_image, paths, chunksize=64)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,7 @@ class Split:
     labels: np.ndarray | None  # int64 [count]; None: they are in the records
     sources: Sequence[str | bytes] | Records  # paths, encoded images, or TFDS records
     left_out: frozenset[int] = frozenset()  # indices of records to pass over
+    exif: bool = False  # whether its images are turned upright, as their EXIF data say
 
     def image_name(self, index: int) -> str:
         """Return an image's name for messages: its path, or its index in the split."""
@@ -164,6 +165,13 @@ class Data:
     native_size: int = 224  # training crop that suits the images, px
     mirrors: bool = True  # whether a mirrored image is still one of its class
     skipped: tuple[str, ...] = ()  # names of unreadable images that were left out
+    # Files in class folders that have no image's suffix: suffix -> number.
+    unread: Mapping[str, int] = field(default_factory=dict)
+
+    def upright(self, exif: bool | None) -> Data:
+        """Return the data with images that are turned upright by their EXIF data, or are not."""
+        splits = {name: replace(split, exif=bool(exif)) for name, split in self.splits.items()}
+        return replace(self, splits=splits)
 
     @property
     def default_split(self) -> str:
@@ -183,13 +191,16 @@ class Data:
         names = ["validation" if each in VALIDATION_NAMES else each for each in names]
         if names and all(each in self.splits for each in names):
             return _joined([self.splits[each] for each in dict.fromkeys(names)])
-        records = next((s.sources for s in self.splits.values()), None)
-        if isinstance(records, Records):
-            return self._part_of_records(records.builder, "+".join(names))
+        if isinstance(self._any_split.sources, Records):
+            return self._part_of_records(self._any_split.sources.builder, "+".join(names))
         raise InputError(
             f"{self.spec} has no split {name!r}: choose one of {', '.join(self.splits)}, several, "
             "or all."
         )
+
+    @property
+    def _any_split(self) -> Split:
+        return next(iter(self.splits.values()))
 
     def _part_of_records(self, builder: tfds.core.DatasetBuilder, name: str) -> Split:
         """Return what TFDS' own syntax says of a data set."""
@@ -202,9 +213,9 @@ class Data:
             ) from error
         if not count:
             raise InputError(f"{self.spec}: {name} has no images: choose a larger part.")
-        return Split(
-            f"{self.spec.removeprefix('tfds:')}/{name}", count, None, Records(builder, name)
-        )
+        records = Records(builder, name)
+        name, exif = f"{self.spec.removeprefix('tfds:')}/{name}", self._any_split.exif
+        return Split(name, count, None, records, exif=exif)
 
 
 def _joined(splits: Sequence[Split]) -> Split:
@@ -217,10 +228,10 @@ def _joined(splits: Sequence[Split]) -> Split:
     count = sum(split.count for split in splits)
     if isinstance(first.sources, Records):
         parts = "+".join(s.sources.split for s in splits if isinstance(s.sources, Records))
-        return Split(name, count, None, Records(first.sources.builder, parts))
+        return Split(name, count, None, Records(first.sources.builder, parts), exif=first.exif)
     sources = [source for s in splits if not isinstance(s.sources, Records) for source in s.sources]
     labels = np.concatenate([split.labels for split in splits if split.labels is not None])
-    return Split(name, count, labels, sources)
+    return Split(name, count, labels, sources, exif=first.exif)
 
 
 def stratified(split: Split, count: int) -> Split:

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from vggkeras.configs import LARGEST_SCALE
-from vggkeras.data import augment, decoding
+from vggkeras.data import augment, decoding, formats
 from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
@@ -52,17 +52,19 @@ def posteriors(
     *,
     mirrors: bool = True,
     grid: int = GRID,
+    exif: bool = True,
 ) -> np.ndarray:
     """Return class posteriors float32 `[N, classes]` of images of any size, by a test protocol.
 
     Args:
         predictors: one, or several whose posteriors are averaged (fusion).
-        images: paths of JPEG, PNG, BMP or GIF files, or RGB arrays uint8 `[H, W, 3]`.
+        images: paths of image files, or RGB arrays uint8 `[H, W, 3]`.
         protocol: center, dense, multicrop or both (see the module).
         scales: test scales Q, px, whose posteriors are averaged; by default the one each model was
             trained for.
         mirrors: whether dense and multicrop see the mirror too (center never does).
         grid: crops a side of multicrop's grid.
+        exif: turn the images of files upright, as their EXIF data say.
 
     Raises:
         InputError (a ValueError): an image that cannot be read or has another shape or type; a
@@ -78,7 +80,7 @@ def posteriors(
     plan = Plan(models, [protocol], scales, mirrors, grid)
     row = plan.rows(fuse=len(models) > 1)[-1]
     shown = decoding.in_threads(
-        lambda image: prepared(image, plan.shown), ((image,) for image in images)
+        lambda image: prepared(image, plan.shown, exif), ((image,) for image in images)
     )
     parts = [row.average(plan.posteriors(window)) for window in windows(shown, WINDOW)]
     if not parts:
@@ -92,7 +94,9 @@ def as_list(predictors: Predictor | Sequence[Predictor]) -> list[Predictor]:
 
 
 def prepared(
-    image: str | os.PathLike | np.ndarray, prepare: Callable[[np.ndarray | Image.Image], T]
+    image: str | os.PathLike | np.ndarray,
+    prepare: Callable[[np.ndarray | Image.Image], T],
+    exif: bool = True,
 ) -> T:
     """Return what `prepare` makes of a file's image, or of an array: RGB, uint8 `[H, W, 3]`.
 
@@ -106,8 +110,8 @@ def prepared(
             )
         return prepare(image)
     if not Path(image).is_file():
-        raise InputError(f"No image at {image}: expected a JPEG, PNG, BMP or GIF file.")
-    return decoding.decoded(image, str(image), prepare)
+        raise InputError(f"No image at {image}: expected a {formats.NAMES} file.")
+    return decoding.decoded(image, str(image), prepare, exif=exif)
 
 
 def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.ndarray]:

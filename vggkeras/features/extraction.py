@@ -25,7 +25,7 @@ from PIL import Image
 
 import vggkeras
 from vggkeras import files
-from vggkeras.data import augment, decoding, sources
+from vggkeras.data import augment, decoding, formats, sources
 from vggkeras.data.reading import Track, readable_images, untracked
 from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
@@ -43,6 +43,7 @@ def extract_features(
     aggregate: str = "average",
     *,
     mirrors: bool = True,
+    exif: bool = True,
 ) -> np.ndarray:
     """Return features of images of any size: float32 `[N, D]`, every row of Euclidean length 1.
 
@@ -52,12 +53,13 @@ def extract_features(
         predictor: a model in any runtime. A file needs the form that `python -m export --features`
             writes beside it. Every call makes or loads that form, unless it is given:
             `predictor.features_form()`.
-        images: paths of JPEG, PNG, BMP or GIF files, or RGB arrays uint8 `[H, W, 3]`.
+        images: paths of image files, or RGB arrays uint8 `[H, W, 3]`.
         scales: smallest sides Q, px, that images are rescaled to; by default the one the model was
             trained for. Each has the same weight: its features have length 1 before they are
             averaged or stacked.
         aggregate: average: D is the number of fc2's units; stack: that number for every scale.
         mirrors: average with the features of the mirrored image.
+        exif: turn the images of files upright, as their EXIF data say.
 
     Raises:
         InputError (a ValueError): an image that cannot be read or has another shape or type; a
@@ -71,7 +73,7 @@ def extract_features(
         )
     extractor = _Extractor(predictor, scales, aggregate, mirrors)
     rescaled = decoding.in_threads(
-        lambda image: protocols.prepared(image, extractor.rescaled),
+        lambda image: protocols.prepared(image, extractor.rescaled, exif),
         ((image,) for image in images),
     )
     rows = [extractor.rows(window) for window in protocols.windows(rescaled, protocols.WINDOW)]
@@ -140,7 +142,7 @@ def load_images(spec: str, splits: Sequence[str] = (), *, skip_unreadable: bool 
     root = Path(spec).expanduser()
     if spec and root.is_dir():
         entries = [path for path in root.resolve().iterdir() if path.name[0] != "."]
-        paths = sorted(str(p) for p in entries if p.suffix.lower() in decoding.SUFFIXES)
+        paths = sorted(str(p) for p in entries if p.suffix.lower() in formats.SUFFIXES)
         if paths and not any(path.is_dir() for path in entries):
             decoding.check_names(paths)
             labels = np.full(len(paths), -1, np.int64)

@@ -166,7 +166,8 @@ def load_evaluation_data(
     if not spec:
         return None
     try:
-        return sources.load_data(spec, skip_unreadable=skip_unreadable, fetch=bool(data))
+        loaded = sources.load_data(spec, skip_unreadable=skip_unreadable, fetch=bool(data))
+        return loaded.upright(source.card.exif)
     except InputError as error:
         if data:
             raise

@@ -82,7 +82,9 @@ def training_batches(
 
     def of_encoded(epoch, index, encoded, label):
         def crop(uniform):
-            return augment.random_crop(encoded, crops.size, crops.scale, uniform, crops.flip)
+            return augment.random_crop(
+                encoded, crops.size, crops.scale, uniform, crops.flip, split.exif
+            )
 
         return example(epoch, index, crop, label)
 

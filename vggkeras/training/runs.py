@@ -18,7 +18,9 @@ import vggkeras
 from vggkeras import files, models
 from vggkeras.card import ModelCard, recipe_json
 from vggkeras.data import statistics
-from vggkeras.data.splits import Data
+from vggkeras.data.decoding import some
+from vggkeras.data.formats import FIRST_SUFFIXES
+from vggkeras.data.splits import Data, Records, Split
 from vggkeras.data.statistics import Pixels
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
@@ -106,8 +108,10 @@ def read_through(data: Data, skip: bool, console: Console) -> tuple[Data, ModelC
         skipped += [split.image_name(index) for index in bad]
         unreadable[name] = tuple(sorted(bad))
     if skipped:
-        names = ", ".join(skipped)
-        console.print(f"skipped {len(skipped)} unreadable images: {names}", soft_wrap=True)
+        console.print(
+            f"skipped {len(skipped):,} unreadable images: {some(skipped)}; run.json names all",
+            soft_wrap=True,
+        )
     mean, covariance = statistics.rgb_statistics(pixels)
     sides, counts = np.unique([image.smallest_side for image in pixels], return_counts=True)
     card = ModelCard(
@@ -131,7 +135,8 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
             "another run."
         )
     splits = {
-        name: split.without(begun.unreadable.get(name, ())) for name, split in data.splits.items()
+        name: _as_read_before(split, begun).without(begun.unreadable.get(name, ()))
+        for name, split in data.splits.items()
     }
     for name, split in splits.items():
         if split.count != begun.images.get(name):
@@ -145,6 +150,16 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
             f"{out} was begun with other classes than {data.spec} has now: start another run."
         )
     return dataclasses.replace(data, splits=splits, skipped=begun.skipped)
+
+
+def _as_read_before(split: Split, begun: ModelCard) -> Split:
+    """Return a split without the files that the version which began a run did not read."""
+    if begun.exif is not None or isinstance(split.sources, Records):
+        return split
+    names = enumerate(split.sources)
+    return split.without(
+        i for i, s in names if isinstance(s, str) and not s.lower().endswith(FIRST_SUFFIXES)
+    )
 
 
 def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Console) -> None:

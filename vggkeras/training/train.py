@@ -21,6 +21,7 @@ from vggkeras import files, locks, models
 from vggkeras import recipe as recipe_module
 from vggkeras.card import ModelCard
 from vggkeras.data import augment, decoding, sources
+from vggkeras.data.reading import unread
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
@@ -92,6 +93,9 @@ def _train(
     assert out
     begun = begun_run(out, resume)
     data = sources.load_data(recipe.data, skip_unreadable=recipe.skip_unreadable)
+    data = data.upright(begun.card.exif if begun else recipe.exif)
+    if data.unread:
+        console.print(unread(data.unread), soft_wrap=True, highlight=False)
     size = recipe.image_size or data.native_size
     scale = recipe_module.scale_range(recipe.scale, size)
     check_memory(recipe, size, len(data.class_names), data.split("train").count)
@@ -103,6 +107,7 @@ def _train(
         if recipe.init_from:
             identify.open_source(recipe.init_from)  # its faults are reported before long work
         data, card = read_through(data, recipe.skip_unreadable, console)
+        card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
         check_unchanged(recipe, begun.card, out, console)
@@ -359,8 +364,10 @@ def _explained(error: BaseException, job: Job) -> InputError | None:
         for index, encoded, _ in split.examples():
             name = split.image_name(index)
             try:
-                decoding.decode(encoded, name)
-                augment.random_crop(tf.constant(encoded), job.size, job.scale, uniform, False)
+                decoding.decode(encoded, name, exif=split.exif)
+                augment.random_crop(
+                    tf.constant(encoded), job.size, job.scale, uniform, False, split.exif
+                )
             except (InputError, tf.errors.OpError) as unreadable:
                 reason = " ".join(str(unreadable).split())[:200]
                 return InputError(
