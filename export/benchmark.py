@@ -212,11 +212,11 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
     trusted = arguments.trust_saved_model
     asked = Options(arguments.provider, arguments.threads, True, trust_saved_model=trusted)
     with (
-        progress_bar(console) as bar,
+        progress_bar(console, "steps") as bar,
         tempfile.TemporaryDirectory(prefix="vggkeras-benchmark-") as folder,
         contextlib.ExitStack() as stack,
     ):
-        task = bar.add_task("", total=len(paths) * (3 + 2 * lengths.rounds))
+        task = bar.add_task("measuring", total=len(paths) * (3 + 2 * lengths.rounds))
 
         def step(doing: str, path: Path) -> None:
             bar.update(task, description=f"{doing} {path.name}", advance=1)

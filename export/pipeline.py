@@ -116,7 +116,7 @@ def _quantized(
     images, labels = evidence.calibration
 
     def track(starts: Sequence[int]) -> Iterator[int]:
-        with progress_bar(console) as bar:
+        with progress_bar(console, "batches") as bar:
             yield from bar.track(starts, description="measuring ranges")
 
     plan = quantize.calibrate(subject.graph, images, len(np.unique(labels)), track)

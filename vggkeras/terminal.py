@@ -1,11 +1,20 @@
-"""Tables, progress bars, and no noise from libraries."""
+"""Tables, what is said while work goes on, and no noise from libraries.
+
+On a terminal, bars and spinners move. Elsewhere (logs, notebooks) each phase begins with a line,
+and after `SILENCE` seconds without one there is another.
+"""
 
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from operator import length_hint
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import rich.console
 from rich.measure import Measurement
@@ -15,6 +24,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -25,6 +35,10 @@ from rich.text import Text
 
 from vggkeras.errors import visible
 
+SILENCE = 30.0  # seconds without a line after which there is one, where there is no terminal
+
+T = TypeVar("T")
+
 
 class Console(rich.console.Console):
     """A console that prints text as it is, for it may hold names of files and classes.
@@ -32,14 +46,52 @@ class Console(rich.console.Console):
     Nothing in it is markup or the code of an emoji, and no character of it acts on the terminal.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Take the arguments of rich's console."""
+        super().__init__(*arguments, **options)
+        self.last_line = self.get_time()  # when something was printed last
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and remember when."""
+        self.last_line = self.get_time()
+        super().print(*objects, **options)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing was printed for `SILENCE` seconds."""
+        return self.get_time() - self.last_line >= SILENCE
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Return what all strings become that are printed, cells of tables too."""
         return super().render_str(visible(text), **options | {"markup": False, "emoji": False})
 
     def status(self, status: rich.console.RenderableType, **options: Any) -> Status:
-        """Show what is being done, with a spinner."""
+        """Show what is being done, with a spinner; in lines where there is no terminal."""
         shown = Text(visible(status)) if isinstance(status, str) else status
-        return super().status(shown, **options)
+        return super().status(shown, **options) if self.is_terminal else _Lines(shown, self)
+
+
+class _Lines(Status):
+    """A status without a spinner: a line when it begins, and one after each silence."""
+
+    def __init__(self, status: rich.console.RenderableType, console: Console) -> None:
+        super().__init__(status, console=rich.console.Console(file=io.StringIO()))
+        self.said, self.ended = console, threading.Event()
+        self.thread = threading.Thread(target=self._say_more, daemon=True)
+
+    def start(self) -> None:
+        self.began = self.said.get_time()
+        self.said.print(self.status, soft_wrap=True, highlight=False)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.ended.set()
+
+    def _say_more(self) -> None:
+        while not self.ended.wait(SILENCE):
+            seconds = self.said.get_time() - self.began
+            text = Text.assemble(cast(Text, self.status), f": {duration(seconds)} so far")
+            self.said.print(text, soft_wrap=True, highlight=False)
 
 
 def plain(console: rich.console.Console | None) -> Console:
@@ -52,6 +104,7 @@ def plain(console: rich.console.Console | None) -> Console:
         force_terminal=console.is_terminal,
         color_system=cast(Any, console.color_system),
         quiet=console.quiet,
+        get_time=console.get_time,
     )
 
 
@@ -77,8 +130,85 @@ def fits(table: Table, console: rich.console.Console) -> bool:
     )
 
 
-def progress_bar(console: rich.console.Console) -> Progress:
-    """Return a progress bar with the time that passed and the time left, on terminals alone."""
+class _ProgressLines(Progress):
+    """A progress bar in lines: one when a task begins, and one after each silence.
+
+    A line is printed where the work is done, so that none comes between the parts of another.
+    """
+
+    def __init__(self, console: Console, unit: str, announced: bool) -> None:
+        super().__init__(console=console, disable=True)
+        self.lines, self.unit, self.announced = console, unit, announced
+
+    def add_task(self, description: str, *args: Any, **options: Any) -> TaskID:
+        number = super().add_task(description, *args, **options)
+        self.first = self._tasks[number].completed
+        if self.announced:
+            task = self._tasks[number]
+            begun = f"{self.first:,.0f} of " if self.first else ""
+            self._print(f"{description}: {begun}{task.total or 0:,.0f} {self.unit}")
+        return number
+
+    def update(self, task_id: TaskID, **options: Any) -> None:
+        super().update(task_id, **options)
+        self._after_silence(self._tasks[task_id])
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._after_silence(self._tasks[task_id])
+
+    def track(
+        self,
+        sequence: Iterable[T],
+        total: float | None = None,
+        completed: int = 0,
+        task_id: TaskID | None = None,
+        description: str = "working",
+        update_period: float = 0.1,
+    ) -> Iterator[T]:
+        total = length_hint(sequence) if total is None else total
+        number = self.add_task(description, total=total, completed=completed)
+        for item in sequence:
+            yield item
+            self.advance(number)
+
+    def _after_silence(self, task: Task) -> None:
+        if not self.lines.is_silent:
+            return
+        done, total = task.completed, task.total or 0
+        line = f"{task.description}: {done:,.0f} of {total:,.0f} {self.unit}"
+        if done > self.first and done < total:
+            left = (task.elapsed or 0.0) * (total - done) / (done - self.first)
+            line += f" ({done / total:.0%}), about {duration(left)} left"
+        self._print(line)
+
+    def _print(self, line: str) -> None:
+        self.lines.print(Text(visible(line)), soft_wrap=True, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def progress_bar(
+    console: rich.console.Console, unit: str = "images", *, announced: bool = True
+) -> Progress:
+    """Return a progress bar with the time that passed and the time left.
+
+    Where there is no terminal it prints lines: "reading photos/train: 45,000 images", and after
+    each silence "reading photos/train: 18,200 of 45,000 images (40%), about 45 s left".
+
+    Args:
+        console: where it is shown.
+        unit: what is counted, in the plural.
+        announced: whether there is a line at the beginning, where there is no terminal.
+    """
+    if not console.is_terminal:
+        return _ProgressLines(plain(console), unit, announced)
     return Progress(
         _Description(table_column=Column(no_wrap=True)),
         BarColumn(),
@@ -88,7 +218,6 @@ def progress_bar(console: rich.console.Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     )
 
 
@@ -102,5 +231,7 @@ def load_tensorflow(console: rich.console.Console, *models: Path) -> None:
     from vggkeras.runtimes.stderr import quiet_stderr
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with console.status("loading TensorFlow"), quiet_stderr():
+    # It is no work on anybody's data, and what a command prints elsewhere may be its answers.
+    spinner = console.status("loading TensorFlow") if console.is_terminal else nullcontext()
+    with spinner, quiet_stderr():
         importlib.import_module("tensorflow").config.list_physical_devices()

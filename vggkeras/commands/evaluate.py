@@ -168,7 +168,9 @@ class Evaluate:
                 mirrors=self.mirrors and data.mirrors,
                 fuse=self.fuse,
                 skipped=skipped if self.skip_unreadable else None,
-                track=lambda items, total: bar.track(items, total=total, description=split.name),
+                track=lambda items, total: bar.track(
+                    items, total=total, description=f"evaluating on {split.name}"
+                ),
                 sink=sink,
             )
 

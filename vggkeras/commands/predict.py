@@ -81,7 +81,9 @@ class Predict:
                 columns = _columns(predictor.class_names, self.top)
                 write = stack.enter_context(rows.writing(self.out, columns, about))
             if not self.json:  # the bar would take the lines for its own output
-                bar = stack.enter_context(progress_bar(console))
+                # Lines of progress would stand between the answers, which may go into a file.
+                shown = console if console.is_terminal else Console(stderr=True)
+                bar = stack.enter_context(progress_bar(shown, announced=False))
                 predictions = bar.track(predictions, len(images), description="predict")
             for prediction in predictions:
                 tally.add(prediction)

@@ -170,8 +170,8 @@ def benchmark(
     compile_model(model, recipe)
     parts = _parts(recipe, split, size, scale, model)
     totals = {part: Timing(0, 0.0) for part in parts}
-    with progress_bar(plain(console)) as bar:
-        task = bar.add_task("", total=rounds * len(parts))
+    with progress_bar(plain(console), "measurements") as bar:
+        task = bar.add_task("measuring", total=rounds * len(parts))
         for _ in range(rounds):
             for part, measure in parts.items():
                 bar.update(task, description=part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +97,17 @@ def training_batches(
     return data.batch(recipe.images_per_step, drop_remainder=True).prefetch(2)
 
 
-def rescaled_images(split: Split, scale: tuple[int, int], console: Console) -> Rescaled | None:
-    """Rescale all images once; return None where the scale varies or `CACHE_BYTES` are too few."""
+def rescaled_images(
+    split: Split, scale: tuple[int, int], console: Console, stop: threading.Event | None = None
+) -> Rescaled | None:
+    """Rescale all images once; return None where the scale varies or `CACHE_BYTES` are too few.
+
+    Args:
+        split: the images.
+        scale: lowest and highest training scale S, px.
+        console: shows the progress.
+        stop: raises KeyboardInterrupt once it is set.
+    """
     import tensorflow as tf
 
     bytes_of_all = split.count * scale[0] ** 2 * 3 * 4 / 3  # photographs are about 4:3
@@ -113,6 +123,8 @@ def rescaled_images(split: Split, scale: tuple[int, int], console: Console) -> R
         for _, label, image in bar.track(
             read_images(split, whole), total=split.count, description=f"rescaling {split.name}"
         ):
+            if stop and stop.is_set():
+                raise KeyboardInterrupt
             total += CACHE_BYTES if image is None else image.nbytes
             if image is None or total > CACHE_BYTES:  # longer than photographs are
                 return None

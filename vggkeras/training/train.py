@@ -181,15 +181,14 @@ def _run(
         if begun and recipe.init_from:
             load.init_from(model, recipe.init_from, job.data.class_names)
         progress.write_record("training")
-    with progress_bar(job.console) as bar:
-        try:
-            _fit(model, progress, run_callbacks(progress, kept, bar, callbacks))
-        except BaseException as error:
-            _leave_a_stopped_run(error, progress, new)
-            explained = _explained(error, job)
-            if explained:
-                raise explained from error
-            raise
+    try:
+        _fit(model, progress, kept, callbacks)
+    except BaseException as error:
+        _leave_a_stopped_run(error, progress, new)
+        explained = _explained(error, job)
+        if explained:
+            raise explained from error
+        raise
     record = progress.write_record("done")
     job.console.print(
         f"best validation accuracy {record.metrics['val_accuracy']:.4f} at epoch "
@@ -293,39 +292,52 @@ def _print_job(job: Job, model: keras.Model, devices: str) -> None:
 
 
 def _fit(
-    model: keras.Model, progress: Progress, callbacks: Sequence[keras.callbacks.Callback]
+    model: keras.Model,
+    progress: Progress,
+    kept: keras.Model,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """Train until the run is finished."""
+    """Train until the run is finished.
+
+    Args:
+        model: what is trained.
+        progress: how far the run has come.
+        kept: the float32 model that is saved.
+        callbacks: the user's.
+    """
     job, recipe, state = progress.job, progress.job.recipe, progress.state
     if state.finished:
         return
     covariance = np.array(job.card.rgb_covariance)
     basis = augment.color_basis(covariance) if recipe.color else None
     crops = Crops(job.size, job.scale, recipe.flip and job.data.mirrors, basis)
-    rescaled = rescaled_images(job.training, job.scale, job.console)
+    rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop)
     validation_data = validation_batches(
         job.validation, recipe.batch_size, job.size, job.card.scale or job.size
     )
-    while not state.finished:
-        start = progress.steps_done * recipe.images_per_step
-        tensorboard = keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False)
-        try:
-            model.fit(
-                training_batches(job.training, recipe, crops, start, rescaled),
-                validation_data=validation_data,
-                initial_epoch=state.epoch,
-                # fit() can only begin in the middle of an epoch if the rest of it is a fit of its
-                # own.
-                epochs=state.epoch + 1 if state.step else recipe.epochs,
-                steps_per_epoch=job.steps - state.step,
-                shuffle=False,  # tf.data has shuffled
-                verbose=0,
-                callbacks=[*callbacks, tensorboard],
-            )
-        except BaseException as error:
-            # Frees fit()'s iterators now: their threads call Python, and would hang while it exits.
-            traceback.clear_frames(error.__traceback__)
-            raise
+    with progress_bar(job.console, "steps") as bar:
+        followed = run_callbacks(progress, kept, bar, callbacks)
+        while not state.finished:
+            start = progress.steps_done * recipe.images_per_step
+            tensorboard = keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False)
+            try:
+                model.fit(
+                    training_batches(job.training, recipe, crops, start, rescaled),
+                    validation_data=validation_data,
+                    initial_epoch=state.epoch,
+                    # fit() can only begin in the middle of an epoch if the rest of it is a fit of
+                    # its own.
+                    epochs=state.epoch + 1 if state.step else recipe.epochs,
+                    steps_per_epoch=job.steps - state.step,
+                    shuffle=False,  # tf.data has shuffled
+                    verbose=0,
+                    callbacks=[*followed, tensorboard],
+                )
+            except BaseException as error:
+                # Frees fit()'s iterators now: their threads call Python, and would hang while it
+                # exits.
+                traceback.clear_frames(error.__traceback__)
+                raise
 
 
 def _leave_a_stopped_run(error: BaseException, progress: Progress, new: bool) -> None:
