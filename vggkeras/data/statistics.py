@@ -13,6 +13,10 @@ from vggkeras.data.reading import read_each
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 
+# Pixels in one product of matrices. With more of them the linear algebra library starts threads of
+# its own in each of our threads, which takes five times as long.
+BLOCK = 4096
+
 
 class Pixels(NamedTuple):
     """The statistics of one training image."""
@@ -28,14 +32,19 @@ def read_all(split: Split) -> Iterator[tuple[int, Pixels | InputError]]:
 
 
 def _pixels(image: Image.Image) -> Pixels:
-    # Sums of whole numbers: exact in float64, whatever their order.
-    sums, products = np.zeros(3), np.zeros((3, 3))
+    # Sums of whole numbers: exact in float64, whatever their order. The row of ones gives the sums
+    # of the channels, faster than sum().
+    sums = np.zeros((4, 4))
     for box in bands(image.size):
-        rgb = np.asarray(image.crop(box)).reshape(-1, 3).astype(np.float64)
-        sums += np.ones(len(rgb)) @ rgb  # five times as fast as sum()
-        products += rgb.T @ rgb
+        rgb = np.asarray(image.crop(box)).reshape(-1, 3).T
+        values = np.ones((4, min(BLOCK, rgb.shape[1])))
+        for start in range(0, rgb.shape[1], BLOCK):
+            block = rgb[:, start : start + BLOCK]
+            part = values[:, : block.shape[1]]
+            part[:3] = block
+            sums += part @ part.T
     count = image.width * image.height
-    return Pixels(sums / count, products / count, min(image.size))
+    return Pixels(sums[3, :3] / count, sums[:3, :3] / count, min(image.size))
 
 
 def rgb_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, float, float], np.ndarray]:
@@ -45,6 +54,7 @@ def rgb_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, float, float]
         mean += image.mean
         products += image.products
         count += 1
+    count = max(count, 1)
     mean /= count
     r, g, b = mean.tolist()
     return (r, g, b), products / count - np.outer(mean, mean)

@@ -38,6 +38,7 @@ class Job:
     size: int  # side of the training crop, px
     scale: tuple[int, int]  # lowest and highest training scale S, px
     console: Console
+    reading_seconds: float = 0.0  # of the first pass over the images
 
     @property
     def training(self) -> Split:
@@ -61,7 +62,7 @@ class Progress:
     def __init__(self, job: Job, stop: threading.Event) -> None:
         """Begin at the first step; `stop` is set when the user asks to stop."""
         self.job, self.stop = job, stop
-        self.state = State()
+        self.state = State(seconds=job.reading_seconds)
         self.metrics: list[np.ndarray] = []  # of the epoch under way, to be restored
         self.started = self.saved = time.monotonic()
 
@@ -152,6 +153,7 @@ class Progress:
             round(self.seconds, 1),
             platform.node(),
             os.getpid(),
+            round(self.job.reading_seconds, 1),
         )
         record.write(self.job.out)
         return record

@@ -24,9 +24,10 @@ class RunRecord:
     best_epoch: int | None  # whose model is kept; None before the first epoch's end
     epochs_trained: int
     metrics: dict[str, float]  # of the best epoch
-    seconds: float  # of training
+    seconds: float  # of training, the first pass over the images included
     host: str  # where it trains
     process: int  # its process identifier there
+    reading_seconds: float = 0.0  # of the first pass; 0 in records of earlier versions
 
     def to_json(self) -> dict[str, Any]:
         """Return what run.json holds."""

@@ -1,4 +1,4 @@
-"""A run's folder, the first reading of its data, and whether an old run may be resumed."""
+"""A run's folder, and whether the run in it may be resumed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from rich.console import Console
 
 import vggkeras
 from vggkeras import files, models
 from vggkeras.card import ModelCard, recipe_json
-from vggkeras.data import statistics
-from vggkeras.data.decoding import some
 from vggkeras.data.formats import FIRST_SUFFIXES
 from vggkeras.data.splits import Data, Records, Split
-from vggkeras.data.statistics import Pixels
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
-from vggkeras.terminal import progress_bar
 from vggkeras.training.record import RUN, RunRecord
 
 
@@ -72,55 +67,6 @@ def begun_run(out: Path, resume: bool) -> RunRecord | None:
             "or remove it."
         )
     return begun
-
-
-def read_through(data: Data, skip: bool, console: Console) -> tuple[Data, ModelCard]:
-    """Read every training and validation image once.
-
-    Returns:
-        The data, with `skip` without the unreadable images; and a card with the mean and covariance
-        of RGB, the indices of unreadable images, and the number of training images by smallest
-        side.
-
-    Raises:
-        InputError (a ValueError): an image is unreadable, and `skip` is false; or all images of a
-            split are.
-    """
-    splits, skipped, unreadable = dict(data.splits), list(data.skipped), {}
-    pixels: list[Pixels] = []
-    for name, split in data.splits.items():
-        if name == "test" and not skip:
-            continue
-        bad: list[int] = []
-        with progress_bar(console) as bar:
-            for index, result in bar.track(
-                statistics.read_all(split), total=split.count, description=f"reading {split.name}"
-            ):
-                if isinstance(result, InputError):
-                    if not skip:
-                        raise result
-                    bad.append(index)
-                elif name == "train":
-                    pixels.append(result)
-        if len(bad) == split.count:
-            raise InputError(f"{data.spec}: split {name} has no readable image.")
-        splits[name] = split.without(bad)
-        skipped += [split.image_name(index) for index in bad]
-        unreadable[name] = tuple(sorted(bad))
-    if skipped:
-        console.print(
-            f"skipped {len(skipped):,} unreadable images: {some(skipped)}; run.json names all",
-            soft_wrap=True,
-        )
-    mean, covariance = statistics.rgb_statistics(pixels)
-    sides, counts = np.unique([image.smallest_side for image in pixels], return_counts=True)
-    card = ModelCard(
-        mean_rgb=mean,
-        rgb_covariance=tuple(map(tuple, covariance.tolist())),
-        unreadable=unreadable,
-        smallest_sides={str(s): int(count) for s, count in zip(sides, counts, strict=True)},
-    )
-    return dataclasses.replace(data, splits=splits, skipped=tuple(skipped)), card
 
 
 def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:

@@ -29,6 +29,7 @@ from vggkeras.terminal import plain, print_table, progress_bar
 from vggkeras.training import checkpoints
 from vggkeras.training.callbacks import asked_to_stop, run_callbacks
 from vggkeras.training.devices import check_memory, device_text, distribution_strategy
+from vggkeras.training.first_pass import read_through
 from vggkeras.training.optimizer import compile_model, freeze
 from vggkeras.training.pipeline import Crops, rescaled_images, training_batches, validation_batches
 from vggkeras.training.progress import Job, Progress
@@ -39,7 +40,6 @@ from vggkeras.training.runs import (
     begun_run,
     check_unchanged,
     default_folder,
-    read_through,
     versions,
 )
 from vggkeras.weights import identify, load
@@ -56,7 +56,7 @@ def train(
 
     Writes the run's folder (see `Run`) and points `runs/latest` to it. Before the first step it
     reads every training and validation image once, which finds the unreadable ones, the mean RGB
-    and its covariance.
+    and its covariance. It does not where the same files were read before (see `read_through`).
 
     Args:
         recipe: what to train, on what, and how.
@@ -101,12 +101,13 @@ def _train(
     check_memory(recipe, size, len(data.class_names), data.split("train").count)
     if begun:
         data, card = as_begun(data, begun.card, out), begun.card
+        reading = begun.reading_seconds
     else:
         if resume:
             console.print(f"{out} holds no run to resume: a new one begins", soft_wrap=True)
         if recipe.init_from:
             identify.open_source(recipe.init_from)  # its faults are reported before long work
-        data, card = read_through(data, recipe.skip_unreadable, console)
+        data, card, reading = read_through(data, recipe.skip_unreadable, console)
         card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
@@ -114,7 +115,7 @@ def _train(
         if begun.status == "done":
             return _finished(begun, out, console)
     card = _with_the_run(card, recipe, data, size, scale)
-    job = Job(recipe, data, card, out, size, scale, console)
+    job = Job(recipe, data, card, out, size, scale, console, reading)
     with asked_to_stop() as stop:
         return _run(job, begun, stop, callbacks, new)
 
