@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vggkeras.data import formats, imagenet
+from vggkeras.data import fetching, formats, imagenet
 from vggkeras.data.decoding import check_names
 from vggkeras.data.reading import unread
 from vggkeras.data.splits import VALIDATION_NAMES, Data, Records, Split
@@ -147,10 +147,11 @@ def _tfds_builder(spec: str) -> tfds.core.DatasetBuilder:
         ) from error
     if not Path(builder.data_dir).exists():
         try:
-            builder.download_and_prepare()
+            fetching.prepare(builder)
         except Exception as error:
+            reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{spec} is not in {builder.data_dir} and could not be downloaded ({error}): set "
+                f"{spec} is not in {builder.data_dir} and could not be downloaded ({reason}): set "
                 "TFDS_DATA_DIR to the folder that holds it, or prepare it with `tfds build`."
             ) from error
     return builder
