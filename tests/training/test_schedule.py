@@ -10,7 +10,7 @@ import pytest
 
 import vggkeras
 from vggkeras.training.checkpoints import State
-from vggkeras.training.schedule import PlateauSchedule
+from vggkeras.training.schedule import PlateauSchedule, is_over
 
 
 def learning_rates(schedule, accuracies, first_rate: float, start: int = 0) -> list[float]:
@@ -48,11 +48,15 @@ def test_every_learning_rate_is_rounded_once(first_rate):
     assert rates[1:] == [float(np.float32(first_rate / 10**drops)) for drops in range(4)]
 
 
-def test_nothing_drops_after_the_last_epoch():
+def test_the_schedule_is_over_when_it_stops_training_and_not_before():
     state = State()
-    rates = learning_rates(PlateauSchedule(1, 0.1, 3, state), [0.5] * 3, 0.1)
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01])
-    assert state.drops == 1
+    schedule = PlateauSchedule(2, 0.1, state)
+    over = []
+    for epochs in range(1, 10):
+        vars(state).update(vars(State()))
+        learning_rates(schedule, [0.5] * epochs, 0.1)
+        over.append(is_over(state, 2))
+    assert over == [False] * 8 + [True]
 
 
 def test_the_state_of_a_run_goes_on_in_another_fit():
@@ -61,9 +65,9 @@ def test_the_state_of_a_run_goes_on_in_another_fit():
     assert len(set(whole)) == 3
     for cut in range(1, len(accuracies)):
         state = State()
-        first = learning_rates(PlateauSchedule(2, 0.1, None, state), accuracies[:cut], 0.1)
+        first = learning_rates(PlateauSchedule(2, 0.1, state), accuracies[:cut], 0.1)
         state.best = {"val_accuracy": round(max(accuracies[:cut]), 6)}  # as a checkpoint has it
-        schedule = PlateauSchedule(2, 0.1, None, State(**vars(state)))
+        schedule = PlateauSchedule(2, 0.1, State(**vars(state)))
         rest = learning_rates(schedule, accuracies[cut:], first[-1], cut)
         assert first[:-1] + rest == whole, cut
 

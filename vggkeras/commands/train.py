@@ -25,7 +25,7 @@ class Train:
 
     Attributes:
         resume: Continue the run in --out where it was interrupted, even by kill -9; the other flags
-            must be the same.
+            must be the same, except --epochs, which lengthens or shortens it, finished or not.
     """
 
     recipe: tyro.conf.OmitArgPrefixes[RecipeFlags]

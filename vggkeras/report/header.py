@@ -28,6 +28,10 @@ def run_facts(source: ReportSource) -> list[tuple[str, str]]:
         epochs = card.recipe.epochs if card.recipe else "?"
         duration = f", {_duration(record.seconds)}" if record else ""
         training = f"{len(source.history)} of {epochs} epochs{duration}"
+        for change in record.epochs_changed if record else ():
+            training += (
+                f"; {change.now} instead of {change.before} since epoch {change.after_epoch}"
+            )
     scale = f", validated at a smallest side of {card.scale} px" if card.scale else ""
     counts = ", ".join(f"{count:,} {name}" for name, count in card.images.items())
     file = "run.json" if source.is_run else "certificate.json"

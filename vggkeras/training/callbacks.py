@@ -71,7 +71,7 @@ def run_callbacks(
         StopOnDivergence(progress),
         *callbacks,
         KeepBestModel(progress, kept),
-        PlateauSchedule(recipe.patience, recipe.first_rate, recipe.epochs, progress.state),
+        PlateauSchedule(recipe.patience, recipe.first_rate, progress.state),
         SaveCheckpoint(progress),
         PrintEpoch(progress, bar),
         StopWhenAsked(progress),
@@ -223,7 +223,8 @@ class PrintEpoch(RunCallback):
         )
         if dropped:
             drops = f"{state.drops} of {DROPS}"
-            return f"{plateau}: learning rate drops to {self.progress.learning_rate:.1e}, {drops}"
+            verb = "would drop" if state.finished else "drops"
+            return f"{plateau}: learning rate {verb} to {self.progress.learning_rate:.1e}, {drops}"
         return f"{plateau} after {DROPS} drops: training stops, that epoch's model is kept"
 
 

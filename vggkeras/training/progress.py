@@ -24,7 +24,8 @@ from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.training import checkpoints
 from vggkeras.training.checkpoints import State
-from vggkeras.training.record import RunRecord
+from vggkeras.training.record import EpochsChange, RunRecord
+from vggkeras.training.schedule import is_over
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,16 @@ class Job:
 class Progress:
     """How far a run has come, and the files that record it: history.csv, run.json and resume/."""
 
-    def __init__(self, job: Job, stop: threading.Event) -> None:
-        """Begin at the first step; `stop` is set when the user asks to stop."""
-        self.job, self.stop = job, stop
+    def __init__(self, job: Job, stop: threading.Event, begun: RunRecord | None = None) -> None:
+        """Begin at the first step.
+
+        Args:
+            job: what to train.
+            stop: set when the user asks to stop.
+            begun: the record of the run, where it is to be resumed.
+        """
+        self.job, self.stop, self.begun = job, stop, begun
+        self.epochs_changed = begun.epochs_changed if begun else ()
         self.state = State(seconds=job.reading_seconds)
         self.metrics: list[np.ndarray] = []  # of the epoch under way, to be restored
         self.started = self.saved = time.monotonic()
@@ -122,6 +130,41 @@ class Progress:
         )
         return True
 
+    def change_epochs(self) -> None:
+        """Lengthen or shorten the restored run where another number of epochs is asked for.
+
+        What it trained so far does not depend on that number, so a lengthened run ends as one of
+        that length would have.
+        """
+        assert self.begun
+        assert self.begun.card.recipe
+        before, now, state = self.begun.card.recipe.epochs, self.job.recipe.epochs, self.state
+        if now == before:
+            return
+        if is_over(state, self.job.recipe.patience):
+            self._set_epochs(before)
+            message = (
+                f"the schedule ended this run after epoch {state.epoch}: validation has not "
+                "improved since the last drop of the learning rate, and more epochs change nothing"
+            )
+        elif now <= state.epoch:
+            self._set_epochs(state.epoch)
+            state.finished = True
+            message = f"{state.epoch} epochs are finished: the run ends with the best of them"
+        else:
+            state.finished = False
+            message = f"{now} epochs instead of {before}, of which {state.epoch} are finished"
+        self.job.console.print(message, soft_wrap=True)
+        if self.job.recipe.epochs != before:
+            change = EpochsChange(state.epoch, before, self.job.recipe.epochs)
+            self.epochs_changed += (change,)
+            self.write_record("training")
+
+    def _set_epochs(self, epochs: int) -> None:
+        recipe = dataclasses.replace(self.job.recipe, epochs=epochs)
+        card = dataclasses.replace(self.job.card, recipe=recipe)
+        self.job = dataclasses.replace(self.job, recipe=recipe, card=card)
+
     def save_checkpoint(self, model: keras.Model) -> None:
         """Write a checkpoint of the model, its optimizer, and within an epoch its metrics."""
         arrays = [ops.convert_to_numpy(v) for v in _variables(model)]
@@ -154,6 +197,7 @@ class Progress:
             platform.node(),
             os.getpid(),
             round(self.job.reading_seconds, 1),
+            self.epochs_changed,
         )
         record.write(self.job.out)
         return record

@@ -12,7 +12,23 @@ from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 
 RUN = "run.json"
-DEFAULTS = {"best_epoch": None, "epochs_trained": 0, "host": "", "process": 0, "seconds": 0.0}
+DEFAULTS: dict[str, Any] = {
+    "best_epoch": None,
+    "epochs_trained": 0,
+    "host": "",
+    "process": 0,
+    "seconds": 0.0,
+    "epochs_changed": (),
+}
+
+
+@dataclass(frozen=True)
+class EpochsChange:
+    """A resume that asked for another number of epochs."""
+
+    after_epoch: int  # the finished epochs at that time
+    before: int  # recipe.epochs until then
+    now: int  # and since
 
 
 @dataclass(frozen=True)
@@ -28,10 +44,13 @@ class RunRecord:
     host: str  # where it trains
     process: int  # its process identifier there
     reading_seconds: float = 0.0  # of the first pass; 0 in records of earlier versions
+    epochs_changed: tuple[EpochsChange, ...] = ()  # in order
 
     def to_json(self) -> dict[str, Any]:
         """Return what run.json holds."""
-        return self.card.to_json() | {name: getattr(self, name) for name in self._own_fields()}
+        own = {name: getattr(self, name) for name in self._own_fields()}
+        changes = [dataclasses.asdict(change) for change in self.epochs_changed]
+        return self.card.to_json() | own | {"epochs_changed": changes}
 
     @classmethod
     def _own_fields(cls) -> list[str]:

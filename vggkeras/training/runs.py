@@ -111,14 +111,16 @@ def _as_read_before(split: Split, begun: ModelCard) -> Split:
 def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Console) -> None:
     """Check that a recipe is that of the run to be resumed; print where the libraries are others.
 
+    The number of epochs may differ: see `Progress.change_epochs`.
+
     Raises:
-        InputError (a ValueError): fields differ; the message names them.
+        InputError (a ValueError): other fields differ; the message names them.
     """
     now, then = recipe_json(recipe), recipe_json(begun.recipe)
     changed = [
         f"{field} was {then.get(field)!r} and is {value!r}"
         for field, value in now.items()
-        if field not in ("out", "data") and value != then.get(field)  # data: see as_begun
+        if field not in ("out", "data", "epochs") and value != then.get(field)  # data: see as_begun
     ]
     if changed:
         raise InputError(

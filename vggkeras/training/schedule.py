@@ -15,6 +15,11 @@ from vggkeras.training.checkpoints import State
 DROPS = 3  # of the learning rate, each to a tenth
 
 
+def is_over(state: State, patience: int) -> bool:
+    """Return whether the schedule has ended a run: a plateau after the last drop."""
+    return state.drops >= DROPS and state.waited >= patience
+
+
 def paper_callbacks(patience: int = 5) -> list[keras.callbacks.Callback]:
     """Return the paper's learning rate schedule for a `model.fit` of your own.
 
@@ -42,7 +47,6 @@ class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
         self,
         patience: int,
         first_rate: float | None = None,
-        epochs: int | None = None,
         state: State | None = None,
     ) -> None:
         """Create the schedule.
@@ -51,11 +55,10 @@ class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
             patience: epochs without a better validation accuracy before a drop.
             first_rate: the learning rate before the first drop; by default the optimizer's when
                 `fit` begins.
-            epochs: the number of the last epoch, after which nothing drops.
             state: how far the run has come; by default every `fit` begins anew.
         """
         super().__init__("val_accuracy", factor=0.1, patience=patience, mode="max", min_delta=0)
-        self.first_rate, self.epochs, self.state = first_rate, epochs, state
+        self.first_rate, self.state = first_rate, state
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Take up the state of the run."""
@@ -67,9 +70,10 @@ class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
         self.min_lr = self.rate / 10**DROPS
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Drop the learning rate or stop training where the epoch asks for it."""
-        if epoch + 1 == self.epochs:
-            return
+        """Drop the learning rate or stop training where the epoch asks for it.
+
+        The last epoch decides too, so that a run that is lengthened goes on as a longer one would.
+        """
         # Rounded as in a run's state, with which it is compared. A copy, for Keras adds the
         # learning rate to it.
         rounded = {name: round(float(value), 6) for name, value in (logs or {}).items()}

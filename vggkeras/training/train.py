@@ -63,7 +63,8 @@ def train(
         console: where to print.
         resume: go on where the run in the recipe's folder was cut off, even by kill -9. On the same
             machine with the same libraries it ends, on a CPU, with the bits it would have ended
-            with. A folder without a run is started.
+            with. A folder without a run is started. Other `recipe.epochs` than it began with
+            lengthen or shorten the run, also a finished one.
         callbacks: Keras callbacks for `fit`. Their own state is not kept across a resume, only what
             they keep themselves; after a resume within an epoch, `fit` is called twice. One that
             stops training ends the run.
@@ -112,7 +113,7 @@ def _train(
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
         check_unchanged(recipe, begun.card, out, console)
-        if begun.status == "done":
+        if begun.status == "done" and _stays_finished(begun, recipe, out):
             return _finished(begun, out, console)
     card = _with_the_run(card, recipe, data, size, scale)
     job = Job(recipe, data, card, out, size, scale, console, reading)
@@ -152,9 +153,26 @@ def _with_the_run(
     )
 
 
-def _finished(begun: RunRecord, out: Path, console: Console) -> Run:
+def _stays_finished(begun: RunRecord, recipe: Recipe, out: Path) -> bool:
+    """Return whether a finished run has as many epochs as are asked for.
+
+    Raises:
+        InputError (a ValueError): it can neither stay as it is nor be lengthened.
+    """
     if not (out / "model.keras").exists():
         raise InputError(f"{out} is finished, but its model.keras is missing: start another run.")
+    assert begun.card.recipe
+    if recipe.epochs == begun.card.recipe.epochs:
+        return True
+    if not checkpoints.newest_first(out / "resume"):
+        raise InputError(
+            f"{out} is finished and has no checkpoint in resume/, which more epochs would go on "
+            f"from: start another run with --out and --init-from {out}."
+        )
+    return False
+
+
+def _finished(begun: RunRecord, out: Path, console: Console) -> Run:
     accuracy = begun.metrics["val_accuracy"]
     console.print(f"{out} is finished: best validation accuracy {accuracy:.4f}")
     return Run(out, begun)
@@ -176,8 +194,10 @@ def _run(
     # from it.
     kept = model if recipe.precision == "float32" else _network(job, "float32")
     _print_job(job, model, device_text(strategy))
-    progress = Progress(job, stop)
-    if not (begun and progress.restore(model)):
+    progress = Progress(job, stop, begun)
+    if begun and progress.restore(model):
+        progress.change_epochs()
+    else:
         files.remove(out / "resume")
         if begun and recipe.init_from:
             load.init_from(model, recipe.init_from, job.data.class_names)
