@@ -196,7 +196,8 @@ def _samples(pair: Pair, data: str | None, count: int) -> Samples:
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return Samples(noise, f"{len(noise)} random images: weak evidence; give --data")
     try:
-        loaded = sources.load_data(spec, fetch=bool(data)).upright(cards[0].exif)
+        trained = [card for card in cards if card.data == spec]
+        loaded = sources.load_data_of(trained, spec, fetch=bool(data)).upright(cards[0].exif)
     except InputError as error:
         if data:
             raise

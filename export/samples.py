@@ -126,11 +126,14 @@ def parity_images(
     # Images without which the model was trained.
     skipped = set() if spec else set(reference.card.skipped)
     try:
-        data = sources.load_data(
-            named, skip_unreadable=bool(skipped), fetch=bool(spec), whole=whole and bool(spec)
-        )
         if whole and spec:
-            data = sources.as_trained(data, (), [reference.card.data])
+            data = sources.load_data(spec, whole=True)
+            data = sources.as_trained(data, (), [reference.card])
+        else:
+            skip = bool(skipped)
+            data = sources.load_data_of(
+                [reference.card], named, skip_unreadable=skip, fetch=bool(spec)
+            )
         data = data.upright(reference.card.exif)
     except InputError as error:
         if spec:

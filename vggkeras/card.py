@@ -71,6 +71,8 @@ class ModelCard:
     seed: int | None = None
     epoch: Count | None = None  # whose weights these are
     images: Mapping[str, Count] = field(default_factory=dict)  # split -> count
+    validation: str = ""  # where the validation images came from, in words
+    held_out: float | None = None  # their fraction of the training images, where these were divided
     skipped: tuple[str, ...] = ()  # names of images that could not be read
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version, in training
     initialized: Mapping[str, str | None] = field(default_factory=dict)  # layer -> origin
@@ -148,6 +150,8 @@ class ModelCard:
         classes = len(self.class_names)
         if self.form is not Form.FEATURES and classes and self.outputs not in (0, classes):
             raise ValueError(f"it names {classes} classes, and has {self.outputs} outputs")
+        if self.held_out is not None and not 0 < self.held_out <= 0.5:
+            raise ValueError(f"held_out: expected a fraction in (0, 0.5], received {self.held_out}")
         if not all(side.isdecimal() and side.isascii() for side in self.smallest_sides):
             raise ValueError("smallest_sides: expected numbers of pixels")
 
@@ -170,6 +174,8 @@ class ModelCard:
             "skipped": list(self.skipped),
             "versions": dict(self.versions),
             "images": dict(self.images),
+            "validation": self.validation,
+            "held_out": self.held_out,
             "initialised": dict(self.initialized),
             "epoch": self.epoch,
         }
@@ -187,6 +193,8 @@ class ModelCard:
             "seed": self.seed,
             "epoch": self.epoch,
             "images": dict(self.images),
+            "validation": self.validation,
+            "held_out": self.held_out,
         }
         provenance = {key: v for key, v in provenance.items() if v not in (None, "", {})}
         output = {"name": self.form.output_name, "type": "float32", "shape": output_shape}
@@ -270,6 +278,8 @@ TRAINED = (
     "seed",
     "epoch",
     "images",
+    "validation",
+    "held_out",
     "skipped",
     "versions",
     "initialised",

@@ -93,6 +93,10 @@ class Recipe:
     exif: bool = True
     """Turn images upright, as the orientation in their EXIF data says. What the model was trained
     with is recorded in it, and evaluation does the same."""
+    validation: float | None = None
+    """Fraction of the training images held out for validation, in (0, 0.5], where the data have no
+    validation split of their own: of class folders by a hash of class and file name, of TFDS the
+    last ones. By default 0.2."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and list them."""
 
@@ -123,6 +127,10 @@ class Recipe:
             "image_size": (
                 self.image_size is None or self.image_size >= MINIMUM_SIDE,
                 least_side,
+            ),
+            "validation": (
+                self.validation is None or 0 < self.validation <= 0.5,
+                "a fraction in (0, 0.5]",
             ),
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,6 +85,43 @@ def test_class_folders_alone_are_split_by_a_stable_hash(tmp_path):
     assert {"/".join(p.split("/")[-2:]) for p in after.splits["validation"].sources} == held - {
         "a/000.jpg"
     }
+
+
+def test_class_folders_hold_out_the_fraction_that_is_asked_for(tmp_path):
+    for name in ("a", "b"):
+        write_photos(tmp_path / "set" / name, 60)
+    held, fractions = [], (0.05, 0.1, 0.2, 0.35, 0.5)
+    for fraction in fractions:
+        data = vggkeras.load_data(str(tmp_path / "set"), validation=fraction)
+        held.append(set(data.split("validation").sources))
+        assert len(held[-1]) + data.split("train").count == 120
+        assert data.held_out == fraction
+        assert data.validation.startswith(f"held out: {fraction} of the images")
+    assert all(few < more for few, more in pairwise(held))
+    assert [len(each) / 120 for each in held] == pytest.approx(fractions, abs=0.1)
+    default = vggkeras.load_data(str(tmp_path / "set"))
+    assert set(default.split("validation").sources) == held[2]
+    by_hash = {
+        path
+        for path in default.split("train+val").sources
+        if int.from_bytes(hashlib.sha256(path[-9:].encode()).digest()[:8], "big") % 5 == 0
+    }
+    assert held[2] == by_hash  # version 0.1's rule
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.51, -0.2, float("nan")])
+def test_a_fraction_to_hold_out_is_in_its_range(fraction, photos):
+    with pytest.raises(InputError, match=r"validation must be a fraction in \(0, 0\.5\]; received"):
+        vggkeras.load_data(str(photos), validation=fraction)
+
+
+def test_nothing_is_held_out_of_data_with_validation_images_of_their_own(photos):
+    for spec, own in (("digits", "a fixed fifth of each class"), (str(photos), "photos/val")):
+        with pytest.raises(InputError, match=rf"has validation images of its own, .*{own}: leave"):
+            vggkeras.load_data(spec, validation=0.1)
+        data = vggkeras.load_data(spec)
+        assert data.validation.endswith(own)
+        assert data.held_out is None
 
 
 def test_mean_and_covariance_are_of_every_pixel(photos):
@@ -205,18 +245,36 @@ def tiny_tfds(tmp_path_factory):
     return folder
 
 
-def test_tfds_records_come_undecoded_and_hold_out_a_tenth(tiny_tfds, monkeypatch):
+def test_tfds_records_come_undecoded_and_hold_out_a_fifth(tiny_tfds, monkeypatch):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder("vggkeras_tiny", data_dir=tiny_tfds)
     monkeypatch.setattr(tfds, "builder", lambda name: builder)
     data = vggkeras.load_data("tfds:vggkeras_tiny")
-    assert {k: s.count for k, s in data.splits.items()} == {"train": 18, "validation": 2}
+    assert {k: s.count for k, s in data.splits.items()} == {"train": 16, "validation": 4}
     examples = list(data.split("train").examples())
     assert all(e.startswith(b"\xff\xd8\xff") for _, e, _ in examples)
     rest = data.split("train").without([3, 4])
-    assert rest.count == len(list(rest.examples())) == 16
+    assert rest.count == len(list(rest.examples())) == 14
     check_shuffled(rest)
+    assert (data.validation, data.held_out) == ("split train[80%:]", 0.2)
+    for fraction, train, validation in ((0.1, 18, "train[90%:]"), (1 / 3, 13, "train[13:]")):
+        other = vggkeras.load_data("tfds:vggkeras_tiny", validation=fraction)
+        assert (other.split("train").count, other.validation) == (train, f"split {validation}")
+        assert other.split("validation").count == 20 - train
+    with pytest.raises(InputError, match=r"too few images to hold out 0\.01 of them"):
+        vggkeras.load_data("tfds:vggkeras_tiny", validation=0.01)
+    # Version 0.1 held out a tenth, and its models' cards do not say so.
+    old, new = (
+        ModelCard(data="tfds:vggkeras_tiny"),
+        ModelCard(data="tfds:vggkeras_tiny", held_out=0.3),
+    )
+    for cards, count in (([old], 2), ([new], 6), ([old, new], 2), ([], 4)):
+        found = sources.load_data_of(cards, "tfds:vggkeras_tiny")
+        assert found.split("validation").count == count
+        parts = [{e for _, e, _ in found.split(part).examples()} for part in ("train", "val")]
+        assert not parts[0] & parts[1]
+        assert len(parts[0] | parts[1]) == 20
 
 
 def test_what_a_models_file_names_is_read_where_it_is_prepared_and_never_fetched(
@@ -228,8 +286,8 @@ def test_what_a_models_file_names_is_read_where_it_is_prepared_and_never_fetched
     monkeypatch.setattr(file_utils, "list_data_dirs", lambda *_, **__: [str(tiny_tfds)])
     monkeypatch.setattr(tfds, "builder", lambda name: pytest.fail(f"{name} would be built"))
     data = vggkeras.load_data("tfds:vggkeras_tiny", fetch=False)
-    assert {k: s.count for k, s in data.splits.items()} == {"train": 18, "validation": 2}
-    assert len(list(data.split("train").examples())) == 18
+    assert {k: s.count for k, s in data.splits.items()} == {"train": 16, "validation": 4}
+    assert len(list(data.split("train").examples())) == 16
     for spec in (
         *("tfds:mnist", "tfds:huggingface:mnist", "tfds:kaggle:x/y", "tfds:../vggkeras_tiny"),
         *("tfds:vggkeras_tiny/data_dir=gs://bucket", "tfds:", r"\\host\share", "//host/share"),
@@ -299,12 +357,18 @@ def test_a_folder_is_split_as_in_training_where_that_is_meant(tmp_path):
         write_photos(tmp_path / label, 40)
     spec = str(tmp_path)
     whole, trained = vggkeras.load_data(spec, whole=True), vggkeras.load_data(spec)
-    assert sources.as_trained(whole, (), ["elsewhere", ""]) is whole
+    cards = [ModelCard(data=data) for data in ("elsewhere", "")]
+    assert sources.as_trained(whole, (), cards) is whole
+    on_these = ModelCard(data=trained.spec)
     for found in (
-        sources.as_trained(whole, (), [trained.spec]),
+        sources.as_trained(whole, (), [on_these]),
         sources.as_trained(whole, ["val"], ()),
     ):
         assert found.splits["validation"].sources == trained.splits["validation"].sources
+    asked = sources.as_trained(whole, ["val"], ())
+    fewer = sources.as_trained(asked, ["val"], [on_these, replace(on_these, held_out=0.1)])
+    expected = vggkeras.load_data(spec, validation=0.1).splits["validation"].sources
+    assert fewer.splits["validation"].sources == expected
     both = trained.split("train+val")
     assert sorted(both.sources) == sorted(whole.split("all").sources)
     assert both.name.endswith("/train+validation")

@@ -99,9 +99,9 @@ class Evaluate:
         if data.skipped and not self.skip_unreadable:
             raise _unreadable(data, split)
         predictors = self.compute.load(*self.model)
-        trained_on = [predictor.card.data for predictor in predictors]
-        data = as_trained(data, self.split, trained_on, skip_unreadable=True)
-        data = data.upright(turns_upright([each.card for each in predictors], self.exif))
+        cards = [predictor.card for predictor in predictors]
+        data = as_trained(data, self.split, cards, skip_unreadable=True)
+        data = data.upright(turns_upright(cards, self.exif))
         split, skipped = self._split(data), list(data.skipped)
         of_all = f" of {split.count:,}, each class in proportion" if self.images else ""
         if self.images:

@@ -76,10 +76,14 @@ class Features:
     def run(self) -> int:
         """Extract, write the features, print what they are, and use them as asked."""
         from vggkeras.card import turns_upright
+        from vggkeras.data.sources import as_trained
         from vggkeras.features.extraction import write
 
         data = self._checked_data()
         (predictor,) = self.compute.load(self.model)
+        if data.held_out:  # as much as this model's training held out
+            skip = self.skip_unreadable
+            data = as_trained(data, self.split, [predictor.card], skip_unreadable=skip)
         data = data.upright(turns_upright([predictor.card], self.exif))
         skipped = list(data.skipped)
         described = self._described(predictor, data, skipped)

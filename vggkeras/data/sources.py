@@ -4,45 +4,54 @@ digits                scikit-learn's 1,797 handwritten digits, embedded, no down
 tfds:NAME[/CONFIG]    TensorFlow Datasets; TFDS_DATA_DIR says where
 a folder              train/ and val/ (or valid/, validation/), perhaps test/, each with a folder a
                       class; or class folders alone, of which a stable hash of the file names holds
-                      out a fifth for training; to score a model they are one split, all, and
-                      there may be only val/ or test/
+                      out a fifth for training, or another fraction; to score a model they are
+                      one split, all, and there may be only val/ or test/
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vggkeras.data import fetching, formats, imagenet
+from vggkeras.data import formats, imagenet, records
 from vggkeras.data.decoding import check_names
 from vggkeras.data.reading import unread
 from vggkeras.data.splits import VALIDATION_NAMES, Data, Records, Split
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
+    from vggkeras.card import ModelCard
 
-HELD_OUT = 5  # one image in five, where a folder has no validation split of its own
-EXPECTED = "expected digits, tfds:NAME or tfds:NAME/CONFIG, or the path of a folder of images"
+HELD_OUT = 0.2  # fraction of the training images, where data have no validation split of their own
+FIRST_HELD_OUT = 0.1  # of a TFDS data set by version 0.1, whose cards do not say it
+LARGEST_HELD_OUT = 0.5
 
 
 def load_data(
-    spec: str, *, skip_unreadable: bool = False, fetch: bool = True, whole: bool = False
+    spec: str,
+    *,
+    validation: float | None = None,
+    skip_unreadable: bool = False,
+    fetch: bool = True,
+    whole: bool = False,
 ) -> Data:
     """Find a data set's splits and class names, and check the first bytes of every file.
 
     Args:
         spec: digits, tfds:NAME, tfds:NAME/CONFIG, or a folder (see the module's docstring).
+        validation: fraction of the training images to hold out for validation, in (0, 0.5]: of
+            class folders by a hash of class and file name, of TFDS records the last ones. By
+            default a fifth, where the data have no validation split of their own.
         skip_unreadable: leave out files that are not images, instead of refusing them.
         fetch: whether TensorFlow Datasets may download and build. Not where a model's file names
             the data: then only what is prepared on this machine is read.
@@ -51,19 +60,42 @@ def load_data(
 
     Raises:
         InputError (a ValueError): unknown string; missing, empty or one-class folder; a file that
-            is not an image; data that would have to be fetched.
+            is not an image; data that would have to be fetched; a `validation` out of its range, or
+            of data that have a validation split.
     """
-    if spec == "digits":
-        return _digits()
-    if not fetch and spec.startswith(("//", "\\\\")):
-        raise InputError(f"{spec} is on another machine, and a model's file names it: give --data.")
-    if spec.startswith("tfds:"):
-        return _tfds(spec, fetch, whole)
-    return _folder(spec, skip_unreadable, whole)
+    if validation is not None and not 0 < validation <= LARGEST_HELD_OUT:
+        raise InputError(
+            f"validation must be a fraction in (0, {LARGEST_HELD_OUT}]; received {validation}."
+        )
+    data = _load(spec, validation or HELD_OUT, skip_unreadable, fetch, whole)
+    if validation is not None and not whole and data.held_out is None:
+        raise InputError(
+            f"{spec} has validation images of its own, {data.validation}: leave out --validation, "
+            "which holds out training images where there are none."
+        )
+    return data
+
+
+def load_data_of(
+    cards: Sequence[ModelCard], spec: str, *, skip_unreadable: bool = False, fetch: bool = True
+) -> Data:
+    """Load data as `load_data` does, and hold out what the training of some models held out.
+
+    Where they held out different fractions, it is the smallest: its images are among those of the
+    larger ones, so that no model was trained on them.
+
+    Args:
+        cards: of the models; without any, a fifth is held out.
+        spec: the data string.
+        skip_unreadable: as for `load_data`.
+        fetch: as for `load_data`.
+    """
+    held_out = min(map(_held_out_by, cards), default=HELD_OUT)
+    return _load(spec, held_out, skip_unreadable, fetch, whole=False)
 
 
 def as_trained(
-    data: Data, names: Iterable[str], trained_on: Iterable[str], **options: bool
+    data: Data, names: Iterable[str], cards: Iterable[ModelCard], **options: bool
 ) -> Data:
     """Return whole data as training splits them, where that is meant.
 
@@ -73,14 +105,30 @@ def as_trained(
     Args:
         data: from `load_data(..., whole=True)`.
         names: of the splits that are asked for, as `Data.split` takes them.
-        trained_on: the data that models were trained on.
-        options: for `load_data`.
+        cards: of the models.
+        options: skip_unreadable and fetch, as for `load_data`.
     """
-    if "validation" in data.splits:  # training holds out no other images
+    if "validation" in data.splits and data.held_out is None:  # training holds out no other images
         return data
     asked = {name for several in names for name in several.split("+")}
     missing = asked & {"train", *VALIDATION_NAMES} - set(data.splits)
-    return load_data(data.spec, **options) if data.spec in trained_on or missing else data
+    trained = [card for card in cards if card.data == data.spec]
+    return load_data_of(trained, data.spec, **options) if trained or missing else data
+
+
+def _held_out_by(card: ModelCard) -> float:
+    """Return the fraction that a model's training held out, if its data had to be divided."""
+    return card.held_out or (FIRST_HELD_OUT if card.data.startswith("tfds:") else HELD_OUT)
+
+
+def _load(spec: str, held_out: float, skip_unreadable: bool, fetch: bool, whole: bool) -> Data:
+    if spec == "digits":
+        return _digits()
+    if not fetch and spec.startswith(("//", "\\\\")):
+        raise InputError(f"{spec} is on another machine, and a model's file names it: give --data.")
+    if spec.startswith("tfds:"):
+        return _tfds(spec, held_out, fetch, whole)
+    return _folder(spec, held_out, skip_unreadable, whole)
 
 
 def _digits() -> Data:
@@ -99,7 +147,9 @@ def _digits() -> Data:
         return Split(f"digits/{name}", len(indices), labels[indices], sources)
 
     splits = {"train": split("train", train), "validation": split("validation", validation)}
-    return Data("digits", [str(i) for i in range(10)], splits, native_size=32, mirrors=False)
+    classes = [str(i) for i in range(10)]
+    origin = "a fixed fifth of each class"
+    return Data("digits", classes, splits, native_size=32, mirrors=False, validation=origin)
 
 
 def _digit_png(digit: np.ndarray) -> bytes:
@@ -111,16 +161,17 @@ def _digit_png(digit: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _tfds(spec: str, fetch: bool, whole: bool) -> Data:
-    builder = _tfds_builder(spec) if fetch else _prepared_builder(spec)
-    _check_features(spec, builder.info.features)
+def _tfds(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
+    builder = records.builder(spec, fetch)
     name, available = spec.removeprefix("tfds:"), builder.info.splits
-    # A data set without a validation split holds out the last tenth of its training split.
+    # A data set without a validation split holds out the last part of its training split.
     tfds_names = {"train": "train", "validation": "validation", "test": "test"}
+    divided = not whole and "train" in available and "validation" not in available
     if whole:
         tfds_names = {split: split for split in available}
-    elif "validation" not in available:
-        tfds_names |= {"train": "train[:90%]", "validation": "train[90%:]"}
+    elif divided:
+        cut = _cut(available["train"].num_examples, held_out)
+        tfds_names |= {"train": f"train[:{cut}]", "validation": f"train[{cut}:]"}
     splits = {
         split: Split(
             f"{name}/{split}", available[tfds_name].num_examples, None, Records(builder, tfds_name)
@@ -130,61 +181,27 @@ def _tfds(spec: str, fetch: bool, whole: bool) -> Data:
     }
     if "train" not in splits and not whole:
         raise InputError(f"{spec} has no split train; it has {', '.join(available)}.")
-    return Data(spec, _readable(list(builder.info.features["label"].names)), splits)
-
-
-def _tfds_builder(spec: str) -> tfds.core.DatasetBuilder:
-    """Return the builder of a classification data set that is on disk, downloaded if need be."""
-    import tensorflow_datasets as tfds
-
-    name = spec.removeprefix("tfds:")
-    try:
-        builder = tfds.builder(name)
-    except (tfds.core.DatasetNotFoundError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split()).split(" Available")[0][:200]
+    empty = [name for name, split in splits.items() if divided and not split.count]
+    if empty:
         raise InputError(
-            f"Unknown data {spec!r}: {EXPECTED}; TensorFlow Datasets has no {name!r} ({reason})."
-        ) from error
-    if not Path(builder.data_dir).exists():
-        try:
-            fetching.prepare(builder)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{spec} is not in {builder.data_dir} and could not be downloaded ({reason}): set "
-                "TFDS_DATA_DIR to the folder that holds it, or prepare it with `tfds build`."
-            ) from error
-    return builder
-
-
-def _prepared_builder(spec: str) -> tfds.core.DatasetBuilder:
-    """Return the builder of a data set that is on disk, from its files: no code of it is run."""
-    from tensorflow_datasets.core import read_only_builder, registered
-
-    name = spec.removeprefix("tfds:")
-    try:
-        if not re.fullmatch(r"\w+(/\w[\w.-]*)?(:[\d.]+)?", name):  # TFDS_DATA_DIR alone is read
-            raise ValueError(f"expected tfds:NAME or tfds:NAME/CONFIG; received {spec!r}")
-        return read_only_builder.builder_from_files(name)
-    except (registered.DatasetNotFoundError, ValueError, OSError) as error:
-        raise InputError(
-            f"{spec} is not prepared on this machine, and nothing is downloaded because a model's "
-            f"file names it ({' '.join(str(error).split())[:200]}): give --data {spec} to fetch "
-            "it, or set TFDS_DATA_DIR to the folder that holds it."
-        ) from error
-
-
-def _check_features(spec: str, features: Any) -> None:
-    """Raise InputError for a data set that is not for classification."""
-    import tensorflow_datasets as tfds
-
-    if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(
-        features
-    ):
-        raise InputError(
-            f"{spec} is not for classification: expected features image and label; received "
-            f"{features}."
+            f"{spec} has too few images to hold out {held_out:.6g} of them: {empty[0]} would get "
+            "none. Give another --validation, or data with a validation split."
         )
+    return Data(
+        spec,
+        _readable(list(builder.info.features["label"].names)),
+        splits,
+        validation="" if whole else f"split {tfds_names['validation']}",
+        held_out=held_out if divided else None,
+    )
+
+
+def _cut(count: int, held_out: float) -> str:
+    """Return where TFDS' syntax cuts a split of `count` images, to hold out its last part."""
+    percent = 100 * (1 - held_out)
+    if math.isclose(percent, round(percent)):
+        return f"{round(percent)}%"
+    return str(round(count * (1 - held_out)))
 
 
 class _File(NamedTuple):
@@ -192,10 +209,12 @@ class _File(NamedTuple):
     class_name: str
 
 
-def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
+def _folder(spec: str, held_out: float, skip_unreadable: bool, whole: bool) -> Data:
     root = Path(spec).expanduser()
     if not spec or not root.is_dir():
-        raise InputError(f"Unknown data {spec!r}: {EXPECTED}; there is no such folder here.")
+        raise InputError(
+            f"Unknown data {spec!r}: {records.EXPECTED}; there is no such folder here."
+        )
     root = root.resolve()
     others: Counter[str] = Counter()
     files = _files_of_splits(spec, root, whole, others)
@@ -213,8 +232,11 @@ def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
             f"{spec} has one class, {classes[0]!r}: a classifier needs images in two class folders "
             "or more."
         )
-    if "validation" not in files and not whole:
-        files |= _hold_out(spec, files["train"], classes)
+    divided = "validation" not in files and not whole
+    origin = f"the folder {root.name}/{_validation_folder(root)}" if "validation" in files else ""
+    if divided:
+        files |= _hold_out(spec, files["train"], classes, held_out)
+        origin = f"held out: {held_out:.6g} of the images, by a hash of class and file name"
     numbers = {name: number for number, name in enumerate(classes)}
     splits: dict[str, Split] = {}
     skipped: list[str] = []
@@ -234,7 +256,15 @@ def _folder(spec: str, skip_unreadable: bool, whole: bool) -> Data:
             raise InputError(f"{spec}: split {name} has no readable image.")
         labels = np.array([numbers[file.class_name] for file in kept], np.int64)
         splits[name] = Split(f"{root.name}/{name}", len(kept), labels, [file.path for file in kept])
-    return Data(str(root), _readable(classes), splits, skipped=tuple(skipped), unread=others)
+    return Data(
+        str(root),
+        _readable(classes),
+        splits,
+        skipped=tuple(skipped),
+        unread=others,
+        validation=origin,
+        held_out=held_out if divided else None,
+    )
 
 
 def _readable(names: list[str]) -> list[str]:
@@ -253,10 +283,7 @@ def _files_of_splits(
         InputError (a ValueError): not `whole`, and there are folders of splits, but no train/.
     """
     folders = {folder.name: folder for folder in _folders(root)}
-    names = {"train": "train", "test": "test"}
-    for name in reversed(VALIDATION_NAMES):  # the first of them that is there wins
-        if name in folders:
-            names["validation"] = name
+    names = {"train": "train", "test": "test", "validation": _validation_folder(root)}
     if "train" not in folders:
         # A class may be called test: then it has images, and folders beside it.
         alone = not folders or not set(folders) <= {"test", *VALIDATION_NAMES}
@@ -269,6 +296,11 @@ def _files_of_splits(
             )
     order = ("train", "validation", "test")
     return {s: _class_files(folders[names[s]], others) for s in order if names.get(s) in folders}
+
+
+def _validation_folder(root: Path) -> str:
+    """Return the name of the folder of validation images: the first of several that is there."""
+    return next((name for name in VALIDATION_NAMES if (root / name).is_dir()), "")
 
 
 def _folders(root: Path) -> list[Path]:
@@ -291,21 +323,28 @@ def _class_files(root: Path, others: Counter[str]) -> list[_File]:
     return found
 
 
-def _hold_out(spec: str, files: list[_File], classes: list[str]) -> dict[str, list[_File]]:
+def _hold_out(
+    spec: str, files: list[_File], classes: list[str], fraction: float
+) -> dict[str, list[_File]]:
     """Split files into train and validation by a hash of class/file.
 
-    So neither the folder's path nor the other files move an image from one split to the other.
+    So neither the folder's path nor the other files move an image from one split to the other, and
+    what a smaller fraction holds out, a larger one does too.
     """
     splits: dict[str, list[_File]] = {"train": [], "validation": []}
     for file in files:
         key = "/".join(Path(file.path).parts[-2:])
-        number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-        splits["train" if number % HELD_OUT else "validation"].append(file)
+        digest = hashlib.sha256(key.encode()).digest()
+        # Evenly spread over [0, 5). Its integer part is version 0.1's rule, which held out a fifth.
+        position = (
+            int.from_bytes(digest[:8], "big") % 5 + int.from_bytes(digest[8:12], "big") / 2**32
+        )
+        splits["validation" if position < 5 * fraction else "train"].append(file)
     empty = sorted(set(classes) - {file.class_name for file in splits["train"]})
     if empty or not splits["validation"]:
         raise InputError(
-            f"{spec} has too few images to hold out one in {HELD_OUT} for validation: give more "
-            f"images ({f'class {empty[0]!r}' if empty else 'validation'} would get none), or "
+            f"{spec} has too few images to hold out {fraction:.6g} of them for validation: give "
+            f"more images ({f'class {empty[0]!r}' if empty else 'validation'} would get none), or "
             "folders train/ and val/."
         )
     return splits

@@ -167,6 +167,8 @@ class Data:
     skipped: tuple[str, ...] = ()  # names of unreadable images that were left out
     # Files in class folders that have no image's suffix: suffix -> number.
     unread: Mapping[str, int] = field(default_factory=dict)
+    validation: str = ""  # where the validation images come from, in words
+    held_out: float | None = None  # their fraction of the training images, where these were divided
 
     def upright(self, exif: bool | None) -> Data:
         """Return the data with images that are turned upright by their EXIF data, or are not."""

@@ -40,6 +40,7 @@ def run_facts(source: ReportSource) -> list[tuple[str, str]]:
         ("network", _network(source)),
         ("input", f"{card.image_size} px crops{scale}" if card.image_size else ""),
         ("data", card.data + (f": {counts} images" if card.data and counts else "")),
+        ("validation", card.validation),
         ("training", training),
         ("epoch", "" if card.epoch is None else str(card.epoch)),
         ("host", record.host if record else ""),

@@ -166,7 +166,9 @@ def load_evaluation_data(
     if not spec:
         return None
     try:
-        loaded = sources.load_data(spec, skip_unreadable=skip_unreadable, fetch=bool(data))
+        loaded = sources.load_data_of(
+            [source.card], spec, skip_unreadable=skip_unreadable, fetch=bool(data)
+        )
         return loaded.upright(source.card.exif)
     except InputError as error:
         if data:

@@ -12,14 +12,7 @@ from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 
 RUN = "run.json"
-DEFAULTS: dict[str, Any] = {
-    "best_epoch": None,
-    "epochs_trained": 0,
-    "host": "",
-    "process": 0,
-    "seconds": 0.0,
-    "epochs_changed": (),
-}
+DEFAULTS = {"best_epoch": None, "epochs_trained": 0, "host": "", "process": 0, "seconds": 0.0}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,11 @@ def _train(
     out = recipe.out
     assert out
     begun = begun_run(out, resume)
-    data = sources.load_data(recipe.data, skip_unreadable=recipe.skip_unreadable)
+    skip = recipe.skip_unreadable
+    if begun:  # with the split that it began with
+        data = sources.load_data_of([begun.card], recipe.data, skip_unreadable=skip)
+    else:
+        data = sources.load_data(recipe.data, validation=recipe.validation, skip_unreadable=skip)
     data = data.upright(begun.card.exif if begun else recipe.exif)
     if data.unread:
         console.print(unread(data.unread), soft_wrap=True, highlight=False)
@@ -108,7 +112,7 @@ def _train(
             console.print(f"{out} holds no run to resume: a new one begins", soft_wrap=True)
         if recipe.init_from:
             identify.open_source(recipe.init_from)  # its faults are reported before long work
-        data, card, reading = read_through(data, recipe.skip_unreadable, console)
+        data, card, reading = read_through(data, skip, console)
         card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
@@ -150,6 +154,8 @@ def _with_the_run(
         skipped=data.skipped,
         versions=versions(),
         images={name: split.count for name, split in data.splits.items()},
+        validation=data.validation,
+        held_out=data.held_out,
     )
 
 
@@ -287,8 +293,8 @@ def _print_job(job: Job, model: keras.Model, devices: str) -> None:
     recipe, (low, high), images = job.recipe, job.scale, job.training.count
     job.console.print(
         f"{recipe.arch} at {job.size} px, {model.count_params():,} parameters, {images:,} training "
-        f"and {job.validation.count:,} validation images of {len(job.data.class_names)} classes, "
-        f"{job.steps} steps an epoch, on {devices}: {job.out}"
+        f"and {job.validation.count:,} validation images ({job.data.validation}) of "
+        f"{len(job.data.class_names)} classes, {job.steps} steps an epoch, on {devices}: {job.out}"
     )
     parts = [f"learning rate {recipe.learning_rate:g}"]
     if recipe.batch_size != recipe_module.PAPER_BATCH:

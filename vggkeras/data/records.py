@@ -1,0 +1,85 @@
+"""Open data sets of TensorFlow Datasets: downloaded if need be, or only as they are on disk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggkeras.data import fetching
+from vggkeras.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+EXPECTED = "expected digits, tfds:NAME or tfds:NAME/CONFIG, or the path of a folder of images"
+
+
+def builder(spec: str, fetch: bool) -> tfds.core.DatasetBuilder:
+    """Return the builder of a classification data set.
+
+    Args:
+        spec: tfds:NAME or tfds:NAME/CONFIG.
+        fetch: whether it may be downloaded and built.
+
+    Raises:
+        InputError (a ValueError): unknown, not to be had, or not for classification.
+    """
+    found = _fetched_builder(spec) if fetch else _prepared_builder(spec)
+    _check_features(spec, found)
+    return found
+
+
+def _fetched_builder(spec: str) -> tfds.core.DatasetBuilder:
+    """Return the builder of a classification data set that is on disk, downloaded if need be."""
+    import tensorflow_datasets as tfds
+
+    name = spec.removeprefix("tfds:")
+    try:
+        builder = tfds.builder(name)
+    except (tfds.core.DatasetNotFoundError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split()).split(" Available")[0][:200]
+        raise InputError(
+            f"Unknown data {spec!r}: {EXPECTED}; TensorFlow Datasets has no {name!r} ({reason})."
+        ) from error
+    if not Path(builder.data_dir).exists():
+        try:
+            fetching.prepare(builder)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{spec} is not in {builder.data_dir} and could not be downloaded ({reason}): set "
+                "TFDS_DATA_DIR to the folder that holds it, or prepare it with `tfds build`."
+            ) from error
+    return builder
+
+
+def _prepared_builder(spec: str) -> tfds.core.DatasetBuilder:
+    """Return the builder of a data set that is on disk, from its files: no code of it is run."""
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    name = spec.removeprefix("tfds:")
+    try:
+        if not re.fullmatch(r"\w+(/\w[\w.-]*)?(:[\d.]+)?", name):  # TFDS_DATA_DIR alone is read
+            raise ValueError(f"expected tfds:NAME or tfds:NAME/CONFIG; received {spec!r}")
+        return read_only_builder.builder_from_files(name)
+    except (registered.DatasetNotFoundError, ValueError, OSError) as error:
+        raise InputError(
+            f"{spec} is not prepared on this machine, and nothing is downloaded because a model's "
+            f"file names it ({' '.join(str(error).split())[:200]}): give --data {spec} to fetch "
+            "it, or set TFDS_DATA_DIR to the folder that holds it."
+        ) from error
+
+
+def _check_features(spec: str, builder: tfds.core.DatasetBuilder) -> None:
+    """Raise InputError for a data set that is not for classification."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(
+        features
+    ):
+        raise InputError(
+            f"{spec} is not for classification: expected features image and label; received "
+            f"{features}."
+        )
