@@ -17,6 +17,7 @@ from vggkeras.errors import InputError
 
 Init = Literal["glorot", "he", "paper"]
 Freeze = Literal["none", "conv", "features"]
+Monitor = Literal["val_accuracy", "val_cross_entropy"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 
 PAPER_BATCH = 256  # the batch size for which a recipe gives its learning rate
@@ -81,6 +82,9 @@ class Recipe:
     """Multiplier w of the L2 penalty w/2 |kernel|^2 (Caffe's definition)."""
     patience: int = 5
     """Epochs without a better validation accuracy before the learning rate drops."""
+    monitor: Monitor = "val_accuracy"
+    """What says which epoch is the best, and what the learning rate waits for. Without L2 penalty,
+    label smoothing or class weights, so that it is the same figure in every recipe."""
     flip: bool = True
     """Mirror half of the training images left to right (never for digits)."""
     color: bool = True
@@ -143,6 +147,7 @@ class Recipe:
             "fc_units": (self.fc_units >= 1, "1 or more"),
             "seed": (0 <= self.seed < 2**31, "in [0, 2**31)"),
             "init": _one_of(self.init, Init),
+            "monitor": _one_of(self.monitor, Monitor),
             "freeze": _one_of(self.freeze, Freeze),
             "precision": _one_of(self.precision, Precision),
             "copied_rate": (0 < self.copied_rate <= 1, "in (0, 1]"),

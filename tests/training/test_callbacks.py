@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,27 @@ def test_of_epochs_with_equal_accuracy_that_with_the_lower_cross_entropy_is_kept
         assert progress.state.best["epoch"] == best[-1]
     assert best == [1, 1, 3, 4, 4, 4]
     assert Path("runs/latest").resolve() == progress.job.out.resolve()
+
+
+def test_the_epoch_with_the_lowest_cross_entropy_is_kept_where_that_is_monitored(progress, model):
+    job = progress.job
+    recipe = replace(job.recipe, monitor="val_cross_entropy")
+    progress.job = replace(job, recipe=recipe)
+    callback = callbacks.KeepBestModel(progress, model)
+    callback.set_model(model)
+    printed = callbacks.PrintEpoch(progress, Bar(console=job.console))
+    printed.on_epoch_begin(0)
+    for epoch, values in enumerate([(0.5, 1.0), (0.75, 1.1), (0.25, 0.9), (1.0, 0.9)]):
+        progress.state.rows.append(row(epoch + 1, *values))
+        callback.on_epoch_end(epoch)
+    assert (
+        progress.state.best["epoch"] == models.load_model(recipe.out / "model.keras")[1].epoch == 3
+    )
+    progress.state.waited = 1
+    printed.on_epoch_end(3)
+    line = job.console.file.getvalue()
+    assert "validation 1.0000, cross-entropy 0.9000  " in line
+    assert "; validation cross-entropy 0.9000 of epoch 3 not improved for 1 epochs" in line
 
 
 def test_steps_and_epochs_are_counted_and_an_infinite_loss_stops_the_run(progress):
@@ -170,7 +192,8 @@ def test_a_damaged_checkpoint_is_found_wherever_it_is_damaged(tmp_path):
         (
             1,
             0,
-            "; 0.5000 of epoch 1 not improved for 1 epochs: learning rate drops to 1.6e-05, 1 of 3",
+            "; validation accuracy 0.5000 of epoch 1 not improved for 1 epochs: "
+            "learning rate drops to 1.6e-05, 1 of 3",
         ),
         (
             0,

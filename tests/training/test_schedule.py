@@ -59,6 +59,18 @@ def test_the_schedule_is_over_when_it_stops_training_and_not_before():
     assert over == [False] * 8 + [True]
 
 
+def test_the_cross_entropy_is_to_fall():
+    optimizer = keras.optimizers.SGD(0.1)
+    schedule = PlateauSchedule(2, 0.1, State(), "val_cross_entropy")
+    schedule.set_model(SimpleNamespace(optimizer=optimizer, stop_training=False))
+    schedule.on_train_begin()
+    waited = []
+    for epoch, cross_entropy in enumerate([2.0, 1.0, 1.5, 0.5, 0.5, 0.6]):
+        schedule.on_epoch_end(epoch, {"val_cross_entropy": cross_entropy, "val_accuracy": 0.5})
+        waited.append((schedule.wait, schedule.drops))
+    assert waited == [(0, 0), (0, 0), (1, 0), (0, 0), (1, 0), (0, 1)]
+
+
 def test_the_state_of_a_run_goes_on_in_another_fit():
     accuracies = [1 / 3, 2 / 3, 2 / 3, 0.5, 2 / 3, 0.7, 0.7, 0.7, 0.1]
     whole = learning_rates(PlateauSchedule(2, 0.1), accuracies, 0.1)

@@ -48,6 +48,9 @@ class ReportSource:
     @property
     def best(self) -> dict[str, float] | None:
         """The epoch whose model is kept: the first one of the highest validation accuracy."""
+        recipe = self.card.recipe
+        if recipe and recipe.monitor == "val_cross_entropy":
+            return min(self.history, key=lambda row: row["val_cross_entropy"], default=None)
         return max(self.history, key=lambda row: row["val_accuracy"], default=None)
 
     @property

@@ -21,7 +21,7 @@ from rich.progress import Progress as Bar
 from vggkeras import models
 from vggkeras.training.progress import Progress
 from vggkeras.training.runs import point_latest
-from vggkeras.training.schedule import DROPS, PlateauSchedule
+from vggkeras.training.schedule import DROPS, PlateauSchedule, monitored
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; there is one at every epoch's end
 
@@ -71,7 +71,7 @@ def run_callbacks(
         StopOnDivergence(progress),
         *callbacks,
         KeepBestModel(progress, kept),
-        PlateauSchedule(recipe.patience, recipe.first_rate, progress.state),
+        PlateauSchedule(recipe.patience, recipe.first_rate, progress.state, recipe.monitor),
         SaveCheckpoint(progress),
         PrintEpoch(progress, bar),
         StopWhenAsked(progress),
@@ -119,7 +119,7 @@ class KeepBestModel(RunCallback):
     """Saves the model with the best validation accuracy, of equal ones the lower cross-entropy.
 
     With few validation images many epochs have the same accuracy. The schedule waits on accuracy
-    alone.
+    alone. Where the recipe monitors the cross-entropy, both are about that alone.
     """
 
     def __init__(self, progress: Progress, kept: keras.Model) -> None:
@@ -130,7 +130,8 @@ class KeepBestModel(RunCallback):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Save the model if it is better."""
         row, best = self.state.rows[-1], self.state.best
-        if best and _score(row) <= _score(best):
+        monitor = self.job.recipe.monitor
+        if best and _score(row, monitor) <= _score(best, monitor):
             return
         if self.kept is not self.model:
             self.kept.set_weights(self.model.get_weights())
@@ -141,8 +142,9 @@ class KeepBestModel(RunCallback):
         self.state.best = row
 
 
-def _score(row: dict[str, float]) -> tuple[float, float]:
-    return row["val_accuracy"], -row["val_cross_entropy"]
+def _score(row: dict[str, float], monitor: str) -> tuple[float, float]:
+    accuracy = row["val_accuracy"] if monitor == "val_accuracy" else 0.0
+    return accuracy, -row["val_cross_entropy"]
 
 
 class SaveCheckpoint(RunCallback):
@@ -201,10 +203,12 @@ class PrintEpoch(RunCallback):
         row, recipe = self.state.rows[-1], self.job.recipe
         seconds = time.monotonic() - self.start
         images = (self.job.steps - self.first_step) * recipe.images_per_step
+        monitored = recipe.monitor == "val_cross_entropy"
+        cross_entropy = f", cross-entropy {row['val_cross_entropy']:.4f}" if monitored else ""
         self.job.console.print(
             f"epoch {epoch + 1:3d}/{recipe.epochs}  loss {row['loss']:.4f}  "
             f"accuracy {row['accuracy']:.4f}  validation {row['val_accuracy']:.4f}"
-            f"{' best' if self.state.best is row else '     '}  "
+            f"{cross_entropy}{' best' if self.state.best is row else '     '}  "
             f"learning rate {row['learning_rate']:.1e}  "
             f"{seconds:.0f} s, {images / seconds:.0f} images/s{self._plateau()}",
             highlight=False,
@@ -218,7 +222,7 @@ class PrintEpoch(RunCallback):
         if best is None or not (dropped or state.waited >= patience):
             return ""
         plateau = (
-            f"; {best['val_accuracy']:.4f} of epoch {best['epoch']} not improved for "
+            f"; {monitored(self.job.recipe, best)} of epoch {best['epoch']} not improved for "
             f"{patience} epochs"
         )
         if dropped:

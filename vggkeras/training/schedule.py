@@ -5,11 +5,13 @@ model.fit(x, y, validation_data=…, epochs=74, callbacks=vggkeras.paper_callbac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
+from vggkeras.recipe import Recipe
 from vggkeras.training.checkpoints import State
 
 DROPS = 3  # of the learning rate, each to a tenth
@@ -18,6 +20,12 @@ DROPS = 3  # of the learning rate, each to a tenth
 def is_over(state: State, patience: int) -> bool:
     """Return whether the schedule has ended a run: a plateau after the last drop."""
     return state.drops >= DROPS and state.waited >= patience
+
+
+def monitored(recipe: Recipe, row: Mapping[str, float]) -> str:
+    """Return what a recipe monitors, with its value in an epoch's row, in words."""
+    name = recipe.monitor.removeprefix("val_").replace("cross_entropy", "cross-entropy")
+    return f"validation {name} {row[recipe.monitor]:.4f}"
 
 
 def paper_callbacks(patience: int = 5) -> list[keras.callbacks.Callback]:
@@ -36,7 +44,7 @@ def paper_callbacks(patience: int = 5) -> list[keras.callbacks.Callback]:
 
 
 class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
-    """Divide the learning rate by 10 on a plateau of validation accuracy; stop at the fourth.
+    """Divide the learning rate by 10 on a plateau of what is monitored; stop at the fourth.
 
     Keras' class forgets the best accuracy and the epochs waited at the start of every `fit`; here
     they come from a run's `state` and go back to it. Keras multiplies the float32 learning rate by
@@ -48,6 +56,7 @@ class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
         patience: int,
         first_rate: float | None = None,
         state: State | None = None,
+        monitor: str = "val_accuracy",
     ) -> None:
         """Create the schedule.
 
@@ -56,15 +65,17 @@ class PlateauSchedule(keras.callbacks.ReduceLROnPlateau):
             first_rate: the learning rate before the first drop; by default the optimizer's when
                 `fit` begins.
             state: how far the run has come; by default every `fit` begins anew.
+            monitor: val_accuracy, or what falls as a model improves, such as val_cross_entropy.
         """
-        super().__init__("val_accuracy", factor=0.1, patience=patience, mode="max", min_delta=0)
+        mode = "max" if monitor == "val_accuracy" else "min"
+        super().__init__(monitor, factor=0.1, patience=patience, mode=mode, min_delta=0)
         self.first_rate, self.state = first_rate, state
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Take up the state of the run."""
         super().on_train_begin(logs)
         state = self.state or State()
-        self.best = state.best and state.best["val_accuracy"]
+        self.best = state.best and state.best[self.monitor]
         self.wait, self.drops = state.waited, state.drops
         self.rate = self.first_rate or self._learning_rate()
         self.min_lr = self.rate / 10**DROPS

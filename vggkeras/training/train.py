@@ -42,6 +42,7 @@ from vggkeras.training.runs import (
     default_folder,
     versions,
 )
+from vggkeras.training.schedule import monitored
 from vggkeras.weights import identify, load
 
 
@@ -52,7 +53,7 @@ def train(
     resume: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Run:
-    """Train one network and keep the best model by validation accuracy.
+    """Train one network and keep the best model by what the recipe monitors.
 
     Writes the run's folder (see `Run`) and points `runs/latest` to it. Before the first step it
     reads every training and validation image once, which finds the unreadable ones, the mean RGB
@@ -179,8 +180,8 @@ def _stays_finished(begun: RunRecord, recipe: Recipe, out: Path) -> bool:
 
 
 def _finished(begun: RunRecord, out: Path, console: Console) -> Run:
-    accuracy = begun.metrics["val_accuracy"]
-    console.print(f"{out} is finished: best validation accuracy {accuracy:.4f}")
+    assert begun.card.recipe
+    console.print(f"{out} is finished: best {monitored(begun.card.recipe, begun.metrics)}")
     return Run(out, begun)
 
 
@@ -218,7 +219,7 @@ def _run(
         raise
     record = progress.write_record("done")
     job.console.print(
-        f"best validation accuracy {record.metrics['val_accuracy']:.4f} at epoch "
+        f"best {monitored(job.recipe, record.metrics)} at epoch "
         f"{record.best_epoch}, {record.seconds:.0f} s: {out / 'model.keras'}. "
         f"Next: python -m export --model {out}",
         soft_wrap=True,
