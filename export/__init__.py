@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from export.comparison import Comparison
+    from vggkeras.data.splits import Data
 
 # What the images of a Keras model not built by vggkeras are scaled to, as keras.applications
 # names it.
@@ -32,7 +33,7 @@ def export_model(
     model: str | os.PathLike[str] = "runs/latest",
     format: FormatName = "all",
     precision: Precision = "float32",
-    data: str | None = None,
+    data: str | Data | None = None,
     out: str | os.PathLike[str] | None = None,
     images: int | None = None,
     opset: int | None = None,
@@ -48,7 +49,8 @@ def export_model(
 
     Writes the files, golden.npz (for features golden.features.npz) and certificate.json. A file
     that fails its proof keeps the suffix .rejected. The arguments are the fields of
-    `export.request.Request`, which explains each; `console` is for progress and tables.
+    `export.request.Request`, which explains each; `console` is for progress and tables. Arrays are
+    given as a `vggkeras.Data`.
 
     Returns:
         certificate.json's entries of the files just written, by file name; each has "passed".
@@ -68,7 +70,7 @@ def export_model(
         model=Path(model),
         format=format,
         precision=precision,
-        data=data,
+        data=data,  # type: ignore[arg-type]  # the command line has strings alone
         out=Path(out) if out else None,
         images=images,
         opset=opset,

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from vggkeras.data.splits import Data
+
 RANDOM = "random"  # the --data that asks for random images
 RANDOM_IMAGES = 64
 
@@ -126,7 +128,7 @@ class Comparison:
 def compare(
     candidate: str | os.PathLike[str],
     reference: str | os.PathLike[str],
-    data: str | None = None,
+    data: str | Data | None = None,
     images: int | None = None,
     console: Console | None = None,
     trust_saved_model: bool = False,
@@ -186,7 +188,7 @@ class Samples:
     class_names: tuple[str, ...] = ()  # of the data
 
 
-def _samples(pair: Pair, data: str | None, count: int) -> Samples:
+def _samples(pair: Pair, data: str | Data | None, count: int) -> Samples:
     """Return central crops of validation images, of the size that the larger input takes."""
     cards = [model.card for model in pair.models.values()]
     channels = pair.models["reference"].channels

@@ -99,7 +99,12 @@ def gather(
 
 
 def parity_images(
-    reference: Predictor, spec: str | None, count: int, console: Console, *, whole: bool = True
+    reference: Predictor,
+    spec: str | Data | None,
+    count: int,
+    console: Console,
+    *,
+    whole: bool = True,
 ) -> tuple[Predictor, Samples]:
     """Return the reference and the images to prove files on.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vggkeras.data.sources import load_data as load_data
+    from vggkeras.data.splits import Data as Data
     from vggkeras.errors import InputError as InputError
     from vggkeras.evaluation.protocols import posteriors as posteriors
     from vggkeras.features.extraction import extract_features as extract_features
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOME = {
+    "Data": "data.splits",
     "InputError": "errors",
     "LRN": "layers",
     "Predictor": "runtimes",

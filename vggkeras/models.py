@@ -70,8 +70,9 @@ INITIALIZERS: dict[str, Callable[[int | None], keras.initializers.Initializer]] 
 def build(
     arch: str = "D",
     input_shape: tuple[int, int, int] = (224, 224, 3),
-    classes: int = 1000,
+    classes: int | None = None,
     *,
+    class_names: Sequence[str] | None = None,
     batch_norm: bool = False,
     width: float = 1.0,
     fc_units: int = 4096,
@@ -90,7 +91,10 @@ def build(
     Args:
         arch: A, A-LRN, B, C, D or E (Table 1), or VGG11, VGG13, VGG16, VGG19.
         input_shape: (height, width, channels) of the training crop, 32 px or more a side.
-        classes: number of classes, 2 or more.
+        classes: number of classes, 2 or more; by default that of `class_names`, else 1,000.
+        class_names: stored in the model, and in the .keras files that its `save` writes: what
+            `export` and `evaluate` compare with the data's names. Without them, classes are matched
+            by index.
         batch_norm: normalize after every convolution, before its ReLU. Not in the paper.
         width: multiplies the number of filters of every convolution; at least one is left.
         fc_units: units of fc1 and fc2; 4096 in the paper.
@@ -109,6 +113,7 @@ def build(
         InputError (a ValueError): unknown arch, init or precision, too small images, numbers out of
             range, weights that do not fit in memory.
     """
+    classes = _checked_classes(classes, class_names)
     sizes: dict[str, Any] = {"batch_norm": batch_norm, "width": width, "fc_units": fc_units}
     steps = list(configs.plan(arch, input_shape, classes, **sizes))
     memory.check(memory.needed_bytes(steps), f"{network_name(arch)} with its weights")
@@ -119,7 +124,44 @@ def build(
     x = mean_layer(_checked_mean(mean_rgb, input_shape[2]))(images)
     for step in steps:
         x = _layer(step, x, options)
-    return keras.Model(images, x, name=network_name(arch))
+    model = keras.Model(images, x, name=network_name(arch))
+    if class_names is not None:
+        _keep_names(model, class_names)
+    return model
+
+
+def _checked_classes(classes: int | None, class_names: Sequence[str] | None) -> int:
+    """Return the number of classes.
+
+    Raises:
+        InputError (a ValueError): names that are not text, differ in number, or are not different.
+    """
+    if class_names is None:
+        return 1000 if classes is None else classes
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"class_names must be a list of text; received {class_names!r}.")
+    if len(set(class_names)) != len(class_names) or classes not in (None, len(class_names)):
+        raise InputError(
+            f"class_names must be different names, one a class; received {len(class_names)} names, "
+            f"{len(set(class_names))} of them different, for {classes or len(class_names)} classes."
+        )
+    return len(class_names)
+
+
+def _keep_names(model: keras.Model, class_names: Sequence[str]) -> None:
+    """Let a model carry the names of its classes, also into the files that Keras saves of it.
+
+    Keras has no place for them in a functional model, and `ModelCheckpoint` calls `model.save`.
+    """
+    model.class_names = tuple(class_names)
+    card = ModelCard(model.class_names)
+
+    def save(filepath: Any, *args: Any, **options: Any) -> None:
+        type(model).save(model, filepath, *args, **options)
+        if str(filepath).endswith(".keras"):
+            _add_card(Path(filepath), card)
+
+    model.save = save
 
 
 def network_name(arch: str) -> str:
@@ -293,9 +335,13 @@ def dense_features(model: keras.Model) -> keras.Model:
 def save_model(model: keras.Model, path: Path, card: ModelCard) -> None:
     """Write a .keras file with its card in it: class names, data, scale, recipe. Atomic."""
     with replacing(path) as beside:
-        model.save(beside)
-        with zipfile.ZipFile(beside, "a") as archive:
-            archive.writestr(ABOUT, json.dumps(card.to_json()))
+        keras.saving.save_model(model, beside)
+        _add_card(beside, card)
+
+
+def _add_card(path: Path, card: ModelCard) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(ABOUT, json.dumps(card.to_json()))
 
 
 def load_model(path: Path) -> tuple[keras.Model, ModelCard]:

@@ -35,8 +35,8 @@ class Recipe:
     arch: str = "D"
     """Configuration of Table 1: A, A-LRN, B, C, D or E, or an alias: VGG11, VGG13, VGG16, VGG19."""
     data: str = "digits"
-    """digits, tfds:NAME[/CONFIG], or a folder (train/ and val/ with one folder a class, or class
-    folders alone)."""
+    """digits, tfds:NAME[/CONFIG], hf:NAME[:CONFIG], a folder (train/ and val/ with one folder a
+    class, or class folders alone), or a .csv or .parquet list (image, label, perhaps split)."""
     out: Path | None = None
     """Folder of the run. By default runs/ARCH-DATA."""
     image_size: int | None = None

@@ -39,8 +39,8 @@ class Evaluate:
     Attributes:
         model: Run folders, .keras, .onnx or .tflite files, SavedModel folders. Each is a row,
             compared with the first.
-        data: digits, tfds:NAME[/CONFIG], or a folder: of class folders, or with train/, val/ or
-            test/, each of class folders.
+        data: digits, tfds:NAME[/CONFIG], hf:NAME[:CONFIG], a .csv or .parquet list, or a folder: of
+            class folders, or with train/, val/ or test/, each of class folders.
         split: One or more, or all; val and valid mean validation, and of TensorFlow Datasets a part
             is written as there: train[:10%]. By default validation, else test, else all. Of class
             folders alone, all images are scored, but of the data that a model was trained on, those

@@ -23,6 +23,11 @@ def class_names() -> list[str]:
     return [name for _, name in _lines()]
 
 
+def readable(names: list[str]) -> list[str]:
+    """Return names of classes, or ImageNet's class names where these are its 1000 WordNet ids."""
+    return class_names() if names == wnids() else names
+
+
 @functools.cache
 def _lines() -> tuple[tuple[str, str], ...]:
     text = (resources.files("vggkeras.data") / "imagenet.csv").read_text(encoding="utf-8")

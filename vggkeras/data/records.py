@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vggkeras.data import fetching
+from vggkeras.data import fetching, imagenet
+from vggkeras.data.splits import Data, Records, Split
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-EXPECTED = "expected digits, tfds:NAME or tfds:NAME/CONFIG, or the path of a folder of images"
+EXPECTED = (
+    "expected digits, tfds:NAME or tfds:NAME/CONFIG, hf:NAME or hf:NAME:CONFIG, or the path of a "
+    "folder of images or of a .csv or .parquet list of them"
+)
 
 
-def builder(spec: str, fetch: bool) -> tfds.core.DatasetBuilder:
+def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
+    """Return a data set of TensorFlow Datasets; see `sources.load_data`."""
+    builder = _builder(spec, fetch)
+    name, available = spec.removeprefix("tfds:"), builder.info.splits
+    # A data set without a validation split holds out the last part of its training split.
+    tfds_names = {"train": "train", "validation": "validation", "test": "test"}
+    divided = not whole and "train" in available and "validation" not in available
+    if whole:
+        tfds_names = {split: split for split in available}
+    elif divided:
+        cut = _cut(available["train"].num_examples, held_out)
+        tfds_names |= {"train": f"train[:{cut}]", "validation": f"train[{cut}:]"}
+    splits = {
+        split: Split(
+            f"{name}/{split}", available[tfds_name].num_examples, None, Records(builder, tfds_name)
+        )
+        for split, tfds_name in tfds_names.items()
+        if tfds_name.split("[")[0] in available
+    }
+    if "train" not in splits and not whole:
+        raise InputError(f"{spec} has no split train; it has {', '.join(available)}.")
+    empty = [name for name, split in splits.items() if divided and not split.count]
+    if empty:
+        raise InputError(
+            f"{spec} has too few images to hold out {held_out:.6g} of them: {empty[0]} would get "
+            "none. Give another --validation, or data with a validation split."
+        )
+    return Data(
+        spec,
+        imagenet.readable(list(builder.info.features["label"].names)),
+        splits,
+        validation="" if whole else f"split {tfds_names['validation']}",
+        held_out=held_out if divided else None,
+    )
+
+
+def _cut(count: int, held_out: float) -> str:
+    """Return where TFDS' syntax cuts a split of `count` images, to hold out its last part."""
+    percent = 100 * (1 - held_out)
+    if math.isclose(percent, round(percent)):
+        return f"{round(percent)}%"
+    return str(round(count * (1 - held_out)))
+
+
+def _builder(spec: str, fetch: bool) -> tfds.core.DatasetBuilder:
     """Return the builder of a classification data set.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,34 @@ class Records:
         return data.map(lambda example: (example["image"], example["label"]))
 
 
+class Stored(Sequence[bytes]):
+    """Encoded images that are read one at a time, from where a library stores them."""
+
+    def __init__(self, read: Callable[[int], bytes], indices: Sequence[int]) -> None:
+        """Hold the images that `read` gives for these indices."""
+        self.read, self.indices = read, indices
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return an image, or some of them, which are not read yet."""
+        if isinstance(index, slice):
+            return Stored(self.read, self.indices[index])
+        return self.read(self.indices[index])
+
+    def some(self, indices: Sequence[int]) -> Stored:
+        """Return some of the images, which are not read yet."""
+        return Stored(self.read, [self.indices[i] for i in indices])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Stored]) -> Stored:
+        """Return the images of all parts, in order."""
+        places = [(part, i) for part in parts for i in range(len(part))]
+        return cls(lambda index: places[index][0][places[index][1]], range(len(places)))
+
+
 @dataclass(frozen=True)
 class Split:
     """Encoded images with labels, always in the same order."""
@@ -48,7 +76,7 @@ class Split:
 
     def image_name(self, index: int) -> str:
         """Return an image's name for messages: its path, or its index in the split."""
-        source = None if isinstance(self.sources, Records) else self.sources[index]
+        source = self.sources[index] if isinstance(self.sources, list) else None
         return source if isinstance(source, str) else f"{self.name}[{index}]"
 
     def indices(self) -> list[int]:
@@ -63,9 +91,15 @@ class Split:
             return replace(self, count=self.count - len(removed), left_out=left_out)
         kept = [i for i in range(self.count) if i not in removed]
         assert self.labels is not None
-        return replace(
-            self, count=len(kept), labels=self.labels[kept], sources=[self.sources[i] for i in kept]
-        )
+        if isinstance(self.sources, Stored):
+            sources: Sequence[str | bytes] = self.sources.some(kept)
+        else:
+            sources = [self.sources[i] for i in kept]
+        return replace(self, count=len(kept), labels=self.labels[kept], sources=sources)
+
+    def named(self, name: str) -> Split:
+        """Return the split under another name."""
+        return replace(self, name=name)
 
     def examples(self) -> Iterator[tuple[int, bytes, int]]:
         """Yield (index, encoded image, label) in order. Only TFDS records load TensorFlow."""
@@ -122,7 +156,18 @@ class Split:
         import tensorflow as tf
 
         assert not isinstance(self.sources, Records)
-        sources, labels = tf.constant(self.sources), tf.constant(self.labels)
+        labels = tf.constant(self.labels)
+        if isinstance(self.sources, Stored):
+            stored = self.sources
+
+            def read(i):
+                encoded = tf.numpy_function(
+                    lambda i: stored[int(i)], [i], tf.string, stateful=False
+                )
+                return i, tf.ensure_shape(encoded, []), labels[i]
+
+            return read
+        sources = tf.constant(self.sources)
         in_files = isinstance(self.sources[0], str)
         return lambda i: (i, tf.io.read_file(sources[i]) if in_files else sources[i], labels[i])
 
@@ -174,6 +219,75 @@ class Data:
         """Return the data with images that are turned upright by their EXIF data, or are not."""
         splits = {name: replace(split, exif=bool(exif)) for name, split in self.splits.items()}
         return replace(self, splits=splits)
+
+    def suited(self, native_size: int, mirrors: bool) -> Data:
+        """Return the data with another training crop, px, and mirroring."""
+        return replace(self, native_size=native_size, mirrors=mirrors)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        validation: float | tuple[Any, Any] = 0.2,
+        test: tuple[Any, Any] | None = None,
+        mirrors: bool = True,
+    ) -> Data:
+        """Return data of arrays, for `train(recipe, data=...)`, `export_model` and `report`.
+
+        They are kept in memory as PNG files, which lose nothing. The training crop that suits them
+        is their smallest side, from 32 to 224 px.
+
+        Args:
+            images: uint8 `[N, H, W, 3]`, 0-255, RGB, or `[N, H, W, 1]` or `[N, H, W]`, gray; or a
+                sequence of images of different sizes.
+            labels: whole numbers `[N]`, from 0 on.
+            class_names: by default the numbers.
+            validation: the fraction of the images to hold out, or (images, labels).
+            test: (images, labels).
+            mirrors: whether a mirrored image is still one of its class.
+
+        Raises:
+            InputError (a ValueError): another shape, dtype or range; too few images.
+        """
+        from vggkeras.data import in_memory
+
+        return in_memory.from_arrays(
+            images, labels, class_names, validation=validation, test=test, mirrors=mirrors
+        )
+
+    @classmethod
+    def from_tf_data(
+        cls,
+        dataset: Any,
+        class_names: Sequence[str] | None = None,
+        *,
+        validation: Any = 0.2,
+        test: Any = None,
+        mirrors: bool = True,
+    ) -> Data:
+        """Return data of a tf.data.Dataset, as `from_arrays` does of arrays.
+
+        All its images are read once, and kept in memory as files.
+
+        Args:
+            dataset: of (image, label), not batched, with an end. Images are encoded files
+                (strings), or as for `from_arrays`.
+            class_names: by default the numbers.
+            validation: the fraction of the images to hold out, or another tf.data.Dataset.
+            test: a tf.data.Dataset.
+            mirrors: whether a mirrored image is still one of its class.
+
+        Raises:
+            InputError (a ValueError): as `from_arrays`; a batched or endless dataset.
+        """
+        from vggkeras.data import in_memory
+
+        return in_memory.from_tf_data(
+            dataset, class_names, validation=validation, test=test, mirrors=mirrors
+        )
 
     @property
     def default_split(self) -> str:
@@ -229,9 +343,11 @@ def _joined(splits: Sequence[Split]) -> Split:
     name = f"{folder}/{'+'.join(split.name.removeprefix(f'{folder}/') for split in splits)}"
     count = sum(split.count for split in splits)
     if isinstance(first.sources, Records):
-        parts = "+".join(s.sources.split for s in splits if isinstance(s.sources, Records))
-        return Split(name, count, None, Records(first.sources.builder, parts), exif=first.exif)
-    sources = [source for s in splits if not isinstance(s.sources, Records) for source in s.sources]
+        split = "+".join(s.sources.split for s in splits if isinstance(s.sources, Records))
+        return Split(name, count, None, Records(first.sources.builder, split), exif=first.exif)
+    parts = [s.sources for s in splits if not isinstance(s.sources, Records)]
+    stored = [part for part in parts if isinstance(part, Stored)]
+    sources = Stored.joined(stored) if stored else [source for part in parts for source in part]
     labels = np.concatenate([split.labels for split in splits if split.labels is not None])
     return Split(name, count, labels, sources, exif=first.exif)
 

@@ -52,7 +52,7 @@ EXPLAINED = 4  # right answers, and as many wrong ones, that Grad-CAM explains
 
 def report(
     folder: str | os.PathLike = "runs/latest",
-    data: str | None = None,
+    data: str | Data | None = None,
     evaluations: Sequence[str | os.PathLike] = (),
     benchmarks: Sequence[str | os.PathLike] = (),
     out: str | os.PathLike | None = None,
@@ -127,7 +127,7 @@ class Scored:
 
 
 def _load(
-    source: ReportSource, data: str | None, console: Console, skip_unreadable: bool
+    source: ReportSource, data: str | Data | None, console: Console, skip_unreadable: bool
 ) -> tuple[ReportSource, Data | None]:
     """Load a source's models and, where there are any, the data to evaluate them on."""
     if source.models:

@@ -158,7 +158,7 @@ def load_models(source: ReportSource) -> ReportSource:
 
 
 def load_evaluation_data(
-    source: ReportSource, data: str | None, skip_unreadable: bool
+    source: ReportSource, data: str | Data | None, skip_unreadable: bool
 ) -> Data | None:
     """Return the data to evaluate on: those given, or those the model was trained on, or None.
 

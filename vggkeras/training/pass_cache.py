@@ -114,6 +114,8 @@ def _paths(split: Split) -> Iterator[str] | None:
         records = split.sources
         parts = records.builder.info.splits[records.split].file_instructions
         return iter(sorted({str(part.filename) for part in parts}))
+    if not isinstance(split.sources, list):  # a library's, whose files are not known
+        return None
     paths = (source for source in split.sources if isinstance(source, str))
     return paths if split.sources and isinstance(split.sources[0], str) else None
 

@@ -16,8 +16,9 @@ from rich.console import Console
 import vggkeras
 from vggkeras import files, models
 from vggkeras.card import ModelCard, recipe_json
+from vggkeras.data import in_memory
 from vggkeras.data.formats import FIRST_SUFFIXES
-from vggkeras.data.splits import Data, Records, Split
+from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.training.record import RUN, RunRecord
@@ -80,6 +81,11 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
             f"{out} was written by an earlier version of vggkeras, which could not resume: start "
             "another run."
         )
+    if data.spec != begun.data and data.spec.startswith(in_memory.PREFIX):
+        raise InputError(
+            f"{out} was begun with {begun.data}; {data.spec} are other arrays, as their digest "
+            "says: give those with which it was begun, or start another run."
+        )
     splits = {
         name: _as_read_before(split, begun).without(begun.unreadable.get(name, ()))
         for name, split in data.splits.items()
@@ -100,7 +106,7 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
 
 def _as_read_before(split: Split, begun: ModelCard) -> Split:
     """Return a split without the files that the version which began a run did not read."""
-    if begun.exif is not None or isinstance(split.sources, Records):
+    if begun.exif is not None or not isinstance(split.sources, list):
         return split
     names = enumerate(split.sources)
     return split.without(

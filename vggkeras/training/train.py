@@ -20,7 +20,7 @@ from rich.table import Table
 from vggkeras import files, locks, models
 from vggkeras import recipe as recipe_module
 from vggkeras.card import ModelCard
-from vggkeras.data import augment, decoding, sources
+from vggkeras.data import augment, sources
 from vggkeras.data.reading import unread
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
@@ -33,7 +33,7 @@ from vggkeras.training.first_pass import read_through
 from vggkeras.training.optimizer import compile_model, freeze
 from vggkeras.training.pipeline import Crops, rescaled_images, training_batches, validation_batches
 from vggkeras.training.progress import Job, Progress
-from vggkeras.training.record import RUN, RunRecord
+from vggkeras.training.record import RunRecord
 from vggkeras.training.runs import (
     Run,
     as_begun,
@@ -43,6 +43,7 @@ from vggkeras.training.runs import (
     versions,
 )
 from vggkeras.training.schedule import monitored
+from vggkeras.training.stopping import explained, leave_a_stopped_run
 from vggkeras.weights import identify, load
 
 
@@ -50,6 +51,7 @@ def train(
     recipe: Recipe,
     console: Console | None = None,
     *,
+    data: Data | None = None,
     resume: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Run:
@@ -62,6 +64,8 @@ def train(
     Args:
         recipe: what to train, on what, and how.
         console: where to print.
+        data: of Python (`Data.from_arrays`, `Data.from_tf_data`), instead of those that the recipe
+            names. To resume, give the same again.
         resume: go on where the run in the recipe's folder was cut off, even by kill -9. On the same
             machine with the same libraries it ends, on a CPU, with the bits it would have ended
             with. A folder without a run is started. Other `recipe.epochs` than it began with
@@ -77,14 +81,23 @@ def train(
         OSError: the run's folder cannot be written.
     """
     console = plain(console)
+    if data is not None:
+        if recipe.validation is not None:
+            raise InputError(
+                "validation is of data that a string names: leave it out of the recipe, and give "
+                "it to Data.from_arrays or Data.from_tf_data."
+            )
+        recipe = dataclasses.replace(recipe, data=data.spec)
     out = Path(recipe.out or default_folder(recipe))
     files.check_writable(out)
     with locks.locked(out) as new:
-        return _train(dataclasses.replace(recipe, out=out), console, callbacks, resume, new)
+        recipe = dataclasses.replace(recipe, out=out)
+        return _train(recipe, data, console, callbacks, resume, new)
 
 
 def _train(
     recipe: Recipe,
+    given: Data | None,
     console: Console,
     callbacks: Sequence[keras.callbacks.Callback],
     resume: bool,
@@ -96,9 +109,11 @@ def _train(
     begun = begun_run(out, resume)
     skip = recipe.skip_unreadable
     if begun:  # with the split that it began with
-        data = sources.load_data_of([begun.card], recipe.data, skip_unreadable=skip)
+        data = sources.load_data_of([begun.card], given or recipe.data, skip_unreadable=skip)
     else:
-        data = sources.load_data(recipe.data, validation=recipe.validation, skip_unreadable=skip)
+        data = sources.load_data(
+            given or recipe.data, validation=recipe.validation, skip_unreadable=skip
+        )
     data = data.upright(begun.card.exif if begun else recipe.exif)
     if data.unread:
         console.print(unread(data.unread), soft_wrap=True, highlight=False)
@@ -212,10 +227,10 @@ def _run(
     try:
         _fit(model, progress, kept, callbacks)
     except BaseException as error:
-        _leave_a_stopped_run(error, progress, new)
-        explained = _explained(error, job)
-        if explained:
-            raise explained from error
+        leave_a_stopped_run(error, progress, new)
+        told = explained(error, job)
+        if told:
+            raise told from error
         raise
     record = progress.write_record("done")
     job.console.print(
@@ -366,51 +381,3 @@ def _fit(
                 # exits.
                 traceback.clear_frames(error.__traceback__)
                 raise
-
-
-def _leave_a_stopped_run(error: BaseException, progress: Progress, new: bool) -> None:
-    """Record that the run stopped; remove it where there is nothing to go on with."""
-    out = progress.job.out
-    if progress.state.best is None and not checkpoints.newest_first(out / "resume"):
-        for path in locks.others_in(out) if new else (out / RUN,):
-            files.remove(path)
-        return
-    progress.write_record("stopped")
-    if not isinstance(error, InputError):  # a diverged run would diverge again
-        progress.job.console.print(
-            f"stopped: the same command with --resume goes on with {out}", soft_wrap=True
-        )
-
-
-def _explained(error: BaseException, job: Job) -> InputError | None:
-    """Return what to do where memory was short or an image unreadable, None for other errors."""
-    import tensorflow as tf
-
-    if not isinstance(error, Exception) or isinstance(error, InputError):
-        return None
-    saved = (job.out / "model.keras").exists()
-    kept = f"the best model so far is kept in {job.out}" if saved else "no epoch was finished"
-    if isinstance(error, tf.errors.ResourceExhaustedError) or "RESOURCE_EXHAUSTED" in str(error):
-        return InputError(
-            "A step does not fit in memory: give --accumulate 2 (or 4, 8 …), which divides the "
-            "batch and trains the same, a smaller --batch-size, --width or --image-size; "
-            + kept
-            + "."
-        )
-    if not isinstance(error, tf.errors.OpError):
-        return None
-    uniform = tf.zeros(4)
-    for split in (job.training, job.validation):  # tf.data does not say which image it was
-        for index, encoded, _ in split.examples():
-            name = split.image_name(index)
-            try:
-                decoding.decode(encoded, name, exif=split.exif)
-                augment.random_crop(
-                    tf.constant(encoded), job.size, job.scale, uniform, False, split.exif
-                )
-            except (InputError, tf.errors.OpError) as unreadable:
-                reason = " ".join(str(unreadable).split())[:200]
-                return InputError(
-                    f"{name} cannot be read any more ({reason}): replace it and --resume; {kept}."
-                )
-    return None

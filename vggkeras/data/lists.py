@@ -1,0 +1,240 @@
+"""Data of lists: .csv or .parquet files with a row an image.
+
+image    the path of its file, from the list's folder on; in .parquet also the file itself
+label    its class: text or a whole number
+split    train, validation (or val, valid) or test; where there is none, images are held out
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vggkeras.data import labeled
+from vggkeras.data.decoding import NAMED, some
+from vggkeras.data.labeled import Labeled
+from vggkeras.data.splits import VALIDATION_NAMES, Data
+from vggkeras.errors import InputError
+
+SUFFIXES = (".csv", ".parquet")
+COLUMNS = {  # by the names that they may have
+    "image": ("image", "path", "file", "filename", "file_name", "filepath"),
+    "label": ("label", "class", "class_name", "category"),
+    "split": ("split", "subset"),
+}
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")
+
+
+class _Table(NamedTuple):
+    """The columns of a list."""
+
+    images: Sequence[Any]  # text, bytes, or a mapping of both
+    labels: Sequence[Any]
+    splits: Sequence[Any] | None
+    class_names: list[str] | None = None  # of labels that are numbers
+
+
+def load(path: Path, held_out: float, skip_unreadable: bool, whole: bool) -> Data:
+    """Return the data of a list; see `sources.load_data`.
+
+    Raises:
+        InputError (a ValueError): no list, or a column of it is missing or cannot be what it is to
+            be; images that are not there, or that are listed twice.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"{path} is no list of images: expected a .csv or .parquet file, or a folder."
+        )
+    path = path.resolve()
+    table = _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
+    if not table.images:
+        raise InputError(f"{path} has no rows: expected one an image.")
+    names = _class_names(path, table)
+    sources = [_source(path, number, image) for number, image in enumerate(table.images)]
+    _check_files(path, [source for source in sources if isinstance(source, str)])
+    images: dict[str, list[Labeled]] = {}
+    for source, name, split in zip(sources, names, _splits(path, table, whole), strict=True):
+        images.setdefault(split, []).append(Labeled(source, name, _key(source, name)))
+    images = {
+        split: images[split] for split in ("train", "validation", "test", "all") if split in images
+    }
+    if "train" not in images and not whole:
+        raise InputError(
+            f"{path} has rows of {', '.join(images)}, and none of train to train on: add them, or "
+            "leave out the column of splits."
+        )
+    has_validation = "validation" in images
+    return labeled.to_data(
+        str(path),
+        path.stem,
+        images,
+        classes=table.class_names,
+        held_out=None if has_validation or whole else held_out,
+        validation=f"the rows of validation in {path.name}" if has_validation else "",
+        skip_unreadable=skip_unreadable,
+    )
+
+
+def _csv(path: Path) -> _Table:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            mark = next((mark for mark in ",;\t" if mark in first), ",")
+            rows = list(csv.DictReader(file, delimiter=mark, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no UTF-8 .csv file ({error}): save it as one.") from error
+    found = _columns(path, list(rows[0]) if rows else next(csv.reader([first], delimiter=mark)))
+    uneven = [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]
+    if uneven:
+        raise InputError(
+            f"{path}: line {uneven[0]} has more or fewer fields than the first line: expected a "
+            "field a column; quote fields that contain the separator."
+        )
+    columns = {name: [row[column] for row in rows] for name, column in found.items()}
+    return _Table(columns["image"], columns["label"], columns.get("split"))
+
+
+def _parquet(path: Path) -> _Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(path)
+        found = _columns(path, schema.names)
+        table = parquet.read_table(path, columns=list(found.values()))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is no .parquet file ({str(error)[:200]}).") from error
+    columns = {name: table.column(column).to_pylist() for name, column in found.items()}
+    names = _hub_names(schema, found["label"])
+    return _Table(columns["image"], columns["label"], columns.get("split"), names)
+
+
+def _hub_names(schema: Any, column: str) -> list[str] | None:
+    """Return the class names that Hugging Face datasets writes into a .parquet file, if any."""
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])
+        return [str(name) for name in about["info"]["features"][column]["names"]] or None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
+    """Return the column of each kind: image, label, and split where there is one."""
+    lowered = {str(column).strip().lower(): column for column in columns}
+    found = {
+        kind: lowered[name]
+        for kind, names in COLUMNS.items()
+        for name in reversed(names)
+        if name in lowered
+    }
+    for kind in ("image", "label"):
+        if kind not in found:
+            raise InputError(
+                f"{path} has no column {kind}: expected one of {', '.join(COLUMNS[kind])}; "
+                f"received {', '.join(map(str, columns)) or 'none'}."
+            )
+    return found
+
+
+def _class_names(path: Path, table: _Table) -> list[str]:
+    """Return the class of every row.
+
+    Raises:
+        InputError (a ValueError): a label that is missing, neither text nor a whole number, or not
+            the number of a class that has a name.
+    """
+    for number, label in enumerate(table.labels):
+        if isinstance(label, str):
+            label = label.strip()
+        if label is None or label == "" or isinstance(label, bool | bytes | list | dict):
+            raise InputError(f"{path}: row {number} has no label: expected text or a whole number.")
+    numbers = [label for label in table.labels if _is_fraction(label)]
+    if numbers and len(numbers) == sum(not _is_whole(label) for label in table.labels):
+        raise InputError(
+            f"{path}: labels such as {numbers[0]} are no classes: expected text or whole numbers."
+        )
+    names = table.class_names
+    if names is None:
+        return [str(label).strip() for label in table.labels]
+    wrong = [
+        label for label in table.labels if not (_is_whole(label) and 0 <= int(label) < len(names))
+    ]
+    if wrong:
+        raise InputError(
+            f"{path}: label {wrong[0]!r} is none of 0 to {len(names) - 1}, the classes that the "
+            "file names."
+        )
+    return [names[int(label)] for label in table.labels]
+
+
+def _is_whole(label: Any) -> bool:
+    return isinstance(label, int) or (
+        isinstance(label, str) and label.strip().lstrip("-").isdecimal()
+    )
+
+
+def _is_fraction(label: Any) -> bool:
+    if _is_whole(label):
+        return False
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
+
+
+def _source(path: Path, number: int, image: Any) -> str | bytes:
+    """Return the path or the bytes of a row's image."""
+    if isinstance(image, dict):  # as Hugging Face datasets writes them
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes) and image:
+        return image
+    if isinstance(image, str) and image.strip():
+        return os.path.join(path.parent, os.path.expanduser(image.strip()))
+    raise InputError(f"{path}: row {number} has no image: expected the path of one.")
+
+
+def _key(source: str | bytes, class_name: str) -> str:
+    """Return what decides whether an image is held out: as in class folders, where it can be."""
+    if isinstance(source, str):
+        return f"{class_name}/{os.path.basename(source)}"
+    return f"{class_name}/{hashlib.sha256(source).hexdigest()}"
+
+
+def _check_files(path: Path, sources: Sequence[str]) -> None:
+    """Raise InputError where listed files are not there, or are listed twice."""
+    missing = [source for source in sources if not os.path.exists(source)]
+    if missing:
+        raise InputError(
+            f"{path} names {len(missing):,} files that are not there, of {len(sources):,}: "
+            f"{some(missing)}. Paths are taken from the list's folder on."
+        )
+    counts = Counter(os.path.normpath(source) for source in sources)
+    twice = [source for source, count in counts.items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{path} names {len(twice):,} files more than once: {some(twice)}. Expected a row an "
+            "image, or one image would train and validate."
+        )
+
+
+def _splits(path: Path, table: _Table, whole: bool) -> list[str]:
+    """Return the split of every row."""
+    if table.splits is None:
+        return ["all" if whole else "train"] * len(table.images)
+    names = [str(split if split is not None else "").strip().lower() for split in table.splits]
+    unknown = sorted(set(names) - SPLITS.keys())
+    if unknown:
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        raise InputError(
+            f"{path} has splits {', '.join(map(repr, unknown[:NAMED]))}{more}: expected train, "
+            "validation (or val, valid) or test in every row."
+        )
+    return [SPLITS[name] for name in names]
