@@ -35,8 +35,8 @@ class Features:
     Attributes:
         model: A run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder. An exported
             file needs its form for features beside it (`python -m export --features`).
-        data: digits, tfds:NAME[/CONFIG], hf:NAME[:CONFIG], a .csv or .parquet list, or a folder: of class folders, or of images alone, which
-            have no labels.
+        data: digits, tfds:NAME[/CONFIG], hf:NAME[:CONFIG], a .csv or .parquet list, or a folder: of
+            class folders, or of images alone, which have no labels.
         out: The .npz or .parquet file to write.
         split: One or more; all there are when not given. A folder of images alone has images.
         scales: Smallest sides Q that images are rescaled to, px; by default the one the model was
