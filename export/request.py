@@ -34,9 +34,9 @@ class Request:
     Where int8 loses more, the fewest layers with which it passes are kept in float32, those first
     that it hurts most, by their signal to noise."""
     data: str | None = None
-    """Whose images to prove it on: digits, tfds:NAME, hf:NAME, a folder, a list, or random (weak evidence). They are
-    those of validation, else of test, else all (int8 needs training images too). By default the
-    data the model was trained on; random where the model names none."""
+    """Whose images to prove it on: digits, tfds:NAME, hf:NAME, a folder, a list, or random (weak
+    evidence). They are those of validation, else of test, else all (int8 needs training images
+    too). By default the data the model was trained on; random where the model names none."""
     out: Path | None = None
     """Folder; by default `export` beside the .keras file, so inside the run (NAME-export for a
     NAME.keras beside a Python package called export)."""

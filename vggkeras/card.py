@@ -212,7 +212,7 @@ class ModelCard:
                 "type": "uint8",
                 "shape": input_shape,
                 "smallest": list(self.input_shape),
-                "order": "RGB" if c == 3 else "as trained",
+                "order": {1: "gray", 3: "RGB"}.get(c, "as trained"),
             },
             "output": output | ({"use": FEATURES_USE} if self.form is Form.FEATURES else {}),
             "scale": self.scale,

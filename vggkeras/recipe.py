@@ -19,6 +19,7 @@ Init = Literal["glorot", "he", "paper"]
 Freeze = Literal["none", "conv", "features"]
 Monitor = Literal["val_accuracy", "val_cross_entropy"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
+Channels = Literal[1, 3]
 
 PAPER_BATCH = 256  # the batch size for which a recipe gives its learning rate
 TRAINED_LAYERS: dict[str, tuple[str, ...] | None] = {  # by `freeze`; None: all layers
@@ -41,6 +42,9 @@ class Recipe:
     """Folder of the run. By default runs/ARCH-DATA."""
     image_size: int | None = None
     """Side of the square training crop, pixels. By default 224, and 32 for digits."""
+    channels: Channels = 3
+    """Channels of the images: 3, RGB, or 1, gray (Pillow's L, cut from the crop in RGB; without the
+    color shift)."""
     width: float = 1.0
     """Multiplies the number of filters of every convolution."""
     fc_units: int = 4096
@@ -143,6 +147,10 @@ class Recipe:
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
             "patience": (self.patience >= 1, "1 or more"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
+            "channels": (
+                type(self.channels) is int and self.channels in get_args(Channels),
+                "1 or 3",
+            ),
             "width": (0 < self.width < math.inf, "a positive number"),
             "fc_units": (self.fc_units >= 1, "1 or more"),
             "seed": (0 <= self.seed < 2**31, "in [0, 2**31)"),

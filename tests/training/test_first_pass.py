@@ -33,10 +33,11 @@ def cache(tmp_path, monkeypatch) -> Path:
 def read(photos):
     """read(**options of load_data) -> (data, card, what was printed)."""
 
-    def call(**options):
+    def call(channels=3, **options):
         log = Console(file=io.StringIO())
         data = vggkeras.load_data(str(photos), **options)
-        data, card, seconds = read_through(data, options.get("skip_unreadable", False), log)
+        recipe = vggkeras.Recipe(**options, channels=channels)
+        data, card, seconds = read_through(data, recipe, log)
         assert seconds > 0
         return data, card, log.file.getvalue()
 
@@ -160,7 +161,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(read, tmp_path):
 def test_images_in_memory_are_read_again_at_once(cache):
     log = Console(file=io.StringIO())
     for _ in range(2):
-        read_through(vggkeras.load_data("digits"), False, log)
+        read_through(vggkeras.load_data("digits"), vggkeras.Recipe(), log)
     assert log.file.getvalue().count("reading digits/train: 1,437 images") == 2
     assert not cache.exists()
 

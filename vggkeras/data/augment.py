@@ -24,6 +24,7 @@ from vggkeras.errors import InputError
 MARGIN = 2
 # A long image once rescaled: more squares of its smallest side, and more px, than photographs have.
 LONG, LONG_PIXELS = 8, 1 << 22
+LUMA = 19595, 38470, 7471  # weights of R, G and B in the luma, of 65536
 LARGEST_WHOLE = 1 << 24  # px of a long one that is held whole; D's first block takes 9 GB for it
 
 # Test crops (section 3.2)
@@ -135,9 +136,13 @@ def _corners(shape: tuple[int, ...], crop: tuple[int, int], grid: int) -> Iterat
 
 
 def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Return RGB, uint8 `[h, w, 3]`, or its ITU-R 601 luma (Pillow's "L") where `channels` is 1."""
+    """Return RGB, uint8 `[h, w, 3]`, or its ITU-R 601 luma where `channels` is 1: `[h, w, 1]`.
+
+    The luma is Pillow's "L", to the last bit.
+    """
     if channels == 1:
-        return np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+        weighted = image.astype(np.int32) * np.array(LUMA, np.int32)
+        return (weighted.sum(axis=-1, keepdims=True) + (1 << 15) >> 16).astype(np.uint8)
     return image
 
 
@@ -351,6 +356,16 @@ def _window(size, crop: int, scale: tuple[int, int], uniform):
     # Rounding may put the end just outside, which Pillow refuses.
     box = tf.concat([start - first, tf.minimum(end - first, extent)], 0)
     return tf.cast(first, tf.int32), tf.cast(extent, tf.int32), box
+
+
+def crop_in_channels(crop, channels: int):
+    """Return `in_channels` of a training crop, uint8 `[h, w, 3]`, as TensorFlow ops."""
+    import tensorflow as tf
+
+    if channels == 1:
+        weighted = tf.reduce_sum(tf.cast(crop, tf.int32) * tf.constant(LUMA), -1, keepdims=True)
+        return tf.cast(tf.bitwise.right_shift(weighted + (1 << 15), 16), tf.uint8)
+    return crop
 
 
 def color_basis(covariance: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Mean and covariance of RGB over the training images (section 3.1), each image counted once."""
+"""Mean and covariance of RGB, or gray, over the training images (section 3.1).
+
+Each image is counted once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from vggkeras.data.augment import in_channels
 from vggkeras.data.decoding import bands
 from vggkeras.data.reading import read_each
 from vggkeras.data.splits import Split
@@ -21,40 +25,42 @@ BLOCK = 4096
 class Pixels(NamedTuple):
     """The statistics of one training image."""
 
-    mean: np.ndarray  # of RGB, 0-255, float64 [3]
-    products: np.ndarray  # mean of the products of two channels, float64 [3, 3]
+    mean: np.ndarray  # of the channels, 0-255, float64 [C]
+    products: np.ndarray  # mean of the products of two channels, float64 [C, C]
     smallest_side: int  # px
 
 
-def read_all(split: Split) -> Iterator[tuple[int, Pixels | InputError]]:
+def read_all(split: Split, channels: int = 3) -> Iterator[tuple[int, Pixels | InputError]]:
     """Yield every image's (index, `Pixels`), or the error where it cannot be read, in order."""
-    return ((index, pixels) for index, _, pixels in read_each(split, _pixels))
+    each = read_each(split, lambda image: _pixels(image, channels))
+    return ((index, pixels) for index, _, pixels in each)
 
 
-def _pixels(image: Image.Image) -> Pixels:
+def _pixels(image: Image.Image, channels: int = 3) -> Pixels:
     # Sums of whole numbers: exact in float64, whatever their order. The row of ones gives the sums
     # of the channels, faster than sum().
-    sums = np.zeros((4, 4))
+    sums = np.zeros((channels + 1, channels + 1))
     for box in bands(image.size):
-        rgb = np.asarray(image.crop(box)).reshape(-1, 3).T
-        values = np.ones((4, min(BLOCK, rgb.shape[1])))
-        for start in range(0, rgb.shape[1], BLOCK):
-            block = rgb[:, start : start + BLOCK]
+        band = in_channels(np.asarray(image.crop(box)), channels).reshape(-1, channels).T
+        values = np.ones((channels + 1, min(BLOCK, band.shape[1])))
+        for start in range(0, band.shape[1], BLOCK):
+            block = band[:, start : start + BLOCK]
             part = values[:, : block.shape[1]]
-            part[:3] = block
+            part[:channels] = block
             sums += part @ part.T
-    count = image.width * image.height
-    return Pixels(sums[3, :3] / count, sums[:3, :3] / count, min(image.size))
+    sums /= image.width * image.height
+    return Pixels(sums[-1, :-1], sums[:-1, :-1], min(image.size))
 
 
-def rgb_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, float, float], np.ndarray]:
-    """Return the mean RGB, 0-255, and the covariance of RGB, float64 `[3, 3]`."""
-    mean, products, count = np.zeros(3), np.zeros((3, 3)), 0
+def rgb_statistics(
+    images: Iterable[Pixels], channels: int = 3
+) -> tuple[tuple[float, ...], np.ndarray]:
+    """Return the mean of the channels, 0-255, and their covariance, float64 `[C, C]`."""
+    mean, products, count = np.zeros(channels), np.zeros((channels, channels)), 0
     for image in images:
         mean += image.mean
         products += image.products
         count += 1
     count = max(count, 1)
     mean /= count
-    r, g, b = mean.tolist()
-    return (r, g, b), products / count - np.outer(mean, mean)
+    return tuple(mean.tolist()), products / count - np.outer(mean, mean)

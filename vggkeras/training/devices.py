@@ -60,7 +60,7 @@ def check_memory(recipe: Recipe, size: int, classes: int, images: int) -> None:
 
     plan = configs.plan(
         recipe.arch,
-        (size, size, 3),
+        (size, size, recipe.channels),
         classes,
         batch_norm=recipe.batch_norm,
         width=recipe.width,

@@ -15,25 +15,31 @@ from vggkeras.data.decoding import NAMED, some
 from vggkeras.data.splits import Data, Split
 from vggkeras.data.statistics import Pixels
 from vggkeras.errors import InputError
+from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
 from vggkeras.training import pass_cache
 
 
-def read_through(data: Data, skip: bool, console: Console) -> tuple[Data, ModelCard, float]:
+def read_through(data: Data, recipe: Recipe, console: Console) -> tuple[Data, ModelCard, float]:
     """Read every training and validation image once, unless the same files were read before.
 
+    Args:
+        data: all splits.
+        recipe: says whether unreadable images are left out, and how many channels are used.
+        console: shows the progress.
+
     Returns:
-        The data, with `skip` without the unreadable images; a card with the mean and covariance of
-        RGB, the indices of unreadable images, and the number of training images by smallest side;
-        and the seconds that this took.
+        The data, without the unreadable images; a card with the mean and covariance of the
+        channels, the indices of unreadable images, and the number of training images by smallest
+        side; and the seconds that this took.
 
     Raises:
-        InputError (a ValueError): an image is unreadable, and `skip` is false; or all images of a
-            split are.
+        InputError (a ValueError): an image is unreadable, and the recipe does not leave it out; or
+            all images of a split are.
     """
-    start = time.monotonic()
+    start, skip = time.monotonic(), recipe.skip_unreadable
     splits = {name: split for name, split in data.splits.items() if name != "test" or skip}
-    entry = pass_cache.entry(data, splits)
+    entry = pass_cache.entry(data, splits, recipe.channels)
     card = entry.read(splits) if entry else None
     # The pass names the unreadable file, and why it cannot be read.
     if card and any(card.unreadable.values()) and not skip:
@@ -46,9 +52,11 @@ def read_through(data: Data, skip: bool, console: Console) -> tuple[Data, ModelC
             highlight=False,
         )
     else:
-        card = _read(splits, skip, console)
+        card = _read(splits, recipe, console)
         _check_some_are_readable(data.spec, splits, card)
-        if entry and entry == pass_cache.entry(data, splits):  # no file changed meanwhile
+        if entry and entry == pass_cache.entry(
+            data, splits, recipe.channels
+        ):  # no file changed meanwhile
             _remember(entry, card, console)
     skipped = list(data.skipped)
     for name, bad in card.unreadable.items():
@@ -64,7 +72,7 @@ def read_through(data: Data, skip: bool, console: Console) -> tuple[Data, ModelC
     return data, card, time.monotonic() - start
 
 
-def _read(splits: Mapping[str, Split], skip: bool, console: Console) -> ModelCard:
+def _read(splits: Mapping[str, Split], recipe: Recipe, console: Console) -> ModelCard:
     """Read every image of some splits, and return the card of what they are."""
     unreadable: dict[str, list[int]] = {name: [] for name in splits}
     sides: Counter[int] = Counter()
@@ -73,11 +81,13 @@ def _read(splits: Mapping[str, Split], skip: bool, console: Console) -> ModelCar
         split = splits[name]
         with progress_bar(console) as bar:
             for index, result in bar.track(
-                statistics.read_all(split), total=split.count, description=f"reading {split.name}"
+                statistics.read_all(split, recipe.channels),
+                total=split.count,
+                description=f"reading {split.name}",
             ):
                 if not isinstance(result, InputError):
                     yield result
-                elif skip:
+                elif recipe.skip_unreadable:
                     unreadable[name].append(index)
                 else:
                     raise result
@@ -87,7 +97,7 @@ def _read(splits: Mapping[str, Split], skip: bool, console: Console) -> ModelCar
             sides[image.smallest_side] += 1
             yield image
 
-    mean, covariance = statistics.rgb_statistics(counted(images("train")))
+    mean, covariance = statistics.rgb_statistics(counted(images("train")), recipe.channels)
     for name in splits:
         if name != "train":
             deque(images(name), maxlen=0)

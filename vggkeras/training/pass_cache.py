@@ -67,7 +67,7 @@ class Entry:
         files.write_json(self.path, value)
 
 
-def entry(data: Data, splits: Mapping[str, Split]) -> Entry | None:
+def entry(data: Data, splits: Mapping[str, Split], channels: int) -> Entry | None:
     """Return the entry for a pass over some of the data's splits; None of images in memory.
 
     None too where there is no cache folder, or a file cannot be looked at: reading it will say why.
@@ -77,7 +77,14 @@ def entry(data: Data, splits: Mapping[str, Split]) -> Entry | None:
         return None
     state, newest = hashlib.sha256(), 0.0
     library = [features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib")]
-    about = [STATISTICS, vggkeras.__version__, Image.__version__, library, formats.PLUGINS]
+    about = [
+        STATISTICS,
+        vggkeras.__version__,
+        Image.__version__,
+        library,
+        formats.PLUGINS,
+        channels,
+    ]
     state.update(json.dumps(about).encode())
     for name, split in splits.items():
         paths = _paths(split)
@@ -96,7 +103,7 @@ def entry(data: Data, splits: Mapping[str, Split]) -> Entry | None:
                 newest = max(newest, status.st_mtime, status.st_ctime)
         except OSError:
             return None
-    key = _sha256(json.dumps([data.spec, sorted(splits)]))
+    key = _sha256(json.dumps([data.spec, sorted(splits), channels]))
     return Entry(folder / f"{key[:32]}.json", state.hexdigest(), newest)
 
 

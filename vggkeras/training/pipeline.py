@@ -28,6 +28,7 @@ class Crops:
     scale: tuple[int, int]  # lowest and highest training scale S, px
     flip: bool = True  # mirror half of them
     basis: np.ndarray | None = None  # of `augment.color_basis`; None: no color shift
+    channels: int = 3  # of the crop; 1: gray
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Rescaled:
 def training_batches(
     split: Split, recipe: Recipe, crops: Crops, start: int = 0, rescaled: Rescaled | None = None
 ):
-    """Return an endless tf.data.Dataset of (images `[B, size, size, 3]`, labels int64 `[B]`).
+    """Return an endless tf.data.Dataset of (images `[B, size, size, C]`, labels int64 `[B]`).
 
     A batch is what one step sees. Every epoch has a new order. Which image comes when, its scale,
     crop, mirroring and color shift are pure functions of (seed, epoch, index of the image). Batches
@@ -69,7 +70,7 @@ def training_batches(
 
     def example(epoch, index, crop, label):
         uniform, normal = augment.draws(recipe.seed, epoch, index)
-        image = crop(uniform)
+        image = augment.crop_in_channels(crop(uniform), crops.channels)
         if crops.basis is not None:
             image = augment.color_shift(image, crops.basis, normal)
         return image, label
@@ -141,8 +142,8 @@ def rescaled_images(
         )
 
 
-def validation_batches(split: Split, batch_size: int, size: int, scale: int):
-    """Return a tf.data.Dataset of (central crops uint8 `[B, size, size, 3]`, labels int64 `[B]`).
+def validation_batches(split: Split, batch_size: int, size: int, scale: int, channels: int = 3):
+    """Return a tf.data.Dataset of (central crops uint8 `[B, size, size, C]`, labels int64 `[B]`).
 
     These are the same crops that `evaluate` reads.
     """
@@ -150,11 +151,11 @@ def validation_batches(split: Split, batch_size: int, size: int, scale: int):
 
     def crops() -> Iterator[tuple[np.ndarray, int]]:
         for _, crop, label in augment.center_crops(split, (size, size), scale):
-            yield crop, label
+            yield augment.in_channels(crop, channels), label
 
-    signature = (tf.TensorSpec((size, size, 3), tf.uint8), tf.TensorSpec((), tf.int64))
+    signature = (tf.TensorSpec((size, size, channels), tf.uint8), tf.TensorSpec((), tf.int64))
     data = tf.data.Dataset.from_generator(crops, output_signature=signature)
     data = data.apply(tf.data.experimental.assert_cardinality(split.count)).batch(batch_size)
-    if split.count * size * size * 3 < CACHE_BYTES:
+    if split.count * size * size * channels < CACHE_BYTES:
         data = data.cache()
     return data.prefetch(2)

@@ -127,8 +127,8 @@ def _train(
         if resume:
             console.print(f"{out} holds no run to resume: a new one begins", soft_wrap=True)
         if recipe.init_from:
-            identify.open_source(recipe.init_from)  # its faults are reported before long work
-        data, card, reading = read_through(data, skip, console)
+            _check_source(recipe)  # its faults are reported before long work
+        data, card, reading = read_through(data, recipe, console)
         card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
@@ -139,6 +139,17 @@ def _train(
     job = Job(recipe, data, card, out, size, scale, console, reading)
     with asked_to_stop() as stop:
         return _run(job, begun, stop, callbacks, new)
+
+
+def _check_source(recipe: Recipe) -> None:
+    """Raise InputError where the weights to start from cannot be those of such a network."""
+    source = identify.open_source(str(recipe.init_from))
+    channels = source.input_shape[2]
+    if channels != recipe.channels:
+        raise InputError(
+            f"--init-from {source.name} takes images of {channels} channels, and --channels is "
+            f"{recipe.channels}: give --channels {channels}, or weights of such a network."
+        )
 
 
 def _with_a_batch_that_fits(recipe: Recipe, images: int, console: Console) -> Recipe:
@@ -272,7 +283,7 @@ def _network(job: Job, precision: str) -> keras.Model:
     recipe = job.recipe
     return models.build(
         recipe.arch,
-        (job.size, job.size, 3),
+        (job.size, job.size, recipe.channels),
         len(job.data.class_names),
         batch_norm=recipe.batch_norm,
         width=recipe.width,
@@ -297,9 +308,10 @@ def _copy_weights(model: keras.Model, source: identify.Source, job: Job) -> dict
         table.add_row(layer, origin or f"({recipe.init}, seed {recipe.seed})")
     print_table(table, console)
     mean = ", ".join(f"{value:.3f}" for value in source.mean_rgb)
+    channels = "RGB" if recipe.channels == 3 else "gray"
     for line in (
         *load.explain(copied, source, model),
-        f"the first layer subtracts the mean RGB of {source.name}: {mean}",
+        f"the first layer subtracts the mean {channels} of {source.name}: {mean}",
     ):
         console.print(line, soft_wrap=True, highlight=False)
     return copied
@@ -320,6 +332,8 @@ def _print_job(job: Job, model: keras.Model, devices: str) -> None:
         batch += f" = {recipe.accumulate} x {recipe.images_per_step}"
     parts += [batch, f"scale {low}" if low == high else f"scale {low} to {high}"]
     parts += [recipe.precision, f"seed {recipe.seed}"]
+    if recipe.channels == 1:
+        parts.append("gray, so without the color shift")
     trained = recipe_module.TRAINED_LAYERS[recipe.freeze]
     if trained:
         parts.append(f"trained: {', '.join(trained)}")
@@ -352,11 +366,16 @@ def _fit(
     if state.finished:
         return
     covariance = np.array(job.card.rgb_covariance)
-    basis = augment.color_basis(covariance) if recipe.color else None
-    crops = Crops(job.size, job.scale, recipe.flip and job.data.mirrors, basis)
+    basis = augment.color_basis(covariance) if recipe.color and recipe.channels == 3 else None
+    flip = recipe.flip and job.data.mirrors
+    crops = Crops(job.size, job.scale, flip, basis, recipe.channels)
     rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop)
     validation_data = validation_batches(
-        job.validation, recipe.batch_size, job.size, job.card.scale or job.size
+        job.validation,
+        recipe.batch_size,
+        job.size,
+        job.card.scale or job.size,
+        recipe.channels,
     )
     with progress_bar(job.console, "steps") as bar:
         followed = run_callbacks(progress, kept, bar, callbacks)
