@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +25,7 @@ from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import plain, print_table, progress_bar
-from vggkeras.training import checkpoints
+from vggkeras.training import checkpoints, failures
 from vggkeras.training.callbacks import asked_to_stop, run_callbacks
 from vggkeras.training.devices import check_memory, device_text, distribution_strategy
 from vggkeras.training.first_pass import read_through
@@ -43,7 +42,6 @@ from vggkeras.training.runs import (
     versions,
 )
 from vggkeras.training.schedule import monitored
-from vggkeras.training.stopping import explained, leave_a_stopped_run
 from vggkeras.weights import identify, load
 
 
@@ -238,10 +236,10 @@ def _run(
     try:
         _fit(model, progress, kept, callbacks)
     except BaseException as error:
-        leave_a_stopped_run(error, progress, new)
-        told = explained(error, job)
-        if told:
-            raise told from error
+        failures.leave_a_stopped_run(error, progress, new)
+        explained = failures.explained(error, job)
+        if explained:
+            raise explained from error
         raise
     record = progress.write_record("done")
     job.console.print(
@@ -396,7 +394,5 @@ def _fit(
                     callbacks=[*followed, tensorboard],
                 )
             except BaseException as error:
-                # Frees fit()'s iterators now: their threads call Python, and would hang while it
-                # exits.
-                traceback.clear_frames(error.__traceback__)
+                failures.free_frames(error)
                 raise

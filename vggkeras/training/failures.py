@@ -1,6 +1,10 @@
-"""What is left of a training run that stopped by an error, and what its user is told."""
+"""What is done about an error that ends a training: what is kept, freed, and told."""
 
 from __future__ import annotations
+
+import contextlib
+import gc
+import sys
 
 from vggkeras import files, locks
 from vggkeras.data import augment, decoding
@@ -8,6 +12,25 @@ from vggkeras.errors import InputError
 from vggkeras.training import checkpoints
 from vggkeras.training.progress import Job, Progress
 from vggkeras.training.record import RUN
+
+
+def free_frames(error: BaseException) -> None:
+    """Free what the frames hold through which an error came, up to the caller.
+
+    Among it are the iterators of fit(). Their threads call Python, and an iterator that is freed
+    while Python exits waits for them for ever. Keras leaves its own frames out of the traceback, so
+    they are found as callers of the others, and what is left of them lies in cycles.
+    """
+    caller = sys._getframe(1)
+    part = error.__traceback__
+    while part:
+        frame = part.tb_frame
+        while frame and frame is not caller:
+            with contextlib.suppress(RuntimeError):  # it still runs
+                frame.clear()
+            frame = frame.f_back  # type: ignore[assignment]
+        part = part.tb_next
+    gc.collect()
 
 
 def leave_a_stopped_run(error: BaseException, progress: Progress, new: bool) -> None:
@@ -25,7 +48,12 @@ def leave_a_stopped_run(error: BaseException, progress: Progress, new: bool) -> 
 
 
 def explained(error: BaseException, job: Job) -> InputError | None:
-    """Return what to do where memory was short or an image unreadable, None for other errors."""
+    """Return what to do where memory was short or an image unreadable, None for other errors.
+
+    Args:
+        error: that ended the training.
+        job: what was trained.
+    """
     import tensorflow as tf
 
     if not isinstance(error, Exception) or isinstance(error, InputError):
