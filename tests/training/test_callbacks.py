@@ -221,7 +221,10 @@ def test_a_run_stops_where_it_is_asked_to(progress):
     before = signal.getsignal(signal.SIGTERM)
     with callbacks.asked_to_stop() as progress.stop:
         callback.on_train_batch_end(0)
+        callback.on_test_batch_end(0)
         signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            callback.on_test_batch_end(0)
         with pytest.raises(KeyboardInterrupt):
             callback.on_train_batch_end(0)
         with pytest.raises(KeyboardInterrupt):

@@ -198,6 +198,10 @@ class PrintEpoch(RunCallback):
         """Advance the bar."""
         self.bar.advance(self.task)
 
+    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Let a long validation be heard of where there is no terminal."""
+        self.bar.advance(self.task, 0)
+
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Print the epoch's line."""
         row, recipe = self.state.rows[-1], self.job.recipe
@@ -233,11 +237,16 @@ class PrintEpoch(RunCallback):
 
 
 class StopWhenAsked(RunCallback):
-    """Raises KeyboardInterrupt after the step in which the user asked to stop."""
+    """Raises KeyboardInterrupt after the step, or the batch of validation, of the user's wish."""
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Stop within an epoch."""
         if self.progress.stop.is_set() and self.state.step < self.job.steps:
+            raise KeyboardInterrupt
+
+    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Stop in a validation, which is made again from the last checkpoint on."""
+        if self.progress.stop.is_set():
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:

@@ -363,6 +363,8 @@ def _fit(
     job, recipe, state = progress.job, progress.job.recipe, progress.state
     if state.finished:
         return
+    if progress.stop.is_set():  # while the model was made
+        raise KeyboardInterrupt
     covariance = np.array(job.card.rgb_covariance)
     basis = augment.color_basis(covariance) if recipe.color and recipe.channels == 3 else None
     flip = recipe.flip and job.data.mirrors
