@@ -119,25 +119,24 @@ def rescaled_images(
         rescaled = augment.Rescaled(image, scale[0])
         return None if rescaled.is_long else rescaled.whole
 
-    pixels, labels, total = [], [], 0
+    pixels, sizes, labels = bytearray(), [], []  # an array of each would take as much again
     with progress_bar(console) as bar:
         for _, label, image in bar.track(
             read_images(split, whole), total=split.count, description=f"rescaling {split.name}"
         ):
             if stop and stop.is_set():
                 raise KeyboardInterrupt
-            total += CACHE_BYTES if image is None else image.nbytes
-            if image is None or total > CACHE_BYTES:  # longer than photographs are
-                return None
-            pixels.append(image)
+            if image is None or len(pixels) + image.nbytes > CACHE_BYTES:
+                return None  # longer than photographs are
+            pixels += image.data
+            sizes.append(image.shape[:2])
             labels.append(label)
-    sizes = np.array([image.shape[:2] for image in pixels], np.int64)
-    lengths = sizes.prod(axis=1) * 3
+    lengths = np.array(sizes, np.int64).prod(axis=1) * 3
     with tf.device("CPU"):
         return Rescaled(
-            tf.constant(np.concatenate([image.reshape(-1) for image in pixels])),
+            tf.constant(np.frombuffer(pixels, np.uint8)),
             tf.constant(np.cumsum(lengths) - lengths),
-            tf.constant(sizes),
+            tf.constant(sizes, tf.int64),
             tf.constant(labels, tf.int64),
         )
 
