@@ -8,6 +8,7 @@ This module imports nothing heavy, so that a command line can show its help at o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,11 +18,18 @@ from vggkeras.errors import InputError
 
 Init = Literal["glorot", "he", "paper"]
 Freeze = Literal["none", "conv", "features"]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["plateau", "cosine"]
+ClassWeights = Literal["none", "balanced"]
 Monitor = Literal["val_accuracy", "val_cross_entropy"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Channels = Literal[1, 3]
 
 PAPER_BATCH = 256  # the batch size for which a recipe gives its learning rate
+OPTIMIZER_DEFAULTS = {  # of fields that are None
+    "sgd": {"learning_rate": 1e-2, "weight_decay": 5e-4},
+    "adamw": {"learning_rate": 1e-3, "weight_decay": 5e-2},
+}
 TRAINED_LAYERS: dict[str, tuple[str, ...] | None] = {  # by `freeze`; None: all layers
     "none": None,
     "conv": ("fc1", "fc2", "predictions"),
@@ -77,15 +85,32 @@ class Recipe:
     accumulate: int = 1
     """Steps whose gradients are averaged for one weight update. Each step sees
     batch_size / accumulate images, so that it fits in memory."""
-    learning_rate: float = 1e-2
-    """Initial learning rate for a batch of 256; other batch sizes scale it in proportion. It is
-    divided by 10 when validation accuracy stops improving, three times, then training stops."""
+    optimizer: Optimizer = "sgd"
+    """sgd: stochastic gradient descent with momentum, as in the paper. adamw: Adam with decoupled
+    weight decay."""
+    learning_rate: float | None = None
+    """Initial learning rate for a batch of 256; other batch sizes scale it in proportion. By
+    default 1e-2, and 1e-3 for adamw."""
     momentum: float = 0.9
     """Momentum of stochastic gradient descent, in [0, 1)."""
-    weight_decay: float = 5e-4
-    """Multiplier w of the L2 penalty w/2 |kernel|^2 (Caffe's definition)."""
+    weight_decay: float | None = None
+    """sgd: multiplier w of the L2 penalty w/2 |kernel|^2 (Caffe's definition), by default 5e-4.
+    adamw: each step shrinks the kernels by this times the learning rate, by default 5e-2."""
+    schedule: Schedule = "plateau"
+    """plateau: the learning rate is divided by 10 when --monitor stops improving, three times, then
+    training stops. cosine: it falls to 0 along a cosine over all epochs."""
+    warmup: int = 0
+    """Epochs in which the learning rate rises from 0, before the cosine."""
     patience: int = 5
-    """Epochs without a better validation accuracy before the learning rate drops."""
+    """Epochs without improvement before the learning rate drops on a plateau."""
+    ema: float | None = None
+    """Momentum of an exponential moving average of the weights, such as 0.999, which is what is
+    validated and saved."""
+    label_smoothing: float = 0.0
+    """Probability that the loss spreads evenly over all classes, in [0, 1)."""
+    class_weights: ClassWeights = "none"
+    """balanced: an image weighs n / (k * n_c) in the loss, of n images, k classes and n_c images of
+    its class."""
     monitor: Monitor = "val_accuracy"
     """What says which epoch is the best, and what the learning rate waits for. Without L2 penalty,
     label smoothing or class weights, so that it is the same figure in every recipe."""
@@ -94,6 +119,11 @@ class Recipe:
     color: bool = True
     """Shift the color of each training image along the principal components of the training set's
     RGB values."""
+    mixup: float = 0.0
+    """Mix each image and label with another of its batch, by keras.layers.MixUp with this alpha, in
+    [0, 1]; 0.2 is usual."""
+    randaugment: bool = False
+    """Change each training image by two random operations of keras.layers.RandAugment."""
     precision: Precision = "float32"
     """Precision of the computation; weights stay float32. mixed_float16 uses loss scaling."""
     seed: int = 0
@@ -118,14 +148,55 @@ class Recipe:
         for field in ("scale", "init_from"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, str(getattr(self, field)))
+        for field, value in OPTIMIZER_DEFAULTS.get(self.optimizer, {}).items():
+            if getattr(self, field) is None:
+                object.__setattr__(self, field, value)
         for field, (good, expected) in self._checks().items():
             if not good:
                 raise InputError(f"{field} must be {expected}; received {getattr(self, field)!r}.")
-        if self.init_from is None and (self.freeze != "none" or self.copied_rate != 1):
-            raise InputError(
-                "freeze and copied_rate apply to pretrained weights: set init_from as well."
-            )
+        for contradicts, message in self._contradictions():
+            if contradicts:
+                raise InputError(message)
         scale_range(self.scale, self.image_size or MINIMUM_SIDE)
+
+    def _contradictions(self) -> Iterator[tuple[bool, str]]:
+        """Yield whether two fields contradict each other, and what to do then."""
+        plain, cosine, adamw = Recipe, self.schedule == "cosine", self.optimizer == "adamw"
+        yield (
+            self.init_from is None and (self.freeze != "none" or self.copied_rate != 1),
+            "freeze and copied_rate apply to pretrained weights: set init_from as well.",
+        )
+        yield (
+            cosine and self.patience != plain.patience,
+            "patience is of the schedule plateau, and schedule is cosine: leave one of them out.",
+        )
+        yield (
+            not cosine and self.warmup > 0,
+            "warmup comes before a cosine, and schedule is plateau: set schedule to cosine, or "
+            "warmup to 0.",
+        )
+        yield (
+            self.warmup >= self.epochs,
+            f"warmup must be less than epochs, {self.epochs}; received {self.warmup}.",
+        )
+        yield (
+            adamw and self.momentum != plain.momentum,
+            "momentum is of the optimizer sgd, and optimizer is adamw: leave one of them out.",
+        )
+        yield (
+            adamw and self.copied_rate != 1,
+            "copied_rate is of the optimizer sgd, and optimizer is adamw: leave one of them out.",
+        )
+        yield (
+            self.ema is not None and self.accumulate > 1,
+            "ema averages after every step, and accumulate divides a weight update into several: "
+            "leave one of them out.",
+        )
+        yield (
+            self.mixup > 0 and self.class_weights != "none",
+            "class_weights weighs an image by its class, and mixup gives it two: leave one of them "
+            "out.",
+        )
 
     def _checks(self) -> dict[str, tuple[bool, str]]:
         """Return for each field whether its value is good, and what is expected."""
@@ -142,9 +213,16 @@ class Recipe:
             ),
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
-            "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
+            "optimizer": _one_of(self.optimizer, Optimizer),
+            "learning_rate": (0 < (self.learning_rate or 0) < math.inf, "a positive number"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "weight_decay": (0 <= (self.weight_decay or 0) < math.inf, "0 or more"),
+            "schedule": _one_of(self.schedule, Schedule),
+            "warmup": (self.warmup >= 0, "0 or more"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1)"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+            "class_weights": _one_of(self.class_weights, ClassWeights),
+            "mixup": (0 <= self.mixup <= 1, "in [0, 1]"),
             "patience": (self.patience >= 1, "1 or more"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
             "channels": (
@@ -168,7 +246,19 @@ class Recipe:
     @property
     def first_rate(self) -> float:
         """The initial learning rate: `learning_rate`, in proportion to the batch size."""
+        assert self.learning_rate is not None  # since __post_init__
         return self.learning_rate * self.batch_size / PAPER_BATCH
+
+    @property
+    def l2_penalty(self) -> float:
+        """Multiplier of the L2 penalty in the model; adamw decays the weights itself."""
+        assert self.weight_decay is not None  # since __post_init__
+        return self.weight_decay if self.optimizer == "sgd" else 0.0
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether labels are probabilities of all classes in training, not numbers of classes."""
+        return self.label_smoothing > 0 or self.mixup > 0
 
     @property
     def images_per_step(self) -> int:

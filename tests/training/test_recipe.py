@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 from vggkeras import configs
+from vggkeras.departures import recipe_text
 from vggkeras.errors import InputError
 from vggkeras.recipe import TRAINED_LAYERS, Freeze, Precision, Recipe, scale_range
 
@@ -52,6 +53,13 @@ def test_a_recipe_is_frozen_and_varied_by_replace():
         {"fc_units": 0},
         {"seed": -1},
         {"init": "zeros"},
+        {"optimizer": "adam"},
+        {"schedule": "step"},
+        {"warmup": -1},
+        {"ema": 1.0},
+        {"label_smoothing": 1.0},
+        {"class_weights": "auto"},
+        {"mixup": 1.5},
         {"monitor": "val_loss"},
         {"validation": 0.0},
         {"validation": 0.6},
@@ -69,6 +77,48 @@ def test_a_recipe_is_frozen_and_varied_by_replace():
 def test_a_bad_recipe_says_which_field(bad):
     with pytest.raises(InputError, match="configuration" if "arch" in bad else next(iter(bad))):
         Recipe(**bad)
+
+
+def test_fields_that_depend_on_the_optimizer():
+    sgd, adamw = Recipe(), Recipe(optimizer="adamw")
+    assert (sgd.learning_rate, sgd.weight_decay, sgd.l2_penalty) == (1e-2, 5e-4, 5e-4)
+    assert (adamw.learning_rate, adamw.weight_decay, adamw.l2_penalty) == (1e-3, 5e-2, 0)
+    assert Recipe(optimizer="adamw", learning_rate=0.01, weight_decay=0.0).weight_decay == 0
+
+
+def test_a_recipe_says_whether_it_is_the_papers():
+    assert recipe_text(Recipe("A", image_size=64, epochs=9, seed=3)) == "the paper's recipe"
+    modern = Recipe(
+        "A",
+        optimizer="adamw",
+        schedule="cosine",
+        warmup=3,
+        label_smoothing=0.1,
+        randaugment=True,
+        batch_norm=True,
+    )
+    assert recipe_text(modern) == (
+        "not the paper's: batch normalization, AdamW, cosine schedule after 3 of warmup, "
+        "label smoothing 0.1, RandAugment, weight decay 0.05"
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"schedule": "cosine", "patience": 3},
+        {"schedule": "plateau", "warmup": 2},
+        {"warmup": 5, "epochs": 5, "schedule": "cosine"},
+        {"optimizer": "adamw", "momentum": 0.5},
+        {"optimizer": "adamw", "copied_rate": 0.1, "init_from": "x"},
+        {"ema": 0.99, "accumulate": 2},
+        {"class_weights": "balanced", "mixup": 0.2},
+    ],
+)
+def test_fields_that_contradict_each_other_are_both_named(fields):
+    with pytest.raises(InputError) as refused:
+        Recipe(**fields)
+    assert all(name in str(refused.value) for name in [*fields][:2])
 
 
 @pytest.mark.parametrize(

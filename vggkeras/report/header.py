@@ -8,8 +8,9 @@ import shlex
 
 from vggkeras.card import ModelCard
 from vggkeras.data.splits import Data
+from vggkeras.departures import recipe_text
 from vggkeras.pages import data_title
-from vggkeras.recipe import Recipe
+from vggkeras.recipe import OPTIMIZER_DEFAULTS, Recipe
 from vggkeras.report.sources import ReportSource
 
 
@@ -41,6 +42,7 @@ def run_facts(source: ReportSource) -> list[tuple[str, str]]:
         ("input", f"{card.image_size} px crops{scale}" if card.image_size else ""),
         ("data", card.data + (f": {counts} images" if card.data and counts else "")),
         ("validation", card.validation),
+        ("recipe", recipe_text(card.recipe) if card.recipe else ""),
         ("training", training),
         ("epoch", "" if card.epoch is None else str(card.epoch)),
         ("host", record.host if record else ""),
@@ -56,7 +58,8 @@ def command(recipe: Recipe) -> list[str]:
     parts += [["--arch", recipe.arch], ["--data", recipe.data]]
     for field in dataclasses.fields(Recipe):
         value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
-        if field.name in ("arch", "data") or value == field.default:
+        default = OPTIMIZER_DEFAULTS[recipe.optimizer].get(field.name, field.default)
+        if field.name in ("arch", "data") or value == default:
             continue
         if isinstance(value, bool):
             parts.append([f"--{flag}" if value else f"--no-{flag}"])

@@ -55,7 +55,9 @@ class ReportSource:
 
     @property
     def drops(self) -> list[float]:
-        """The epochs that began with a lower learning rate than the one before."""
+        """The epochs that began with a lower learning rate than the one before, on a plateau."""
+        if self.card.recipe and self.card.recipe.schedule == "cosine":
+            return []
         return [
             after["epoch"]
             for before, after in itertools.pairwise(self.history)

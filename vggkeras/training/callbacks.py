@@ -19,6 +19,7 @@ import numpy as np
 from rich.progress import Progress as Bar
 
 from vggkeras import models
+from vggkeras.training.optimizer import AveragedWeights, put_averages_in, put_back
 from vggkeras.training.progress import Progress
 from vggkeras.training.runs import point_latest
 from vggkeras.training.schedule import DROPS, PlateauSchedule, monitored
@@ -66,12 +67,17 @@ def run_callbacks(
             checkpoint.
     """
     recipe = progress.job.recipe
+    schedule: list[keras.callbacks.Callback] = []
+    if recipe.schedule == "plateau":
+        state, rate = progress.state, recipe.first_rate
+        schedule.append(PlateauSchedule(recipe.patience, rate, state, recipe.monitor))
     return [
+        *([] if recipe.ema is None else [AveragedWeights()]),
         CountSteps(progress),
         StopOnDivergence(progress),
         *callbacks,
         KeepBestModel(progress, kept),
-        PlateauSchedule(recipe.patience, recipe.first_rate, progress.state, recipe.monitor),
+        *schedule,
         SaveCheckpoint(progress),
         PrintEpoch(progress, bar),
         StopWhenAsked(progress),
@@ -98,7 +104,8 @@ class CountSteps(RunCallback):
         """Add the epoch's row of history.csv."""
         row: dict[str, Any] = {"epoch": epoch + 1}
         row |= {k: round(float(v), 6) for k, v in (logs or {}).items() if k != "learning_rate"}
-        self.state.rows.append(row | {"learning_rate": self.progress.learning_rate})
+        rate = self.progress.learning_rate_at(self.progress.steps_done - 1)
+        self.state.rows.append(row | {"learning_rate": rate})
 
 
 class StopOnDivergence(RunCallback):
@@ -133,10 +140,14 @@ class KeepBestModel(RunCallback):
         monitor = self.job.recipe.monitor
         if best and _score(row, monitor) <= _score(best, monitor):
             return
+        averages = self.job.recipe.ema is not None
+        trained = put_averages_in(self.model) if averages else []
         if self.kept is not self.model:
             self.kept.set_weights(self.model.get_weights())
         card = dataclasses.replace(self.job.card, epoch=epoch + 1)
         models.save_model(self.kept, self.job.out / "model.keras", card)
+        if averages:
+            put_back(self.model, trained)
         if best is None:
             point_latest(self.job.out)
         self.state.best = row
@@ -157,7 +168,10 @@ class SaveCheckpoint(RunCallback):
         # fit() has just reset the metrics that exist; a first batch creates the others.
         batch = self.job.recipe.images_per_step
         images = np.zeros((batch, *self.model.input_shape[1:]), np.uint8)
-        self.model.test_on_batch(images, np.zeros(batch, np.int64))
+        labels = np.zeros(batch, np.int64)
+        if self.job.recipe.one_hot:
+            labels = np.zeros((batch, len(self.job.data.class_names)), np.float32)
+        self.model.test_on_batch(images, labels)
         for variable, array in zip(
             self.model.metrics_variables, self.progress.metrics, strict=True
         ):
@@ -220,7 +234,9 @@ class PrintEpoch(RunCallback):
         )
 
     def _plateau(self) -> str:
-        """Return what the schedule has just decided, in words."""
+        """Return what the schedule has just decided, in words; a cosine decides nothing."""
+        if self.job.recipe.schedule == "cosine":
+            return ""
         state, best, patience = self.state, self.state.best, self.job.recipe.patience
         dropped = self.progress.learning_rate != state.rows[-1]["learning_rate"]
         if best is None or not (dropped or state.waited >= patience):

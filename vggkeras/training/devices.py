@@ -70,7 +70,9 @@ def check_memory(recipe: Recipe, size: int, classes: int, images: int) -> None:
     if keras.backend.backend() != "tensorflow" or tf.config.list_physical_devices("GPU"):
         step = 1  # another memory holds the batch, or another library decides what is held
     value_bytes = 4 if recipe.precision == "float32" else 2
-    needed = memory.needed_bytes(plan, memory.TRAINING_COPIES, step, value_bytes)
+    # Adam keeps two moments of every weight, where SGD has its momentum.
+    copies = memory.TRAINING_COPIES + (recipe.optimizer == "adamw") + (recipe.ema is not None)
+    needed = memory.needed_bytes(plan, copies, step, value_bytes)
     memory.check(needed, f"Training {recipe.arch} at {size} px, {step} images a step,")
 
 

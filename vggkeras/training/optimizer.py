@@ -1,4 +1,4 @@
-"""The optimizer and the loss of section 3.1, and the frozen and slower layers of fine-tuning."""
+"""The optimizer and the loss, of section 3.1 or beyond, and the layers that fine-tuning freezes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from vggkeras import recipe as recipe_module
+from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.training.devices import gpus
+from vggkeras.training.schedule import cosine
 
 
 def freeze(model: keras.Model, recipe: Recipe, copied: Mapping[str, str | None]) -> None:
@@ -73,36 +77,110 @@ class LayerwiseSGD(keras.optimizers.SGD):
         return {**super().get_config(), "slower": self.slower, "multiplier": self.multiplier}
 
 
-def compile_model(model: keras.Model, recipe: Recipe, copied: Sequence[str] = ()) -> None:
-    """Compile with the paper's optimizer and loss: SGD with momentum on the cross-entropy.
+def compile_model(
+    model: keras.Model, recipe: Recipe, copied: Sequence[str] = (), steps: int = 1
+) -> None:
+    """Compile with a recipe's optimizer and loss: the paper's is SGD with momentum.
 
-    The L2 penalty is in the model (`build(weight_decay=...)`). XLA is used where it helps: always
-    by JAX, by TensorFlow on a GPU; on a CPU it halves TensorFlow's speed. Gradients of float16 are
-    scaled, and steps in which they overflow are left out.
+    The L2 penalty is in the model (`build(weight_decay=...)`). Metrics are plain, whatever the loss
+    smooths or weighs, so that they can be compared between recipes. XLA is used where it helps:
+    always by JAX, by TensorFlow on a GPU; on a CPU it halves TensorFlow's speed. Gradients of
+    float16 are scaled, and steps in which they overflow are left out.
 
     Args:
         model: the network to train.
-        recipe: its learning rates, momentum, accumulation and precision are used.
+        recipe: what is used of it is how weights are updated, the loss and the precision.
         copied: names of the layers that learn at `recipe.copied_rate` of the learning rate.
+        steps: of an epoch, for a schedule that changes in every one.
     """
-    options: dict[str, Any] = {"momentum": recipe.momentum}
-    if recipe.accumulate > 1:
-        options["gradient_accumulation_steps"] = recipe.accumulate
-    if recipe.copied_rate == 1:
-        optimizer = keras.optimizers.SGD(recipe.first_rate, **options)
-    else:
-        optimizer = LayerwiseSGD(
-            recipe.first_rate, slower=copied, multiplier=recipe.copied_rate, **options
-        )
+    optimizer = _optimizer(recipe, copied, steps)
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    loss: keras.losses.Loss = keras.losses.SparseCategoricalCrossentropy()
+    accuracy: type = keras.metrics.SparseCategoricalAccuracy
+    cross_entropy: type = keras.metrics.SparseCategoricalCrossentropy
+    if recipe.one_hot:
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
+        accuracy = keras.metrics.CategoricalAccuracy
+        cross_entropy = keras.metrics.CategoricalCrossentropy
     model.compile(
         optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(),
-        metrics=[
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseCategoricalCrossentropy(name="cross_entropy"),
-        ],
+        loss=loss,
+        metrics=[accuracy(name="accuracy"), cross_entropy(name="cross_entropy")],
         jit_compile=keras.backend.backend() == "jax" or bool(gpus()),
         auto_scale_loss=False,
     )
+
+
+def _optimizer(recipe: Recipe, copied: Sequence[str], steps: int) -> keras.optimizers.Optimizer:
+    rate: Any = cosine(recipe, steps) if recipe.schedule == "cosine" else recipe.first_rate
+    options: dict[str, Any] = {}
+    if recipe.accumulate > 1:
+        options["gradient_accumulation_steps"] = recipe.accumulate
+    if recipe.ema is not None:
+        options |= {"use_ema": True, "ema_momentum": recipe.ema}
+    if recipe.optimizer == "adamw":
+        adamw = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, **options)
+        # As with the L2 penalty, only kernels decay.
+        adamw.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        return adamw
+    options["momentum"] = recipe.momentum
+    if recipe.copied_rate == 1:
+        return keras.optimizers.SGD(rate, **options)
+    return LayerwiseSGD(rate, slower=copied, multiplier=recipe.copied_rate, **options)
+
+
+def balanced_weights(split: Split, class_names: Sequence[str]) -> dict[int, float]:
+    """Return the weight n / (k * n_c) of each class's images, by the class's number.
+
+    n is the number of images, k of classes, n_c of the class's images (scikit-learn's "balanced").
+
+    Args:
+        split: the training images. The labels of TFDS records are read.
+        class_names: of all classes.
+
+    Raises:
+        InputError (a ValueError): a class has no training images.
+    """
+    labels = [label for _, _, label in split.sourced()]
+    counts = np.bincount(labels, minlength=len(class_names))
+    if not counts.all():
+        raise InputError(
+            f"--class-weights balanced needs images of every class, and {split.name} has none of "
+            f"{class_names[int(counts.argmin())]!r}: add some, or leave --class-weights out."
+        )
+    weights = len(labels) / (len(class_names) * counts)
+    return dict(enumerate(weights.tolist()))
+
+
+class AveragedWeights(keras.callbacks.Callback):
+    """Validates with the moving averages of the weights, and trains on with the weights.
+
+    keras.callbacks.SwapEMAWeights exchanges them by sums and differences on TensorFlow, which
+    rounds the weights that training goes on with; here they are kept and put back as they were.
+    """
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the averages in."""
+        self.trained = put_averages_in(self.model)
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the weights back."""
+        put_back(self.model, self.trained)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Undo what Keras does when `fit` ends: it makes the averages the weights."""
+        put_back(self.model, self.trained)
+
+
+def put_averages_in(model: keras.Model) -> list[np.ndarray]:
+    """Make the optimizer's moving averages a model's weights; return the weights it had."""
+    trained = [np.array(ops.convert_to_numpy(v)) for v in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    return trained
+
+
+def put_back(model: keras.Model, trained: Sequence[np.ndarray]) -> None:
+    """Make weights from `put_averages_in` a model's again."""
+    for variable, value in zip(model.trainable_variables, trained, strict=True):
+        variable.assign(value)

@@ -16,6 +16,7 @@ from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split, shuffled_indices
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
+from vggkeras.training.augmentation import KeyedMixUp, KeyedRandAugment
 
 CACHE_BYTES = 1 << 30  # rescaled images are kept in memory when all of them take less
 
@@ -50,27 +51,41 @@ class Rescaled:
 
 
 def training_batches(
-    split: Split, recipe: Recipe, crops: Crops, start: int = 0, rescaled: Rescaled | None = None
+    split: Split,
+    recipe: Recipe,
+    crops: Crops,
+    start: int = 0,
+    rescaled: Rescaled | None = None,
+    classes: int = 0,
 ):
     """Return an endless tf.data.Dataset of (images `[B, size, size, C]`, labels int64 `[B]`).
 
+    Labels are float32 `[B, classes]` where the recipe smooths or mixes them.
+
     A batch is what one step sees. Every epoch has a new order. Which image comes when, its scale,
-    crop, mirroring and color shift are pure functions of (seed, epoch, index of the image). Batches
-    straddle the epochs, so that all are full and every image is seen equally often. At most as many
-    images as there are cores, and two batches, are prepared ahead.
+    crop, mirroring, RandAugment and color shift are pure functions of (seed, epoch, index of the
+    image), and what MixUp mixes is one of (seed, step). Batches straddle the epochs, so that all
+    are full and every image is seen equally often. At most as many images as there are cores, and
+    two batches, are prepared ahead.
 
     Args:
         split: the training images.
-        recipe: its seed and batch are used.
-        crops: how images become crops: float32 with a color shift, else uint8.
-        start: the number of images to pass over, from the very first one on.
+        recipe: its seed, batch and augmentation are used.
+        crops: how images become crops: uint8, and float32 where more than cropping is done.
+        start: the number of images to pass over, from the very first one on: whole steps.
         rescaled: the images in memory, from `rescaled_images`, where they fit.
+        classes: their number.
     """
     import tensorflow as tf
 
+    random_augment = KeyedRandAugment(recipe.seed) if recipe.randaugment else None
+
     def example(epoch, index, crop, label):
         uniform, normal = augment.draws(recipe.seed, epoch, index)
-        image = augment.crop_in_channels(crop(uniform), crops.channels)
+        image = crop(uniform)
+        if random_augment:
+            image = random_augment.of_image(image, epoch, index)
+        image = augment.crop_in_channels(image, crops.channels)
         if crops.basis is not None:
             image = augment.color_shift(image, crops.basis, normal)
         return image, label
@@ -95,7 +110,21 @@ def training_batches(
     else:
         indices = shuffled_indices(split.count, recipe.seed, start)
         data = indices.map(of_rescaled, tf.data.AUTOTUNE)
-    return data.batch(recipe.images_per_step, drop_remainder=True).prefetch(2)
+    return _batches(data, recipe, start, classes).prefetch(2)
+
+
+def _batches(data, recipe: Recipe, start: int, classes: int):
+    """Return examples in batches, with labels as the recipe's loss takes them."""
+    import tensorflow as tf
+
+    batches = data.batch(recipe.images_per_step, drop_remainder=True)
+    if recipe.one_hot:
+        batches = batches.map(lambda images, labels: (images, tf.one_hot(labels, classes)))
+    if recipe.mixup:
+        mix = KeyedMixUp(recipe.mixup, recipe.seed).of_batch
+        steps = batches.enumerate(start // recipe.images_per_step)
+        batches = steps.map(lambda step, batch: mix(step, *batch), tf.data.AUTOTUNE)
+    return batches
 
 
 def rescaled_images(
@@ -141,10 +170,13 @@ def rescaled_images(
         )
 
 
-def validation_batches(split: Split, batch_size: int, size: int, scale: int, channels: int = 3):
+def validation_batches(
+    split: Split, batch_size: int, size: int, scale: int, channels: int = 3, one_hot: int = 0
+):
     """Return a tf.data.Dataset of (central crops uint8 `[B, size, size, C]`, labels int64 `[B]`).
 
-    These are the same crops that `evaluate` reads.
+    These are the same crops that `evaluate` reads. Where `one_hot` is the number of classes, labels
+    are float32 `[B, one_hot]`.
     """
     import tensorflow as tf
 
@@ -157,4 +189,6 @@ def validation_batches(split: Split, batch_size: int, size: int, scale: int, cha
     data = data.apply(tf.data.experimental.assert_cardinality(split.count)).batch(batch_size)
     if split.count * size * size * channels < CACHE_BYTES:
         data = data.cache()
+    if one_hot:
+        data = data.map(lambda images, labels: (images, tf.one_hot(labels, one_hot)))
     return data.prefetch(2)

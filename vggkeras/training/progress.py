@@ -9,6 +9,7 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from vggkeras.recipe import Recipe
 from vggkeras.training import checkpoints
 from vggkeras.training.checkpoints import State
 from vggkeras.training.record import EpochsChange, RunRecord
-from vggkeras.training.schedule import is_over
+from vggkeras.training.schedule import cosine, is_over
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Job:
     scale: tuple[int, int]  # lowest and highest training scale S, px
     console: Console
     reading_seconds: float = 0.0  # of the first pass over the images
+    class_weights: Mapping[int, float] | None = None  # in the loss; None: all images weigh 1
 
     @property
     def training(self) -> Split:
@@ -82,7 +84,14 @@ class Progress:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return self.job.recipe.first_rate / 10**self.state.drops
+        return self.learning_rate_at(self.steps_done)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, by its number; on a plateau, of the next one."""
+        recipe = self.job.recipe
+        if recipe.schedule == "cosine":
+            return float(ops.convert_to_numpy(cosine(recipe, self.job.steps)(step)))
+        return recipe.first_rate / 10**self.state.drops
 
     @property
     def steps_done(self) -> int:

@@ -134,6 +134,12 @@ def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Consol
             "that recipe, or start another run with --out (and --init-from, to start from its "
             "weights)."
         )
+    if recipe.schedule == "cosine" and then.get("epochs") != now["epochs"]:
+        raise InputError(
+            f"{out} was begun with {then.get('epochs')} epochs, and along a cosine the learning "
+            f"rate of every epoch depends on their number; received {now['epochs']}: resume it "
+            "with the number that it began with, or start another run with --out and --init-from."
+        )
     if begun.versions != versions():
         console.print(
             f"{out} was begun with {begun.versions}, and goes on with {versions()}: the "

@@ -1,4 +1,4 @@
-"""The paper's learning rate schedule (section 3.1), as a Keras callback.
+"""The paper's learning rate schedule (section 3.1), as a Keras callback, and a cosine.
 
 model.fit(x, y, validation_data=…, epochs=74, callbacks=vggkeras.paper_callbacks())
 """
@@ -26,6 +26,16 @@ def monitored(recipe: Recipe, row: Mapping[str, float]) -> str:
     """Return what a recipe monitors, with its value in an epoch's row, in words."""
     name = recipe.monitor.removeprefix("val_").replace("cross_entropy", "cross-entropy")
     return f"validation {name} {row[recipe.monitor]:.4f}"
+
+
+def cosine(recipe: Recipe, steps: int) -> keras.optimizers.schedules.CosineDecay:
+    """Return a recipe's cosine schedule, with its warmup; `steps` are of an epoch."""
+    warm, whole = recipe.warmup * steps, recipe.epochs * steps
+    if not warm:
+        return keras.optimizers.schedules.CosineDecay(recipe.first_rate, whole)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, whole - warm, warmup_target=recipe.first_rate, warmup_steps=warm
+    )
 
 
 def paper_callbacks(patience: int = 5) -> list[keras.callbacks.Callback]:

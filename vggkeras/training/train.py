@@ -14,7 +14,6 @@ from pathlib import Path
 import keras
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from vggkeras import files, locks, models
 from vggkeras import recipe as recipe_module
@@ -24,13 +23,14 @@ from vggkeras.data.reading import unread
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
-from vggkeras.terminal import plain, print_table, progress_bar
+from vggkeras.terminal import plain, progress_bar
 from vggkeras.training import checkpoints, failures
 from vggkeras.training.callbacks import asked_to_stop, run_callbacks
 from vggkeras.training.devices import check_memory, device_text, distribution_strategy
 from vggkeras.training.first_pass import read_through
-from vggkeras.training.optimizer import compile_model, freeze
+from vggkeras.training.optimizer import balanced_weights, compile_model, freeze
 from vggkeras.training.pipeline import Crops, rescaled_images, training_batches, validation_batches
+from vggkeras.training.printing import print_copied, print_job
 from vggkeras.training.progress import Job, Progress
 from vggkeras.training.record import RunRecord
 from vggkeras.training.runs import (
@@ -134,7 +134,10 @@ def _train(
         if begun.status == "done" and _stays_finished(begun, recipe, out):
             return _finished(begun, out, console)
     card = _with_the_run(card, recipe, data, size, scale)
-    job = Job(recipe, data, card, out, size, scale, console, reading)
+    weights = None
+    if recipe.class_weights == "balanced":
+        weights = balanced_weights(data.split("train"), data.class_names)
+    job = Job(recipe, data, card, out, size, scale, console, reading, weights)
     with asked_to_stop() as stop:
         return _run(job, begun, stop, callbacks, new)
 
@@ -224,7 +227,7 @@ def _run(
     # Mixed precision is for training: the saved file computes in float32, as does all that is made
     # from it.
     kept = model if recipe.precision == "float32" else _network(job, "float32")
-    _print_job(job, model, device_text(strategy))
+    print_job(job, model, device_text(strategy))
     progress = Progress(job, stop, begun)
     if begun and progress.restore(model):
         progress.change_epochs()
@@ -267,12 +270,13 @@ def _compiled_model(job: Job, copies: bool, strategy) -> tuple[Job, keras.Model]
     with strategy.scope() if strategy else nullcontext():
         model = _network(job, recipe.precision)
         if source:
-            card = dataclasses.replace(card, initialized=_copy_weights(model, source, job))
+            copied = load.init_from(model, source, job.data.class_names)
+            print_copied(job, source, copied, model)
+            card = dataclasses.replace(card, initialized=copied)
             job = dataclasses.replace(job, card=card)
         freeze(model, recipe, card.initialized)
-        compile_model(
-            model, recipe, [layer for layer, origin in card.initialized.items() if origin]
-        )
+        slower = [layer for layer, origin in card.initialized.items() if origin]
+        compile_model(model, recipe, slower, job.steps)
         model.optimizer.build(model.trainable_variables)
     return job, model
 
@@ -289,61 +293,10 @@ def _network(job: Job, precision: str) -> keras.Model:
         dropout=recipe.dropout,
         mean_rgb=job.card.mean_rgb,
         init=recipe.init,
-        weight_decay=recipe.weight_decay,
+        weight_decay=recipe.l2_penalty,
         precision=precision,
         seed=recipe.seed,
     )
-
-
-def _copy_weights(model: keras.Model, source: identify.Source, job: Job) -> dict[str, str | None]:
-    """Copy weights from what the recipe names, and print which layer came from where."""
-    recipe, console = job.recipe, job.console
-    copied = load.init_from(model, source, job.data.class_names)
-    table = Table(title=f"weights from {recipe.init_from}")
-    table.add_column("layer")
-    table.add_column("from")
-    for layer, origin in copied.items():
-        table.add_row(layer, origin or f"({recipe.init}, seed {recipe.seed})")
-    print_table(table, console)
-    mean = ", ".join(f"{value:.3f}" for value in source.mean_rgb)
-    channels = "RGB" if recipe.channels == 3 else "gray"
-    for line in (
-        *load.explain(copied, source, model),
-        f"the first layer subtracts the mean {channels} of {source.name}: {mean}",
-    ):
-        console.print(line, soft_wrap=True, highlight=False)
-    return copied
-
-
-def _print_job(job: Job, model: keras.Model, devices: str) -> None:
-    recipe, (low, high), images = job.recipe, job.scale, job.training.count
-    job.console.print(
-        f"{recipe.arch} at {job.size} px, {model.count_params():,} parameters, {images:,} training "
-        f"and {job.validation.count:,} validation images ({job.data.validation}) of "
-        f"{len(job.data.class_names)} classes, {job.steps} steps an epoch, on {devices}: {job.out}"
-    )
-    parts = [f"learning rate {recipe.learning_rate:g}"]
-    if recipe.batch_size != recipe_module.PAPER_BATCH:
-        parts[0] += f" x {recipe.batch_size}/{recipe_module.PAPER_BATCH} = {recipe.first_rate:g}"
-    batch = f"batch {recipe.batch_size}"
-    if recipe.accumulate > 1:
-        batch += f" = {recipe.accumulate} x {recipe.images_per_step}"
-    parts += [batch, f"scale {low}" if low == high else f"scale {low} to {high}"]
-    parts += [recipe.precision, f"seed {recipe.seed}"]
-    if recipe.channels == 1:
-        parts.append("gray, so without the color shift")
-    trained = recipe_module.TRAINED_LAYERS[recipe.freeze]
-    if trained:
-        parts.append(f"trained: {', '.join(trained)}")
-    if recipe.copied_rate != 1:
-        parts.append(f"copied layers at {recipe.copied_rate:g} of the learning rate")
-    job.console.print(", ".join(parts), highlight=False, soft_wrap=True)
-    small = sum(count for side, count in job.card.smallest_sides.items() if int(side) < low)
-    if small:
-        job.console.print(
-            f"{small:,} of {images:,} training images are smaller than the scale, {low} px, and "
-            "are enlarged"
-        )
 
 
 def _fit(
@@ -367,6 +320,7 @@ def _fit(
         raise KeyboardInterrupt
     covariance = np.array(job.card.rgb_covariance)
     basis = augment.color_basis(covariance) if recipe.color and recipe.channels == 3 else None
+    classes = len(job.data.class_names)
     flip = recipe.flip and job.data.mirrors
     crops = Crops(job.size, job.scale, flip, basis, recipe.channels)
     rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop)
@@ -376,6 +330,7 @@ def _fit(
         job.size,
         job.card.scale or job.size,
         recipe.channels,
+        one_hot=classes if recipe.one_hot else 0,
     )
     with progress_bar(job.console, "steps") as bar:
         followed = run_callbacks(progress, kept, bar, callbacks)
@@ -384,13 +339,14 @@ def _fit(
             tensorboard = keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False)
             try:
                 model.fit(
-                    training_batches(job.training, recipe, crops, start, rescaled),
+                    training_batches(job.training, recipe, crops, start, rescaled, classes),
                     validation_data=validation_data,
                     initial_epoch=state.epoch,
                     # fit() can only begin in the middle of an epoch if the rest of it is a fit of
                     # its own.
                     epochs=state.epoch + 1 if state.step else recipe.epochs,
                     steps_per_epoch=job.steps - state.step,
+                    class_weight=job.class_weights,
                     shuffle=False,  # tf.data has shuffled
                     verbose=0,
                     callbacks=[*followed, tensorboard],

@@ -1,0 +1,48 @@
+"""Say in words where a recipe departs from the paper's (section 3.1)."""
+
+from __future__ import annotations
+
+from vggkeras.recipe import OPTIMIZER_DEFAULTS, Recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return "the paper's recipe", or "not the paper's: " and what differs.
+
+    The image size, the scale, the number of epochs, the patience and the precision suit the data
+    and the machine: they are printed elsewhere, and no departures.
+    """
+    parts = departures(recipe)
+    return f"not the paper's: {', '.join(parts)}" if parts else "the paper's recipe"
+
+
+def departures(recipe: Recipe) -> list[str]:
+    """Return what differs from the paper, a few words each."""
+    plain, usual = Recipe(), OPTIMIZER_DEFAULTS[recipe.optimizer]
+    decays = recipe.optimizer == "adamw"
+    cosine = "cosine schedule" + (f" after {recipe.warmup} of warmup" if recipe.warmup else "")
+    texts = {
+        "batch_norm": "batch normalization",
+        "width": f"{recipe.width:g} of the filters",
+        "fc_units": f"{recipe.fc_units} FC units",
+        "dropout": f"dropout {recipe.dropout:g}",
+        "init_from": f"weights from {recipe.init_from}",
+        "freeze": "only the last layer trained" if recipe.freeze == "features" else "FC trained",
+        "batch_size": f"batch {recipe.batch_size}",
+        "optimizer": "AdamW",
+        "momentum": f"momentum {recipe.momentum:g}",
+        "schedule": cosine,
+        "ema": f"averaged weights (EMA {recipe.ema})",
+        "label_smoothing": f"label smoothing {recipe.label_smoothing:g}",
+        "class_weights": "balanced class weights",
+        "mixup": f"MixUp {recipe.mixup:g}",
+        "randaugment": "RandAugment",
+        "flip": "no mirroring",
+        "color": "no color shift",
+        "monitor": "best epoch by cross-entropy",
+    }
+    parts = [text for f, text in texts.items() if getattr(recipe, f) != getattr(plain, f)]
+    if recipe.learning_rate != usual["learning_rate"]:
+        parts.append(f"learning rate {recipe.learning_rate:g}")
+    if decays or recipe.weight_decay != usual["weight_decay"]:
+        parts.append(f"weight decay {recipe.weight_decay:g}")
+    return parts
