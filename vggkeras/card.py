@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from vggkeras import typed
 from vggkeras.errors import InputError
 from vggkeras.processor import Processor
-from vggkeras.recipe import Recipe
+from vggkeras.recipe import LARGEST_HELD_OUT, Recipe
 
 Side = Annotated[int, range(1, 1 << 16)]  # px
 Count = Annotated[int, range(1 << 63)]
@@ -150,8 +150,8 @@ class ModelCard:
         classes = len(self.class_names)
         if self.form is not Form.FEATURES and classes and self.outputs not in (0, classes):
             raise ValueError(f"it names {classes} classes, and has {self.outputs} outputs")
-        if self.held_out is not None and not 0 < self.held_out <= 0.5:
-            raise ValueError(f"held_out: expected a fraction in (0, 0.5], received {self.held_out}")
+        if self.held_out is not None and not 0 < self.held_out <= LARGEST_HELD_OUT:
+            raise ValueError(f"held_out: expected a fraction, received {self.held_out}")
         if not all(side.isdecimal() and side.isascii() for side in self.smallest_sides):
             raise ValueError("smallest_sides: expected numbers of pixels")
 

@@ -25,6 +25,7 @@ Monitor = Literal["val_accuracy", "val_cross_entropy"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Channels = Literal[1, 3]
 
+LARGEST_HELD_OUT = 0.5  # fraction of the training images
 PAPER_BATCH = 256  # the batch size for which a recipe gives its learning rate
 OPTIMIZER_DEFAULTS = {  # of fields that are None
     "sgd": {"learning_rate": 1e-2, "weight_decay": 5e-4},
@@ -208,8 +209,8 @@ class Recipe:
                 least_side,
             ),
             "validation": (
-                self.validation is None or 0 < self.validation <= 0.5,
-                "a fraction in (0, 0.5]",
+                self.validation is None or 0 < self.validation <= LARGEST_HELD_OUT,
+                f"a fraction in (0, {LARGEST_HELD_OUT}]",
             ),
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),

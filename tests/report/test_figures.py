@@ -30,6 +30,13 @@ def test_the_curves_mark_drops_and_the_best_epoch(run):
     source = dataclasses.replace(read_source(run.path), history=history)
     assert source.drops == [3, 4]
     assert source.best is history[1]
+    assert source.card.recipe
+    for row, cross_entropy in zip(history, (1.0, 0.9, 0.8, 0.85), strict=True):
+        row["val_cross_entropy"] = cross_entropy
+    recipe = dataclasses.replace(source.card.recipe, schedule="cosine", monitor="val_cross_entropy")
+    other = dataclasses.replace(source, card=dataclasses.replace(source.card, recipe=recipe))
+    assert other.best is history[2]
+    assert other.drops == []  # a cosine falls in every epoch
     loss, accuracy, rate = (curve.svg for curve in curves(source))
     for svg in (loss, accuracy, rate):
         assert svg.count("stroke-dasharray: 0.8,1.6") == 2  # the drops

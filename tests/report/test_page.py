@@ -21,7 +21,10 @@ from vggkeras.data.sources import load_data
 from vggkeras.evaluation import scoring, statistics
 from vggkeras.evaluation.tables import with_interval
 from vggkeras.report.header import command as command_line
+from vggkeras.report.header import run_facts
 from vggkeras.report.page import REPORT, report
+from vggkeras.report.sources import read_source
+from vggkeras.training.record import EpochsChange
 
 pytestmark = pytest.mark.integration
 
@@ -71,6 +74,18 @@ def test_the_command_gives_the_recipe_back(page, recipe, monkeypatch, command):
         assert code == 0, err
     assert parsed == [recipe, other]
     assert "--momentum" not in shown  # only what is not the default
+
+
+def test_the_facts_name_the_recipe_and_where_validation_comes_from(run):
+    source = read_source(run.path)
+    facts = dict(run_facts(source))
+    assert facts["recipe"].startswith("not the paper's: batch normalization, 0.1 of the filters")
+    assert "validation" not in facts  # the stored network's card does not say it
+    record = dataclasses.replace(source.record, epochs_changed=(EpochsChange(4, 4, 6),))
+    card = dataclasses.replace(source.card, validation="split train[80%:]")
+    facts = dict(run_facts(dataclasses.replace(source, card=card, record=record)))
+    assert facts["validation"] == "split train[80%:]"
+    assert facts["training"].endswith("; 6 instead of 4 since epoch 4")
 
 
 def test_the_figures_are_those_of_evaluate(page, rows, exports):
@@ -250,7 +265,8 @@ def test_a_run_without_a_model_has_its_curves_alone(run, tmp_path, command):
         "This run is not finished: it has done 6 of 6 epochs. "
         "It has no model.keras, so only its curves" in text
     )
-    assert f"{run.metadata['metrics']['val_accuracy']:.2%} best validation accuracy so far" in text
+    accuracy = f"{run.metadata['metrics']['val_accuracy']:.2%}"
+    assert f"{accuracy} validation accuracy of the best epoch so far, " in text
     assert page.read_text().count("<svg") == 3
     assert 'id="mistakes"' not in page.read_text()
 

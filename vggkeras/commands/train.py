@@ -21,7 +21,7 @@ class RecipeFlags(Recipe):
 
 @dataclass(frozen=True)
 class Train:
-    """Train one network as the paper did, and keep the best model by validation accuracy.
+    """Train one network, as the paper did unless asked otherwise, and keep the best epoch's model.
 
     Attributes:
         resume: Continue the run in --out where it was interrupted, even by kill -9; the other flags

@@ -47,7 +47,7 @@ class ReportSource:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The epoch whose model is kept: the first one of the highest validation accuracy."""
+        """The epoch whose model is kept: the first of the best ones by what the recipe monitors."""
         recipe = self.card.recipe
         if recipe and recipe.monitor == "val_cross_entropy":
             return min(self.history, key=lambda row: row["val_cross_entropy"], default=None)

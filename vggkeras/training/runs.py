@@ -38,7 +38,7 @@ class Run:
 
     @property
     def model(self) -> keras.Model:
-        """The best model by validation accuracy, loaded from model.keras."""
+        """The best epoch's model, loaded from model.keras."""
         return models.load_model(self.path / "model.keras")[0]
 
 
