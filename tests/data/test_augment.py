@@ -95,6 +95,27 @@ def test_every_kind_is_cropped_alike_eagerly_in_a_pipeline_and_by_pillow(kind):
     assert np.abs(by_hand.astype(int) - eager).max() <= (2 if "cmyk" in kind else 0)
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF", "TIFF", "JPEG2000", "GIF"])
+def test_files_of_every_format_are_cropped_whole(kind):
+    """Files of some formats end in zeros."""
+    import tensorflow as tf
+
+    picture = Image.fromarray(photo(6, 47, 51))
+    data = next(
+        content
+        for content in (encoded(picture.crop((0, 0, 51, 40 + i)), kind) for i in range(8))
+        if kind != "WEBP" or content.endswith(b"\0")
+    )
+    uniform, _ = augment.draws(0, 0, 5)
+
+    def crop(encoded_):
+        return augment.random_crop(encoded_, 33, (40, 40), augment.draws(0, 0, 5)[0], True)
+
+    (inside,) = tf.data.Dataset.from_tensors(data).map(crop).as_numpy_iterator()
+    np.testing.assert_array_equal(inside, crop(tf.constant(data)).numpy())
+    assert_same_pixels(inside, rescaled_then_cropped(data, 33, (40, 40), uniform.numpy()))
+
+
 def test_center_crop_is_the_middle():
     image = photo(4, 60, 40)
     np.testing.assert_array_equal(augment.center_crop(image, 40, (32, 32)), image[14:46, 4:36])

@@ -262,8 +262,9 @@ def _pixels_of_other(encoded, window_of: Callable, exif: bool):
     def pixels_of(encoded: bytes | np.ndarray, corners: np.ndarray) -> np.ndarray:
         top, left, bottom, right = corners.tolist()
         box = (left, top, right, bottom)
-        content = np.asarray(encoded).item()
-        return decoded(content, "image", lambda image: np.asarray(image.crop(box)), exif=exif)
+        return decoded(
+            _content(encoded), "image", lambda image: np.asarray(image.crop(box)), exif=exif
+        )
 
     size = tf.numpy_function(size_of, [encoded], tf.int32, stateful=False)
     first, extent, box = window_of(tf.ensure_shape(size, [2]))
@@ -272,9 +273,14 @@ def _pixels_of_other(encoded, window_of: Callable, exif: bool):
     return tf.ensure_shape(image, [None, None, 3]), box, tf.constant(UPRIGHT)
 
 
+def _content(encoded: bytes | np.ndarray) -> bytes:
+    # Outside a graph, TensorFlow passes the bytes in an array of no dimensions. An array made of
+    # bytes here would lose zeros at their end.
+    return encoded if isinstance(encoded, bytes) else encoded.item()
+
+
 def _opened(encoded: bytes | np.ndarray) -> Image.Image:
-    # Outside a graph, TensorFlow passes the bytes in an array of no dimensions.
-    return Image.open(io.BytesIO(np.asarray(encoded).item()), formats=formats.PLUGINS)
+    return Image.open(io.BytesIO(_content(encoded)), formats=formats.PLUGINS)
 
 
 def _orientation(encoded: bytes | np.ndarray) -> np.ndarray:

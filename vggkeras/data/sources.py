@@ -23,7 +23,6 @@ from PIL import Image
 from vggkeras.data import folders, hub, in_memory, labeled, lists, records
 from vggkeras.data.splits import VALIDATION_NAMES, Data, Split
 from vggkeras.errors import InputError
-from vggkeras.recipe import LARGEST_HELD_OUT
 
 if TYPE_CHECKING:
     from vggkeras.card import ModelCard
