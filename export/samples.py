@@ -130,22 +130,7 @@ def parity_images(
         return reference, Samples(images, None, "random images: weak evidence")
     # Images without which the model was trained.
     skipped = set() if spec else set(reference.card.skipped)
-    try:
-        if whole and spec:
-            data = sources.load_data(spec, whole=True)
-            data = sources.as_trained(data, (), [reference.card])
-        else:
-            skip = bool(skipped)
-            data = sources.load_data_of(
-                [reference.card], named, skip_unreadable=skip, fetch=bool(spec)
-            )
-        data = data.upright(reference.card.exif)
-    except InputError as error:
-        if spec:
-            raise
-        raise InputError(
-            f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)"
-        ) from error
+    data = _data_of_proof(reference, spec, bool(skipped), whole)
     if not reference.features:  # for which any images do
         protocols.check_classes(reference, data.class_names)
         if not reference.card.class_names:
@@ -160,6 +145,27 @@ def parity_images(
         images, labels = protocols.central_crops(reference, split)
     evidence = f"{split.count} images of {split.name}"
     return reference, Samples(images, labels, evidence, data, split)
+
+
+def _data_of_proof(
+    reference: Predictor, spec: str | Data | None, skip_unreadable: bool, whole: bool
+) -> Data:
+    """Return the data to prove files on, read as the model's training read them."""
+    card = reference.card
+    if spec and whole:
+        data = sources.as_trained(sources.load_data(spec, whole=True), (), [card])
+        return data.upright(card.exif)
+    try:
+        data = sources.load_data_of(
+            [card], spec or card.data, skip_unreadable=skip_unreadable, fetch=bool(spec)
+        )
+    except InputError as error:
+        if spec:
+            raise
+        raise InputError(
+            f"{error} (The model was trained on it: give --data, or --data {RANDOM}.)"
+        ) from error
+    return data.upright(card.exif)
 
 
 def calibration_images(

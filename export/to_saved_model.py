@@ -8,8 +8,11 @@ and W from the training crop up; so does one of features, which gives `features`
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +136,25 @@ def write(
         lambda images: model(images, training=False), input_signature=[images]
     )
     try:
-        tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+        with _without_notes():
+            tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
     except tf.errors.OpError as error:  # TensorFlow's own file system layer
         raise OSError(f"{path} cannot be written: {error}") from error
     _fix_fingerprint(path / "fingerprint.pb")
     (path / ABOUT).parent.mkdir()
     (path / ABOUT).write_text(json.dumps(card.to_description()))
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep back what TensorFlow logs of every folder: its name, which is not the final one."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fix_fingerprint(path: Path) -> None:

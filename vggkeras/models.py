@@ -93,8 +93,7 @@ def build(
         input_shape: (height, width, channels) of the training crop, 32 px or more a side.
         classes: number of classes, 2 or more; by default that of `class_names`, else 1,000.
         class_names: stored in the model, and in the .keras files that its `save` writes: what
-            `export` and `evaluate` compare with the data's names. Without them, classes are matched
-            by index.
+            `export` and `evaluate` compare with the data's names; without them, by index.
         batch_norm: normalize after every convolution, before its ReLU. Not in the paper.
         width: multiplies the number of filters of every convolution; at least one is left.
         fc_units: units of fc1 and fc2; 4096 in the paper.

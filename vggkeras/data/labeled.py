@@ -99,6 +99,26 @@ def to_data(
     if held_out is not None:
         splits |= _divided(spec, splits["train"], held_out)
         validation = f"held out: {held_out:.6g} of the images, by a hash of class and file name"
+    made, skipped = _made(spec, name, splits, classes, skip_unreadable)
+    return Data(
+        spec,
+        imagenet.readable(list(classes)),
+        made,
+        skipped=tuple(skipped),
+        unread=unread or {},
+        validation=validation,
+        held_out=held_out,
+    )
+
+
+def _made(
+    spec: str,
+    name: str,
+    splits: Mapping[str, list[Labeled]],
+    classes: Sequence[str],
+    skip_unreadable: bool,
+) -> tuple[dict[str, Split], list[str]]:
+    """Return the splits of what begins as images do, and the names of the rest."""
     numbers = {class_name: number for number, class_name in enumerate(classes)}
     made, skipped = {}, []
     for split, members in splits.items():
@@ -115,15 +135,7 @@ def to_data(
             raise InputError(f"{spec}: split {split} has no readable image.")
         labels = np.array([numbers[image.class_name] for image in kept], np.int64)
         made[split] = Split(f"{name}/{split}", len(kept), labels, [i.source for i in kept])
-    return Data(
-        spec,
-        imagenet.readable(list(classes)),
-        made,
-        skipped=tuple(skipped),
-        unread=unread or {},
-        validation=validation,
-        held_out=held_out,
-    )
+    return made, skipped
 
 
 def _divided(spec: str, images: list[Labeled], fraction: float) -> dict[str, list[Labeled]]:

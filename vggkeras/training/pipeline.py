@@ -60,8 +60,7 @@ def training_batches(
 ):
     """Return an endless tf.data.Dataset of (images `[B, size, size, C]`, labels int64 `[B]`).
 
-    Labels are float32 `[B, classes]` where the recipe smooths or mixes them.
-
+    Where the recipe smooths or mixes labels, they are float32 `[B, classes]`.
     A batch is what one step sees. Every epoch has a new order. Which image comes when, its scale,
     crop, mirroring, RandAugment and color shift are pure functions of (seed, epoch, index of the
     image), and what MixUp mixes is one of (seed, step). Batches straddle the epochs, so that all
