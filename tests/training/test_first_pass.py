@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import tiny, write_photos
+from helpers import photo, tiny, write_photos
 from rich.console import Console
 
 import vggkeras
@@ -164,6 +164,63 @@ def test_images_in_memory_are_read_again_at_once(cache):
         read_through(vggkeras.load_data("digits"), vggkeras.Recipe(), log)
     assert log.file.getvalue().count("reading digits/train: 1,437 images") == 2
     assert not cache.exists()
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch) -> Path:
+    """A folder with a data set of TensorFlow Datasets, `tfds:photographs`: 20 photographs."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    # Registered, its name could be taken once in a process.
+    with registered.skip_registration():
+
+        class Photographs(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=2),
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for i in range(20):
+                    yield i, {"image": photo(i), "label": i % 2}
+
+    builder = Photographs(data_dir=tmp_path / "tfds")
+    builder.download_and_prepare()
+    monkeypatch.setattr(tfds, "builder", lambda name: builder)
+    return Path(builder.data_dir)
+
+
+def test_records_are_known_by_their_files(records):
+    log = Console(file=io.StringIO(), width=200)
+    cards = []
+    for _ in range(2):
+        data = vggkeras.load_data("tfds:photographs")
+        cards.append(read_through(data, vggkeras.Recipe(), log)[1])
+    assert cards[0] == cards[1]
+    assert f"20 images of tfds:photographs {CACHED}" in log.file.getvalue()
+    for path in records.glob("*tfrecord*"):
+        os.utime(path)
+    read_through(data, vggkeras.Recipe(), log)
+    assert log.file.getvalue().count(CACHED) == 1
+
+
+def test_gray_and_color_are_remembered_apart(read):
+    _, color, _ = read()
+    _, gray, said = read(channels=1)
+    assert CACHED not in said
+    assert len(gray.mean_rgb) == 1
+    assert read()[1] == color
+    assert read(channels=1)[1] == gray
 
 
 def test_a_run_counts_the_seconds_of_reading(photos, tmp_path, monkeypatch):
