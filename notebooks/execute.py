@@ -39,7 +39,12 @@ def executed(path: Path) -> nbformat.NotebookNode:
         here = str(Path(folder).resolve())
         notebook = nbformat.read(path, as_version=4)
         resources = {"metadata": {"path": here}}
-        env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "XDG_CACHE_HOME": f"{here}/cache"}
+        own = {
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "XDG_CACHE_HOME": f"{here}/cache",
+            "TFDS_DATA_DIR": here,
+        }
+        env = {**os.environ, **own}  # the same data wherever it runs
         client = NotebookClient(notebook, timeout=900, resources=resources, record_timing=False)
         client.execute(env=env)
     for cell in notebook.cells:

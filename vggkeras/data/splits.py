@@ -309,6 +309,11 @@ class Data:
             return _joined([self.splits[each] for each in dict.fromkeys(names)])
         if isinstance(self._any_split.sources, Records):
             return self._part_of_records(self._any_split.sources.builder, "+".join(names))
+        if list(self.splits) == ["all"]:
+            raise InputError(
+                f"{self.spec} has no split {name!r}, for it is class folders or a list alone: "
+                "choose all, or validation, which training would hold out."
+            )
         raise InputError(
             f"{self.spec} has no split {name!r}: choose one of {', '.join(self.splits)}, several, "
             "or all."
