@@ -28,6 +28,10 @@ HERE = Path(__file__).parent
 LARGEST = 400_000  # bytes of a notebook with its outputs
 COLORS = 64  # of a committed picture
 NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|[-+]?\d[\d,_.]*(e[-+]?\d+)?%?")
+# What TensorFlow's own code tells of the machine.
+NOISE = re.compile(
+    r"^([IWE]0000 .*|WARNING: All log messages before absl.*|To enable the .*)\n", re.M
+)
 STYLE = re.compile(r"\x1b\[[\d;]*m")
 # What depends on how fast a machine is, or on which epoch was best by a hair.
 PASSING = re.compile(r"^epoch +#/#|^(reading|rescaling|validating|epoch)\b.* left$|^resumes ")
@@ -50,7 +54,8 @@ def executed(path: Path) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs = _joined([_tidy(output, here) for output in cell.outputs])
+            tidy = [_tidy(output, here) for output in cell.outputs]
+            cell.outputs = _joined([output for output in tidy if output.get("text") != ""])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -82,7 +87,7 @@ def _tidy(output: nbformat.NotebookNode, here: str) -> nbformat.NotebookNode:
     if data.get("text/html", "").startswith("<pre"):  # rich's, in colors
         output = nbformat.v4.new_output("stream", text=STYLE.sub("", data["text/plain"]))
     if output.output_type == "stream":
-        output.text = tidy(output.text)
+        output.text = NOISE.sub("", tidy(output.text))
     elif "text/plain" in data:
         data["text/plain"] = tidy(data["text/plain"])
     return output
