@@ -51,9 +51,6 @@ class Recipe:
     """Folder of the run. By default runs/ARCH-DATA."""
     image_size: int | None = None
     """Side of the square training crop, pixels. By default 224, and 32 for digits."""
-    channels: Channels = 3
-    """Channels of the images: 3, RGB, or 1, gray (Pillow's L, cut from the crop in RGB; without the
-    color shift)."""
     width: float = 1.0
     """Multiplies the number of filters of every convolution."""
     fc_units: int = 4096
@@ -138,6 +135,9 @@ class Recipe:
     last ones. By default 0.2."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and list them."""
+    channels: Channels = 3
+    """Channels of the images: 3, RGB, or 1, gray (Pillow's L of the crop in RGB, without the color
+    shift)."""
 
     def __post_init__(self) -> None:
         """Normalize the text fields and check every field.
