@@ -19,7 +19,7 @@ def departures(recipe: Recipe) -> list[str]:
     """Return what differs from the paper, a few words each."""
     plain, usual = Recipe(), OPTIMIZER_DEFAULTS[recipe.optimizer]
     decays = recipe.optimizer == "adamw"
-    cosine = "cosine schedule" + (f" after {recipe.warmup} of warmup" if recipe.warmup else "")
+    cosine = "cosine schedule" + (f" (warmup {recipe.warmup})" if recipe.warmup else "")
     texts = {
         "batch_norm": "batch normalization",
         "width": f"{recipe.width:g} of the filters",

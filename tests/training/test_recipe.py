@@ -98,7 +98,7 @@ def test_a_recipe_says_whether_it_is_the_papers():
         batch_norm=True,
     )
     assert recipe_text(modern) == (
-        "not the paper's: batch normalization, AdamW, cosine schedule after 3 of warmup, "
+        "not the paper's: batch normalization, AdamW, cosine schedule (warmup 3), "
         "label smoothing 0.1, RandAugment, weight decay 0.05"
     )
 
