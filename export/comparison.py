@@ -138,9 +138,9 @@ def compare(
     Args:
         candidate: a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder.
         reference: what it should agree with; of any of these kinds, too.
-        data: whose validation images to show: digits, tfds:NAME, a folder, or random (weak
-            evidence). By default the data that one of the two models says it was trained on; where
-            neither says, random images.
+        data: whose validation images to show: digits, tfds:NAME, hf:NAME, a folder, a list, or
+            random (weak evidence). By default the data that one of the two models says it was
+            trained on; where neither says, random images.
         images: how many; 0 for all; by default 256, or 1,000 where a file is float16 or int8.
         console: where progress is shown; by default nowhere.
         trust_saved_model: that of `vggkeras.load`.
@@ -198,8 +198,9 @@ def _samples(pair: Pair, data: str | Data | None, count: int) -> Samples:
         noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         return Samples(noise, f"{len(noise)} random images: weak evidence; give --data")
     try:
-        trained = [card for card in cards if card.data == spec]
-        loaded = sources.load_data_of(trained, spec, fetch=bool(data)).upright(cards[0].exif)
+        trained = sources.trained_on(cards, spec)
+        loaded = sources.load_data_of(trained, spec, fetch=bool(data))
+        loaded = loaded.upright(any(card.exif for card in cards))
     except InputError as error:
         if data:
             raise

@@ -156,8 +156,12 @@ def _data_of_proof(
         data = sources.as_trained(sources.load_data(spec, whole=True), (), [card])
         return data.upright(card.exif)
     try:
+        named = spec or card.data
         data = sources.load_data_of(
-            [card], spec or card.data, skip_unreadable=skip_unreadable, fetch=bool(spec)
+            sources.trained_on([card], named),
+            named,
+            skip_unreadable=skip_unreadable,
+            fetch=bool(spec),
         )
     except InputError as error:
         if spec:
@@ -178,7 +182,7 @@ def calibration_images(
     if data is None:
         raise InputError(
             "int8 takes its ranges from training images, and there are none: give --data digits, "
-            "tfds:NAME or a folder."
+            "tfds:NAME, a folder or a list."
         )
     classes = len(data.class_names)
     count = max(CALIBRATION_IMAGES, classes) if count is None else count

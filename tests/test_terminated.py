@@ -10,7 +10,7 @@ import pytest
 
 from export.__main__ import cli as export_cli
 from vggkeras.__main__ import cli
-from vggkeras.data import sources
+from vggkeras.data import folders
 from vggkeras.training import first_pass, pipeline
 from vggkeras.training import train as training
 
@@ -44,7 +44,7 @@ def left_in(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "place",
     [
-        (sources, "_class_files"),
+        (folders, "_class_files"),
         (first_pass.statistics, "rgb_statistics"),
         (training, "_network"),
         (training.augment, "color_basis"),

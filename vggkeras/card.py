@@ -236,6 +236,9 @@ class ModelCard:
 def turns_upright(cards: Iterable[ModelCard], asked: bool = True) -> bool:
     """Return whether images are to be turned upright by their EXIF data: as models were trained.
 
+    Models that do not say, because another program or an earlier version trained them, are shown
+    what the others are, and alone images as they are stored.
+
     Args:
         cards: of the models.
         asked: false where images are to be shown as they are stored.
@@ -243,7 +246,7 @@ def turns_upright(cards: Iterable[ModelCard], asked: bool = True) -> bool:
     Raises:
         InputError (a ValueError): the models were not trained alike.
     """
-    alike = {bool(card.exif) for card in cards}
+    alike = {card.exif for card in cards if card.exif is not None}
     if asked and len(alike) > 1:
         raise InputError(
             "Some of these models were trained on images that EXIF data turned upright, others on "

@@ -25,6 +25,9 @@ def departures(recipe: Recipe) -> list[str]:
         "width": f"{recipe.width:g} of the filters",
         "fc_units": f"{recipe.fc_units} FC units",
         "dropout": f"dropout {recipe.dropout:g}",
+        "channels": "gray images",
+        "init": f"{recipe.init} initialization",
+        "copied_rate": f"copied layers at {recipe.copied_rate:g} of the learning rate",
         "init_from": f"weights from {recipe.init_from}",
         "freeze": "only the last layer trained" if recipe.freeze == "features" else "FC trained",
         "batch_size": f"batch {recipe.batch_size}",
@@ -40,7 +43,8 @@ def departures(recipe: Recipe) -> list[str]:
         "color": "no color shift",
         "monitor": "best epoch by cross-entropy",
     }
-    parts = [text for f, text in texts.items() if getattr(recipe, f) != getattr(plain, f)]
+    fields = [f for f in texts if f != "init" or recipe.init == "he"]  # the paper has the others
+    parts = [texts[f] for f in fields if getattr(recipe, f) != getattr(plain, f)]
     if recipe.learning_rate != usual["learning_rate"]:
         parts.append(f"learning rate {recipe.learning_rate:g}")
     if decays or recipe.weight_decay != usual["weight_decay"]:

@@ -131,8 +131,8 @@ class Recipe:
     with is recorded in it, and evaluation does the same."""
     validation: float | None = None
     """Fraction of the training images held out for validation, in (0, 0.5], where the data have no
-    validation split of their own: of class folders by a hash of class and file name, of TFDS the
-    last ones. By default 0.2."""
+    validation split of their own: of class folders and lists by a hash of class and file name, of
+    hf:NAME by a hash of the image's number, of TFDS the last ones. By default 0.2."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and list them."""
     channels: Channels = 3

@@ -189,10 +189,12 @@ def test_what_a_card_says_decides():
     assert turns_upright([new])
     assert turns_upright([new, new])
     assert not turns_upright([raw, old])
+    assert not turns_upright([old])
+    assert turns_upright([new, old])
     assert not turns_upright([new], asked=False)
     with pytest.raises(InputError, match="--no-exif"):
-        turns_upright([new, old])
-    assert not turns_upright([new, old], asked=False)
+        turns_upright([new, raw])
+    assert not turns_upright([new, raw], asked=False)
     card = ModelCard(exif=True, input_shape=(32, 32, 3), scale=36)
     assert card.resize.startswith("upright by its EXIF orientation, then smallest side to 36 px")
     assert card.to_description()["exif"] is True

@@ -86,8 +86,43 @@ def test_a_contests_test_split_without_labels_is_left_out(tmp_path):
     assert "test" not in vggkeras.load_data(f"hf:{tmp_path / 'set'}").splits
 
 
+def test_a_models_file_makes_nobody_ask_the_hub(folder, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", None)  # would be called
+    for spec in ("hf:somebody/set", "hf:somebody/set:config", "hf:mnist"):
+        with pytest.raises(InputError, match="nothing is downloaded because a model"):
+            vggkeras.load_data(spec, fetch=False)
+    for spec in ("hf:pandas", "hf:json", "hf:hf://buckets/x", "hf:buckets/a/b/c", "hf:", "hf:../x"):
+        with pytest.raises(InputError, match="expected hf:NAME"):
+            vggkeras.load_data(spec)
+
+
+def test_a_local_folder_is_found_again_from_anywhere(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    data = vggkeras.load_data(f"hf:{folder.name}", fetch=False)
+    assert data.spec == f"hf:{folder.resolve()}"
+
+
+def test_splits_called_valid_are_validation(tmp_path):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    made(30, 0).to_parquet(tmp_path / "set" / "data" / "train-0.parquet")
+    made(8, 50).to_parquet(tmp_path / "set" / "data" / "valid-0.parquet")
+    for whole in (True, False):
+        data = vggkeras.load_data(f"hf:{tmp_path / 'set'}", whole=whole)
+        assert data.split("valid").count == 8
+        assert data.default_split == "validation"
+
+
+def test_labels_that_are_no_classes_are_refused(tmp_path):
+    for name, labels in (("floats", [0.5, 1.5] * 5), ("lists", [[1], [0, 1]] * 5)):
+        (tmp_path / name / "data").mkdir(parents=True)
+        rows = made(10, 0).remove_columns("label").add_column("label", labels)
+        rows.to_parquet(tmp_path / name / "data" / "train-0.parquet")
+        with pytest.raises(InputError, match="is not for classification"):
+            vggkeras.load_data(f"hf:{tmp_path / name}")
+
+
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path, monkeypatch):
-    for spec in (f"hf:{tmp_path}", f"hf:{tmp_path / 'nothing'}"):
+    for spec in (f"hf:{tmp_path}", "hf:no/set.of.that.name"):
         with pytest.raises(InputError, match=r"^Unknown data .hf:") as error:
             vggkeras.load_data(spec)
         assert "\n" not in str(error.value)

@@ -59,6 +59,18 @@ def test_gray_and_uneven_images_are_taken():
     assert vggkeras.Data.from_arrays(uneven, LABELS, NAMES).native_size == 32
 
 
+def test_arrays_as_libraries_give_them():
+    expected = vggkeras.Data.from_arrays(IMAGES, LABELS, NAMES)
+    column = vggkeras.Data.from_arrays(IMAGES, LABELS[:, None], np.array(NAMES))
+    assert column.spec == expected.spec
+    numbered = vggkeras.Data.from_arrays(IMAGES, LABELS, [0, 1, 2], validation=[IMAGES, LABELS])
+    assert numbered.class_names == ["0", "1", "2"]
+    still = vggkeras.Data.from_arrays(IMAGES, LABELS, NAMES, mirrors=False)
+    assert still.spec != expected.spec
+    with pytest.raises(InputError, match="a fraction in"):
+        vggkeras.load_data("digits", validation="0.3")
+
+
 def test_a_tf_dataset_gives_the_data_of_its_arrays():
     import tensorflow as tf
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from pathlib import Path
 
@@ -102,6 +103,24 @@ def test_parquet_lists_hold_paths_or_the_files(images):
     assert inside.split("train").image_name(3) == "inside/train[3]"
 
 
+def test_files_inside_and_beside_a_list_are_read_alike(images):
+    rows = [row | {"image": {"path": row["image"], "bytes": None}} for row in rows_of(images)]
+    plain = vggkeras.load_data(str(write_parquet(images / "beside.parquet", rows)))
+    for row in rows[::3]:
+        content = (images / row["image"]["path"]).read_bytes()
+        row["image"] = {"path": None, "bytes": content}
+    mixed = vggkeras.load_data(str(write_parquet(images / "mixed.parquet", rows)), whole=True)
+    both = [(content, label) for s in plain.splits for content, label in examples(plain, s)]
+    assert sorted(examples(mixed, "all")) == sorted(both)
+
+
+def test_labels_of_dates_are_refused(images):
+    day = datetime.date(2014, 9, 4)
+    rows = [row | {"label": day} for row in rows_of(images)]
+    with pytest.raises(InputError, match="row 1 has no label"):
+        vggkeras.load_data(str(write_parquet(images / "dates.parquet", rows)))
+
+
 def test_class_names_of_hugging_faces_parquet_files_are_used(images):
     rows = [
         {
@@ -150,8 +169,8 @@ BAD = {
         lambda rows: [row | {"label": 0.5 + i % 2} for i, row in enumerate(rows)],
         "labels such as 0.5 are no classes",
     ),
-    "no label": (lambda rows: changed(rows, 4, label=""), "row 4 has no label"),
-    "no image": (lambda rows: changed(rows, 5, image=" "), "row 5 has no image"),
+    "no label": (lambda rows: changed(rows, 4, label=""), "row 5 has no label"),
+    "no image": (lambda rows: changed(rows, 5, image=" "), "row 6 has no image"),
     "unknown split": (
         lambda rows: [
             row | {"split": "hold-out" if i == 3 else "train"} for i, row in enumerate(rows)

@@ -293,7 +293,7 @@ def test_of_its_own_data_a_model_is_scored_on_what_training_held_out(animals, co
 def test_what_is_wrong_with_the_data_is_told_before_a_model_is_loaded(command, tmp_path):
     (tmp_path / "broken.keras").write_bytes(b"no model")
     for flags, message in (
-        (("--data", "nowhere"), "there is no such folder here"),
+        (("--data", "nowhere"), "there is nothing of that name here"),
         (("--data", "digits", "--split", "test"), "no split 'test'"),
         (("--data", "digits", "--images", "-1"), "--images must be 1 or more"),
     ):

@@ -146,7 +146,7 @@ class Evaluate:
         """Yield a warning where training may have seen the images."""
         if "all" in data.splits:
             yield (
-                "nothing is held out of these class folders; if the model was trained on them, "
+                "nothing is held out of these images; if the model was trained on them, "
                 "--split validation scores the images that training held out"
             )
 

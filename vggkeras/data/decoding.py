@@ -271,7 +271,7 @@ def check_names(paths: Iterable[str], class_names: Iterable[str] = ()) -> None:
     for name in class_names:
         if name.splitlines() != [name] or UNSEEN.search(name):
             raise InputError(
-                f"The class {name!r} has characters that cannot be seen: rename its folder."
+                f"The class {name!r} has characters that cannot be seen: rename it, or its folder."
             )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vggkeras.data import imagenet, labeled
+from vggkeras.data.decoding import check_names
 from vggkeras.data.splits import VALIDATION_NAMES, Data, Split, Stored
 from vggkeras.errors import InputError
 
@@ -15,6 +18,12 @@ if TYPE_CHECKING:
     import datasets
 
 LABELS = ("label", "labels", "fine_label", "class")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
+# Names with which the library reads whatever lies in the current folder.
+BUILDERS = (
+    *("arrow", "audiofolder", "csv", "eval", "hdf5", "imagefolder", "json", "lance", "nifti"),
+    *("pandas", "parquet", "pdffolder", "sql", "text", "videofolder", "webdataset", "xml"),
+)
 
 
 def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
@@ -24,16 +33,16 @@ def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
         InputError (a ValueError): the library is missing; there is no such data set, or it would
             have to be fetched; it has no images, or no labels.
     """
-    found = _loaded(spec, fetch)
+    spec, found = _loaded(spec, fetch)
     first = next(iter(found.values()))
     image, label = _columns(spec, first.features)
     rows = {name: found[name] for name in found if _is_labeled(found[name], label)}
     known = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")
-    if not whole:
-        rows = {known[name]: part for name, part in rows.items() if name in known}
-        if "train" not in rows:
-            raise InputError(f"{spec} has no labeled split train; it has {', '.join(found)}.")
+    rows = {known.get(name, name): part for name, part in rows.items() if whole or name in known}
+    if "train" not in rows and not whole:
+        raise InputError(f"{spec} has no labeled split train; it has {', '.join(found)}.")
     classes = _classes(rows, label)
+    check_names((), classes)
     if len(classes) < 2:
         raise InputError(f"{spec} has fewer than two classes: a classifier needs two or more.")
     name = spec.removeprefix("hf:")
@@ -55,7 +64,23 @@ def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
     )
 
 
-def _loaded(spec: str, fetch: bool) -> Mapping[str, datasets.Dataset]:
+def _loaded(spec: str, fetch: bool) -> tuple[str, Mapping[str, datasets.Dataset]]:
+    """Return the data string, with the whole path of a folder, and the splits by name."""
+    name, _, config = spec.removeprefix("hf:").partition(":")
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        name = str(folder.resolve())
+        spec = f"hf:{name}:{config}" if config else f"hf:{name}"
+    elif not NAME.fullmatch(name) or not re.fullmatch(r"[\w.-]*", config) or name in BUILDERS:
+        raise InputError(
+            f"Unknown data {spec!r}: expected hf:NAME, hf:OWNER/NAME, with :CONFIG where there are "
+            "several, or hf:FOLDER."
+        )
+    elif not fetch:  # the library would ask the hub whether it has that name
+        raise InputError(
+            f"{spec} is not on this machine, and nothing is downloaded because a model's file "
+            f"names it: give --data {spec}."
+        )
     try:
         import datasets
     except ImportError as error:
@@ -63,21 +88,14 @@ def _loaded(spec: str, fetch: bool) -> Mapping[str, datasets.Dataset]:
             f"{spec} needs Hugging Face datasets, which is not installed: pip install "
             "'vggkeras[hf]'."
         ) from error
-    name, _, config = spec.removeprefix("hf:").partition(":")
+    once = datasets.DownloadConfig(max_retries=1)
     try:
-        return datasets.load_dataset(
-            name,
-            config or None,
-            download_config=datasets.DownloadConfig(local_files_only=not fetch, max_retries=1),
-        )
+        return spec, datasets.load_dataset(name, config or None, download_config=once)
     except Exception as error:  # of the library, of the network, of the data set
         reason = " ".join(str(error).split())[:200]
-        advice = (
-            "" if fetch else f" Nothing is fetched that a model's file names: give --data {spec}."
-        )
         raise InputError(
             f"Unknown data {spec!r}: Hugging Face datasets cannot load it ({reason}). Expected "
-            f"hf:NAME, hf:NAME:CONFIG or hf:FOLDER.{advice}"
+            "hf:NAME, hf:NAME:CONFIG or hf:FOLDER."
         ) from error
 
 
@@ -87,7 +105,7 @@ def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str]:
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    labels = labels or [name for name in LABELS if name in features]
+    labels = labels or [name for name in LABELS if _is_text_or_whole(features.get(name))]
     preferred = [name for name in LABELS if name in labels]
     if len(images) != 1 or not labels:
         raise InputError(
@@ -95,6 +113,10 @@ def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str]:
             f"received {', '.join(f'{name}: {kind}' for name, kind in features.items())[:300]}."
         )
     return images[0], (preferred or labels)[0]
+
+
+def _is_text_or_whole(kind: Any) -> bool:
+    return re.fullmatch(r"u?int\d+|(large_)?string", str(getattr(kind, "dtype", ""))) is not None
 
 
 def _is_labeled(rows: datasets.Dataset, column: str) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vggkeras.configs import MINIMUM_SIDE
 from vggkeras.data import labeled
-from vggkeras.data.decoding import in_threads
+from vggkeras.data.decoding import decoded, in_threads
 from vggkeras.data.labeled import Labeled
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
@@ -34,11 +34,11 @@ def from_arrays(
 ) -> Data:
     """Return data of arrays; see `Data.from_arrays`."""
     splits = {"train": _encoded(images, labels, "images")}
-    if isinstance(validation, tuple):
+    if isinstance(validation, tuple | list):
         splits["validation"] = _encoded(*validation, "validation")
     if test is not None:
         splits["test"] = _encoded(*test, "test")
-    fraction = None if isinstance(validation, tuple) else validation
+    fraction = None if isinstance(validation, tuple | list) else validation
     return _to_data(splits, class_names, fraction, mirrors)
 
 
@@ -69,23 +69,21 @@ def _to_data(
     if fraction is not None:
         labeled.check_fraction(fraction)
     largest = max(label for members in splits.values() for _, label in members)
-    names = list(class_names or map(str, range(largest + 1)))
+    given = range(largest + 1) if class_names is None else class_names
+    names = [str(name) for name in given]
     if largest >= len(names):
         raise InputError(
             f"labels must be below {len(names)}, the number of class_names; received {largest}."
         )
     if len(set(names)) < len(names):
         raise InputError("class_names must differ from each other.")
-    digest, sides = hashlib.sha256(), []
+    digest, sides = hashlib.sha256(str(mirrors).encode()), []
     images: dict[str, list[Labeled]] = {}
     for split, members in splits.items():
         images[split] = []
         for number, (content, label) in enumerate(members):
             digest.update(hashlib.sha256(content).digest() + label.to_bytes(8, "big"))
             images[split].append(Labeled(content, names[label], f"{names[label]}/{number}"))
-    for content, _ in splits["train"]:
-        with Image.open(io.BytesIO(content)) as image:
-            sides.append(min(image.size))
     data = labeled.to_data(
         PREFIX + digest.hexdigest()[:16],
         "arrays",
@@ -94,6 +92,8 @@ def _to_data(
         held_out=fraction,
         validation="" if fraction else "given as validation",
     )
+    for number, (content, _) in enumerate(splits["train"]):
+        sides.append(decoded(content, f"image {number}", lambda image: min(image.size), exif=False))
     native = min(NATIVE_SIZE, max(MINIMUM_SIDE, min(sides)))
     return data.suited(native, mirrors)
 
@@ -114,6 +114,8 @@ def _encoded(images: Any, labels: Any, what: str) -> list[tuple[bytes, int]]:
 
 def _checked_labels(labels: Any, what: str) -> list[int]:
     array = np.asarray(labels)
+    if array.ndim == 2 and array.shape[1] == 1:  # as keras.datasets gives them
+        array = array[:, 0]
     if array.ndim != 1 or array.dtype.kind not in "iu":
         advice = ": give labels.argmax(axis=1)" if array.ndim == 2 else ""
         raise InputError(
@@ -155,17 +157,18 @@ def _elements(dataset: Any) -> list[tuple[bytes, int]]:
     spec = dataset.element_spec
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise InputError(f"Expected a tf.data.Dataset of (image, label); received {spec}.")
-    if spec[1].shape.rank not in (0, None):
+    if spec[1].shape.rank not in (0, None) and spec[1].shape != (1,):
         raise InputError(
             f"Expected a label an image, a whole number; received {spec[1]}: is it batched, or one-"
             "hot? Give dataset.unbatch(), or map labels to their tf.argmax."
         )
     found = []
     for number, (image, label) in enumerate(_examples(dataset)):
-        if not np.issubdtype(type(label), np.integer):
+        numbers = np.asarray(label).reshape(-1)
+        if numbers.dtype.kind not in "iu" or len(numbers) != 1:
             raise InputError(f"Expected labels that are whole numbers; received {label!r}.")
         name = f"dataset[{number}]"
-        found.append((image if isinstance(image, bytes) else _png(image, name), int(label)))
+        found.append((image if isinstance(image, bytes) else _png(image, name), int(numbers[0])))
     if not found:
         raise InputError("Expected a tf.data.Dataset of images; received an empty one.")
     _checked_labels([label for _, label in found], "dataset")

@@ -17,9 +17,9 @@ from vggkeras.data import formats, imagenet
 from vggkeras.data.decoding import check_names
 from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
+from vggkeras.recipe import LARGEST_HELD_OUT
 
 HELD_OUT = 0.2  # fraction of the training images, where data have no validation split of their own
-LARGEST_HELD_OUT = 0.5
 PART = 256  # images at whose first bytes a thread looks in turn
 
 
@@ -33,9 +33,9 @@ class Labeled(NamedTuple):
 
 def check_fraction(fraction: float) -> None:
     """Raise InputError for a fraction of images that cannot be held out."""
-    if not 0 < fraction <= LARGEST_HELD_OUT:
+    if not isinstance(fraction, int | float) or not 0 < fraction <= LARGEST_HELD_OUT:
         raise InputError(
-            f"validation must be a fraction in (0, {LARGEST_HELD_OUT}]; received {fraction}."
+            f"validation must be a fraction in (0, {LARGEST_HELD_OUT}]; received {fraction!r}."
         )
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggkeras.data import labeled
-from vggkeras.data.decoding import NAMED, some
+from vggkeras.data.decoding import NAMED, read_file, some
 from vggkeras.data.labeled import Labeled
 from vggkeras.data.splits import VALIDATION_NAMES, Data
 from vggkeras.errors import InputError
 
 SUFFIXES = (".csv", ".parquet")
+MOST_ROWS = 20_000_000
 COLUMNS = {  # by the names that they may have
     "image": ("image", "path", "file", "filename", "file_name", "filepath"),
     "label": ("label", "class", "class_name", "category"),
@@ -56,8 +57,11 @@ def load(path: Path, held_out: float, skip_unreadable: bool, whole: bool) -> Dat
     if not table.images:
         raise InputError(f"{path} has no rows: expected one an image.")
     names = _class_names(path, table)
-    sources = [_source(path, number, image) for number, image in enumerate(table.images)]
-    _check_files(path, [source for source in sources if isinstance(source, str)])
+    sources = [_source(path, number, image) for number, image in enumerate(table.images, 1)]
+    in_files = [source for source in sources if isinstance(source, str)]
+    _check_files(path, in_files)
+    if 0 < len(in_files) < len(sources):  # some inside, some beside the list
+        sources = [read_file(s) if isinstance(s, str) else s for s in sources]
     images: dict[str, list[Labeled]] = {}
     for source, name, split in zip(sources, names, _splits(path, table, whole), strict=True):
         images.setdefault(split, []).append(Labeled(source, name, _key(source, name)))
@@ -106,8 +110,11 @@ def _parquet(path: Path) -> _Table:
     from pyarrow import parquet
 
     try:
-        schema = parquet.read_schema(path)
+        about = parquet.ParquetFile(path)
+        schema, rows = about.schema_arrow, about.metadata.num_rows
         found = _columns(path, schema.names)
+        if rows > MOST_ROWS:
+            raise InputError(f"{path} has {rows:,} rows; {MOST_ROWS:,} are the most that are read.")
         table = parquet.read_table(path, columns=list(found.values()))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is no .parquet file ({str(error)[:200]}).") from error
@@ -150,10 +157,10 @@ def _class_names(path: Path, table: _Table) -> list[str]:
         InputError (a ValueError): a label that is missing, neither text nor a whole number, or not
             the number of a class that has a name.
     """
-    for number, label in enumerate(table.labels):
+    for number, label in enumerate(table.labels, 1):
         if isinstance(label, str):
             label = label.strip()
-        if label is None or label == "" or isinstance(label, bool | bytes | list | dict):
+        if label is None or label == "" or not isinstance(label, str | int | float):
             raise InputError(f"{path}: row {number} has no label: expected text or a whole number.")
     numbers = [label for label in table.labels if _is_fraction(label)]
     if numbers and len(numbers) == sum(not _is_whole(label) for label in table.labels):
@@ -210,13 +217,13 @@ def _key(source: str | bytes, class_name: str) -> str:
 
 def _check_files(path: Path, sources: Sequence[str]) -> None:
     """Raise InputError where listed files are not there, or are listed twice."""
-    missing = [source for source in sources if not os.path.exists(source)]
+    counts = Counter(os.path.normpath(source) for source in sources)
+    missing = [source for source in counts if not os.path.exists(source)]
     if missing:
         raise InputError(
-            f"{path} names {len(missing):,} files that are not there, of {len(sources):,}: "
+            f"{path} names {len(missing):,} files that are not there, of {len(counts):,}: "
             f"{some(missing)}. Paths are taken from the list's folder on."
         )
-    counts = Counter(os.path.normpath(source) for source in sources)
     twice = [source for source, count in counts.items() if count > 1]
     if twice:
         raise InputError(

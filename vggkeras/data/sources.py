@@ -13,6 +13,7 @@ a folder              train/ and val/ (or valid/, validation/), perhaps test/, e
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,11 +44,12 @@ def load_data(
     Args:
         spec: a data string (see the module's docstring), or data of Python, which are returned.
         validation: fraction of the training images to hold out for validation, in (0, 0.5]: of
-            class folders by a hash of class and file name, of TFDS records the last ones. By
-            default a fifth, where the data have no validation split of their own.
+            class folders and lists by a hash of class and file name, of Hugging Face datasets by
+            one of the image's number, of TFDS records the last ones. By default a fifth, where the
+            data have no validation split of their own.
         skip_unreadable: leave out files that are not images, instead of refusing them.
-        fetch: whether TensorFlow Datasets may download and build. Not where a model's file names
-            the data: then only what is prepared on this machine is read.
+        fetch: whether TensorFlow Datasets and Hugging Face datasets may download and build. Not
+            where a model's file names the data: then only what is on this machine is read.
         whole: hold nothing out, and ask for no training split: to score a model on other data than
             it was trained on.
 
@@ -80,13 +82,25 @@ def load_data_of(
     larger ones, so that no model was trained on them.
 
     Args:
-        cards: of the models; without any, a fifth is held out.
+        cards: of models that were trained on these data (see `trained_on`); without any, a fifth
+            is held out.
         spec: the data string.
         skip_unreadable: as for `load_data`.
         fetch: as for `load_data`.
     """
     held_out = min(map(_held_out_by, cards), default=labeled.HELD_OUT)
     return _load(spec, held_out, skip_unreadable, fetch, whole=False)
+
+
+def trained_on(cards: Iterable[ModelCard], spec: str | Data) -> list[ModelCard]:
+    """Return the cards of those models that were trained on these data."""
+    if isinstance(spec, Data):
+        name = spec.spec
+    else:
+        kind, path = ("hf:", spec[3:]) if spec.startswith("hf:") else ("", spec)
+        exists = path and os.path.exists(os.path.expanduser(path))
+        name = f"{kind}{Path(path).expanduser().resolve()}" if exists else spec
+    return [card for card in cards if card.data == name]
 
 
 def as_trained(

@@ -7,6 +7,7 @@ import datetime
 import shlex
 
 from vggkeras.card import ModelCard
+from vggkeras.data import in_memory
 from vggkeras.data.splits import Data
 from vggkeras.departures import recipe_text
 from vggkeras.pages import data_title
@@ -54,6 +55,8 @@ def run_facts(source: ReportSource) -> list[tuple[str, str]]:
 
 def command(recipe: Recipe) -> list[str]:
     """Return the command that trains a recipe, a flag an item, without flags that are defaults."""
+    if recipe.data.startswith(in_memory.PREFIX):
+        return ["# of arrays in Python: vggkeras.train(recipe, data=...)"]
     parts = [["python", "-m", "vggkeras", "train"]]
     parts += [["--arch", recipe.arch], ["--data", recipe.data]]
     for field in dataclasses.fields(Recipe):

@@ -171,8 +171,9 @@ def load_evaluation_data(
     if not spec:
         return None
     try:
+        trained = sources.trained_on([source.card], spec)
         loaded = sources.load_data_of(
-            [source.card], spec, skip_unreadable=skip_unreadable, fetch=bool(data)
+            trained, spec, skip_unreadable=skip_unreadable, fetch=bool(data)
         )
         return loaded.upright(source.card.exif)
     except InputError as error:

@@ -9,7 +9,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -156,7 +156,7 @@ def benchmark(
             raise InputError(f"{name} must be 1 or more; received {number}.")
     size = recipe.image_size or 224
     scale = recipe_module.scale_range(recipe.scale, size)
-    split, classes = _training_split(recipe.data)
+    split, classes = _training_split(recipe)
     check_memory(recipe, size, classes, recipe.batch_size)
     sizes: dict[str, Any] = {
         "batch_norm": recipe.batch_norm,
@@ -183,11 +183,11 @@ def benchmark(
     return Benchmark(recipe, size, scale, classes, rounds, totals, operations)
 
 
-def _training_split(data: str) -> tuple[Split, int]:
+def _training_split(recipe: Recipe) -> tuple[Split, int]:
     """Return the training images, and the number of classes."""
-    if data == "generated":
-        return photograph_like(60), 1000
-    loaded = sources.load_data(data)
+    if recipe.data == "generated":
+        return replace(photograph_like(60), exif=recipe.exif), 1000
+    loaded = sources.load_data(recipe.data).upright(recipe.exif)
     return loaded.split("train"), len(loaded.class_names)
 
 

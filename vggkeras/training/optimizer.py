@@ -142,7 +142,9 @@ def balanced_weights(split: Split, class_names: Sequence[str]) -> dict[int, floa
     Raises:
         InputError (a ValueError): a class has no training images.
     """
-    labels = [label for _, _, label in split.sourced()]
+    labels = split.labels
+    if labels is None:
+        labels = np.array([label for _, _, label in split.sourced()])
     counts = np.bincount(labels, minlength=len(class_names))
     if not counts.all():
         raise InputError(

@@ -123,8 +123,8 @@ def _paths(split: Split) -> Iterator[str] | None:
         return iter(sorted({str(part.filename) for part in parts}))
     if not isinstance(split.sources, list):  # a library's, whose files are not known
         return None
-    paths = (source for source in split.sources if isinstance(source, str))
-    return paths if split.sources and isinstance(split.sources[0], str) else None
+    paths = [source for source in split.sources if isinstance(source, str)]
+    return iter(paths) if len(paths) == len(split.sources) else None
 
 
 def _own_text(path: Path) -> str:

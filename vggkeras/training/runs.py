@@ -86,10 +86,7 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
             f"{out} was begun with {begun.data}; {data.spec} are other arrays, as their digest "
             "says: give those with which it was begun, or start another run."
         )
-    splits = {
-        name: _as_read_before(split, begun).without(begun.unreadable.get(name, ()))
-        for name, split in data.splits.items()
-    }
+    splits = {name: _as_read_before(split, name, begun) for name, split in data.splits.items()}
     for name, split in splits.items():
         if split.count != begun.images.get(name):
             raise InputError(
@@ -104,29 +101,36 @@ def as_begun(data: Data, begun: ModelCard, out: Path) -> Data:
     return dataclasses.replace(data, splits=splits, skipped=begun.skipped)
 
 
-def _as_read_before(split: Split, begun: ModelCard) -> Split:
-    """Return a split without the files that the version which began a run did not read."""
-    if begun.exif is not None or not isinstance(split.sources, list):
-        return split
-    names = enumerate(split.sources)
-    return split.without(
-        i for i, s in names if isinstance(s, str) and not s.lower().endswith(FIRST_SUFFIXES)
-    )
+def _as_read_before(split: Split, name: str, begun: ModelCard) -> Split:
+    """Return a split without the files that a run did not read, or not any more, when it began."""
+    unreadable = begun.unreadable.get(name, ())
+    if not isinstance(split.sources, list):
+        return split.without(unreadable)
+    paths = {i: source for i, source in enumerate(split.sources) if isinstance(source, str)}
+    of_before = FIRST_SUFFIXES if begun.exif is None else ("",)
+    others = {i for i, path in paths.items() if not path.lower().endswith(of_before)}
+    names = set(begun.skipped)
+    skipped = {i for i, path in paths.items() if path in names}
+    if len(skipped) >= len(unreadable):  # also of those that Pillow has learnt to read since
+        return split.without(others | skipped)
+    return split.without(others).without(unreadable)  # the data lie elsewhere now
 
 
 def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Console) -> None:
     """Check that a recipe is that of the run to be resumed; print where the libraries are others.
 
-    The number of epochs may differ: see `Progress.change_epochs`.
+    The number of epochs may differ (see `Progress.change_epochs`), and where a run was begun by a
+    version that did not turn images upright, what the recipe says of it.
 
     Raises:
         InputError (a ValueError): other fields differ; the message names them.
     """
     now, then = recipe_json(recipe), recipe_json(begun.recipe)
+    free = {"out", "data", "epochs"} | ({"exif"} if begun.exif is None else set())
     changed = [
         f"{field} was {then.get(field)!r} and is {value!r}"
         for field, value in now.items()
-        if field not in ("out", "data", "epochs") and value != then.get(field)  # data: see as_begun
+        if field not in free and value != then.get(field)  # data: see as_begun
     ]
     if changed:
         raise InputError(

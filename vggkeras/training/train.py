@@ -18,7 +18,7 @@ from rich.console import Console
 from vggkeras import files, locks, models
 from vggkeras import recipe as recipe_module
 from vggkeras.card import ModelCard
-from vggkeras.data import augment, sources
+from vggkeras.data import augment, in_memory, sources
 from vggkeras.data.reading import unread
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
@@ -170,6 +170,7 @@ def _with_the_run(
     card: ModelCard, recipe: Recipe, data: Data, size: int, scale: tuple[int, int]
 ) -> ModelCard:
     """Return a card of the data's statistics, with what is trained on them."""
+    recipe = dataclasses.replace(recipe, exif=bool(card.exif))  # old runs' recipes do not say it
     return dataclasses.replace(
         card,
         arch=recipe.arch,
@@ -248,10 +249,16 @@ def _run(
     job.console.print(
         f"best {monitored(job.recipe, record.metrics)} at epoch "
         f"{record.best_epoch}, {record.seconds:.0f} s: {out / 'model.keras'}. "
-        f"Next: python -m export --model {out}",
+        f"Next: {_next_step(job)}",
         soft_wrap=True,
     )
     return Run(out, record)
+
+
+def _next_step(job: Job) -> str:
+    if job.data.spec.startswith(in_memory.PREFIX):
+        return f"export.export_model({str(job.out)!r}, data=...), with the same data"
+    return f"python -m export --model {job.out}"
 
 
 def _compiled_model(job: Job, copies: bool, strategy) -> tuple[Job, keras.Model]:
