@@ -46,7 +46,7 @@ def is_held_out(key: str, fraction: float) -> bool:
     smaller fraction holds out, a larger one does too.
     """
     digest = hashlib.sha256(key.encode()).digest()
-    # Evenly spread over [0, 5). Its integer part is version 0.1's rule, which held out a fifth.
+    # Evenly spread over [0, 5). Its integer part is the rule of versions 0.1 and 0.2: a fifth.
     position = int.from_bytes(digest[:8], "big") % 5 + int.from_bytes(digest[8:12], "big") / 2**32
     return position < 5 * fraction
 

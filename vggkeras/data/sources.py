@@ -28,7 +28,7 @@ from vggkeras.errors import InputError
 if TYPE_CHECKING:
     from vggkeras.card import ModelCard
 
-FIRST_HELD_OUT = 0.1  # of a TFDS data set by version 0.1, whose cards do not say it
+FIRST_HELD_OUT = 0.1  # of a TFDS data set by versions 0.1 and 0.2, whose cards do not say it
 
 
 def load_data(
