@@ -32,6 +32,7 @@ NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|[-+]?\d[\d,_.]*(e[-+]?\d+)?%?")
 NOISE = re.compile(
     r"^([IWE]0000 .*|WARNING: All log messages before absl.*|To enable the .*)\n", re.M
 )
+BOX = re.compile("[│┃━─]")
 STYLE = re.compile(r"\x1b\[[\d;]*m")
 # What depends on how fast a machine is, or on which epoch was best by a hair.
 PASSING = re.compile(r"^epoch +#/#|^(reading|rescaling|validating|epoch)\b.* left$|^resumes ")
@@ -87,7 +88,7 @@ def _tidy(output: nbformat.NotebookNode, here: str) -> nbformat.NotebookNode:
     if data.get("text/html", "").startswith("<pre"):  # rich's, in colors
         output = nbformat.v4.new_output("stream", text=STYLE.sub("", data["text/plain"]))
     if output.output_type == "stream":
-        output.text = NOISE.sub("", tidy(output.text))
+        output.text = NOISE.sub("", STYLE.sub("", tidy(output.text)))
     elif "text/plain" in data:
         data["text/plain"] = tidy(data["text/plain"])
     return output
@@ -112,7 +113,9 @@ def shape(notebook: nbformat.NotebookNode) -> list[str]:
                 data = output.get("data", {})
                 text = data.get("text/plain", "") if "image/png" not in data else "a picture"
             masked = [NUMBER.sub("#", line).strip() for line in text.splitlines()]
-            masked = [re.sub(r"[ #─━]+", " ", line) if "│" in line else line for line in masked]
+            masked = [
+                re.sub(r"[ #─━]+", " ", line) if BOX.search(line) else line for line in masked
+            ]
             lines += [
                 f"cell {number}: {line}" for line in masked if line and not PASSING.match(line)
             ]

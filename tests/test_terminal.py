@@ -104,3 +104,11 @@ def test_on_a_terminal_there_are_no_lines(clock):
 )
 def test_durations_are_words(seconds, text):
     assert terminal.duration(seconds) == text
+
+
+def test_nothing_moves_on_the_terminal_of_a_notebooks_command(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks set it
+    assert terminal.Console().is_terminal
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert not terminal.Console().is_terminal
+    assert terminal.Console(file=io.StringIO(), force_terminal=True).is_terminal

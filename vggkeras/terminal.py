@@ -38,6 +38,7 @@ from vggkeras.errors import visible
 SILENCE = 30.0  # seconds without a line after which there is one, where there is no terminal
 
 T = TypeVar("T")
+NOTEBOOK = "JPY_PARENT_PID"  # set for what a notebook's kernel starts
 
 
 class Console(rich.console.Console):
@@ -48,6 +49,9 @@ class Console(rich.console.Console):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Take the arguments of rich's console."""
+        if NOTEBOOK in os.environ and "file" not in options:
+            # What a notebook runs as !command has a terminal on which nothing can move.
+            options = {"force_terminal": False, **options}
         super().__init__(*arguments, **options)
         self.last_line = self.get_time()  # when something was printed last
 
