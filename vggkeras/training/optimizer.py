@@ -177,9 +177,15 @@ class AveragedWeights(keras.callbacks.Callback):
 
 def put_averages_in(model: keras.Model) -> list[np.ndarray]:
     """Make the optimizer's moving averages a model's weights; return the weights it had."""
-    trained = [np.array(ops.convert_to_numpy(v)) for v in model.trainable_variables]
+    trained = _copies(model.trainable_variables)
     model.optimizer.finalize_variable_values(model.trainable_variables)
+    # JAX has them share the arrays of the averages, which a test step would delete with its own.
+    put_back(model, _copies(model.trainable_variables))
     return trained
+
+
+def _copies(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    return [np.array(ops.convert_to_numpy(variable)) for variable in variables]
 
 
 def put_back(model: keras.Model, trained: Sequence[np.ndarray]) -> None:
