@@ -311,9 +311,12 @@ def test_bad_input(run, tmp_path, photos, command):
     for arguments, message in (
         (
             ("--model", tmp_path / "bare.keras", "--precision", "int8"),
-            "give --data digits, tfds:NAME or a folder",
+            "give --data digits, tfds:NAME, a folder or a list",
         ),
-        (("--precision", "int8", "--data", "random"), "give --data digits, tfds:NAME or a folder"),
+        (
+            ("--precision", "int8", "--data", "random"),
+            "give --data digits, tfds:NAME, a folder or a list",
+        ),
         (
             ("--precision", "int8", "--calibration", 9),
             "one image for each of 10 classes; received 9: give --calibration 10",
