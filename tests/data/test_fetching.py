@@ -132,18 +132,22 @@ def test_ctrl_c_ends_a_download(builder_of, served):
 
     def send(file):
         try:
-            file.write(bytes(1 << 16))
+            file.write(bytes(1 << 10))
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            for _ in range(10_000):  # slowly: what is not stopped fills no disk
-                file.write(bytes(1 << 10))
+            for _ in range(600):  # slowly: what is not stopped fills no disk
+                file.write(bytes(16))
                 file.flush()
-                time.sleep(0.01)
+                time.sleep(0.1)
         except OSError:  # the other side has hung up
             pass
         ended.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        fetching.prepare(builder_of(served(send)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever ran before
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fetching.prepare(builder_of(served(send)))
+    finally:
+        signal.signal(signal.SIGINT, before)
     ended.wait()  # no thread goes on with it, for which the end of the process would wait
 
 
