@@ -326,10 +326,10 @@ class CutAfter(keras.callbacks.Callback):
         self.left -= 1
 
 
-def cut_at(recipe, steps: int) -> None:
+def cut_at(recipe, steps: int, data=None) -> None:
     """Train, and be cut off after that many steps."""
     with pytest.raises(Cut):
-        train(recipe, callbacks=[CutAfter(steps)])
+        train(recipe, data=data, callbacks=[CutAfter(steps)])
 
 
 def assert_same_end(run, other) -> None:

@@ -142,7 +142,8 @@ def test_ctrl_c_ends_a_download(builder_of, served):
             pass
         ended.set()
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever ran before
+    # A shell that starts the tests in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             fetching.prepare(builder_of(served(send)))
