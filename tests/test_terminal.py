@@ -41,9 +41,9 @@ def test_each_phase_and_each_silence_is_a_line(log, clock):
             clock.now = 1000 + number * 0.05  # two minutes in all, and 20 images a second
     assert lines(log) == [
         "reading my [photographs]/train: 2,000 images",
-        "reading my [photographs]/train: 601 of 2,000 images (30%), about 70 s left",
-        "reading my [photographs]/train: 1,201 of 2,000 images (60%), about 40 s left",
-        "reading my [photographs]/train: 1,801 of 2,000 images (90%), about 10 s left",
+        "reading my [photographs]/train: 601 of 2,000 images (30%), 20 images/s, about 70 s left",
+        "reading my [photographs]/train: 1,201 of 2,000 images (60%), 20 images/s, about 40 s left",
+        "reading my [photographs]/train: 1,801 of 2,000 images (90%), 20 images/s, about 10 s left",
     ]
 
 
@@ -61,7 +61,7 @@ def test_other_lines_end_a_silence(clock):
     assert lines(log) == [
         "all epochs: 50 of 100 steps",
         *(f"epoch {epoch}" for epoch in range(4)),
-        "epoch 4 of 9: 55 of 100 steps (55%), about 18 min left",
+        "epoch 4 of 9: 55 of 100 steps (55%), 0.0417 steps/s, about 18 min left",
     ]
 
 
@@ -87,7 +87,7 @@ def test_work_that_is_not_announced_is_silent_while_it_is_short(log, clock):
     with terminal.progress_bar(log, announced=False) as bar:
         for number in bar.track(range(40), description="predict"):
             clock.now = 1000 + number
-    assert lines(log) == ["predict: 31 of 40 images (78%), about 9 s left"]
+    assert lines(log) == ["predict: 31 of 40 images (78%), 1.03 images/s, about 9 s left"]
 
 
 def test_on_a_terminal_there_are_no_lines(clock):

@@ -182,8 +182,10 @@ class _ProgressLines(Progress):
         done, total = task.completed, task.total or 0
         line = f"{task.description}: {done:,.0f} of {total:,.0f} {self.unit}"
         if done > self.first and done < total:
-            left = (task.elapsed or 0.0) * (total - done) / (done - self.first)
-            line += f" ({done / total:.0%}), about {duration(left)} left"
+            elapsed = task.elapsed or 0.0
+            left = elapsed * (total - done) / (done - self.first)
+            speed = rate(done - self.first, elapsed)
+            line += f" ({done / total:.0%}), {speed} {self.unit}/s, about {duration(left)} left"
         self._print(line)
 
     def _print(self, line: str) -> None:
@@ -198,13 +200,32 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def rate(count: float, seconds: float) -> str:
+    """Return a rate with three digits, whole from a thousand on; "?" where no time has passed."""
+    if seconds <= 0:
+        return "?"
+    return f"{count / seconds:,.0f}" if count >= 1000 * seconds else f"{count / seconds:.3g}"
+
+
+class _Rate(ProgressColumn):
+    """How many are done in a second, of late."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{rate(task.speed, 1)} {self.unit}/s" if task.speed else "")
+
+
 def progress_bar(
     console: rich.console.Console, unit: str = "images", *, announced: bool = True
 ) -> Progress:
-    """Return a progress bar with the time that passed and the time left.
+    """Return a progress bar with the rate, the time that passed and the time left.
 
     Where there is no terminal it prints lines: "reading photos/train: 45,000 images", and after
-    each silence "reading photos/train: 18,200 of 45,000 images (40%), about 45 s left".
+    each silence "reading photos/train: 18,200 of 45,000 images (40%), 607 images/s, about 45 s
+    left".
 
     Args:
         console: where it is shown.
@@ -217,6 +238,7 @@ def progress_bar(
         _Description(table_column=Column(no_wrap=True)),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
