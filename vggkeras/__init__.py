@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vggkeras.batch.jobs import label as label
     from vggkeras.data.sources import load_data as load_data
     from vggkeras.data.splits import Data as Data
     from vggkeras.errors import InputError as InputError
@@ -41,6 +42,7 @@ _HOME = {
     "Recipe": "recipe",
     "build": "models",
     "extract_features": "features.extraction",
+    "label": "batch.jobs",
     "load": "runtimes",
     "load_data": "data.sources",
     "load_weights": "weights.load",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vggkeras.data.splits import Data
     from vggkeras.runtimes import Predictor
 
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
 console = Console()
 
 
@@ -29,7 +31,7 @@ class Compute:
             Python.
     """
 
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    provider: Provider = "cpu"
     threads: int | None = None
     trust_saved_model: bool = False
 

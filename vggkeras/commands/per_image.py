@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vggkeras.commands import rows
-from vggkeras.commands.rows import Column
+from vggkeras import rows
+from vggkeras.rows import Column
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,7 @@ from vggkeras.errors import visible
 from vggkeras.terminal import Console, fits
 
 if TYPE_CHECKING:
-    from vggkeras.commands.predict import Prediction
+    from vggkeras.batch.labelling import Prediction
 
 FEW = 20  # images that are shown one by one
 NAMED = 10  # unreadable images that are named among many
@@ -50,7 +50,7 @@ def show(tally: Tally, console: Console) -> None:
 
     A table is for terminals that are wide enough: elsewhere it would fold names.
     """
-    if len(tally.first) <= FEW:
+    if 0 < len(tally.first) <= FEW:
         table = predictions_table(tally.first)
         lines = [_line(prediction) for prediction in tally.first]
         below = [_line(prediction) for prediction in tally.unreadable]

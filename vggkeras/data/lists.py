@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,11 +90,11 @@ def _csv(path: Path) -> _Table:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
-            mark = next((mark for mark in ",;\t" if mark in first), ",")
+            mark = separator(first)
             rows = list(csv.DictReader(file, delimiter=mark, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no UTF-8 .csv file ({error}): save it as one.") from error
-    found = _columns(path, list(rows[0]) if rows else next(csv.reader([first], delimiter=mark)))
+    found = find_columns(path, list(rows[0]) if rows else next(csv.reader([first], delimiter=mark)))
     uneven = [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]
     if uneven:
         raise InputError(
@@ -112,7 +112,7 @@ def _parquet(path: Path) -> _Table:
     try:
         about = parquet.ParquetFile(path)
         schema, rows = about.schema_arrow, about.metadata.num_rows
-        found = _columns(path, schema.names)
+        found = find_columns(path, schema.names)
         if rows > MOST_ROWS:
             raise InputError(f"{path} has {rows:,} rows; {MOST_ROWS:,} are the most that are read.")
         table = parquet.read_table(path, columns=list(found.values()))
@@ -132,19 +132,33 @@ def _hub_names(schema: Any, column: str) -> list[str] | None:
         return None
 
 
-def _columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
-    """Return the column of each kind: image, label, and split where there is one."""
+def separator(first: str) -> str:
+    """Return what separates the fields of a .csv file, by its first line."""
+    return next((mark for mark in ",;\t" if mark in first), ",")
+
+
+def find_columns(
+    path: str | Path,
+    columns: Sequence[str],
+    kinds: Mapping[str, Sequence[str]] = COLUMNS,
+    needed: Sequence[str] = ("image", "label"),
+) -> dict[str, str]:
+    """Return the column of each kind, by its names: the first of them that there is.
+
+    Raises:
+        InputError (a ValueError): there is none of a kind that is needed.
+    """
     lowered = {str(column).strip().lower(): column for column in columns}
     found = {
         kind: lowered[name]
-        for kind, names in COLUMNS.items()
+        for kind, names in kinds.items()
         for name in reversed(names)
         if name in lowered
     }
-    for kind in ("image", "label"):
+    for kind in needed:
         if kind not in found:
             raise InputError(
-                f"{path} has no column {kind}: expected one of {', '.join(COLUMNS[kind])}; "
+                f"{path} has no column {kind}: expected one of {', '.join(kinds[kind])}; "
                 f"received {', '.join(map(str, columns)) or 'none'}."
             )
     return found

@@ -71,7 +71,7 @@ def extract_features(
             f"Expected a list of paths or arrays; received one path, {str(images)!r}: put it into "
             "a list."
         )
-    extractor = _Extractor(predictor, scales, aggregate, mirrors)
+    extractor = Extractor(predictor, scales, aggregate, mirrors)
     rescaled = decoding.in_threads(
         lambda image: protocols.prepared(image, extractor.rescaled, exif),
         ((image,) for image in images),
@@ -179,7 +179,7 @@ def describe(
         InputError (a ValueError): as `extract_features`; no such split; unreadable images (counted
             and named); no images.
     """
-    extractor = _Extractor(predictor, scales, aggregate, mirrors and data.mirrors)
+    extractor = Extractor(predictor, scales, aggregate, mirrors and data.mirrors)
     chosen = chosen_splits(data, splits)
     extractor.warm_up()
     start = time.monotonic()
@@ -283,12 +283,17 @@ def _write_parquet(described: Described, names: list[str], about: str, path: Pat
     parquet.write_table(table.replace_schema_metadata({"vggkeras": about}), path)
 
 
-class _Extractor:
+class Extractor:
     """A network's form for features, and how its outputs are combined."""
 
     def __init__(
-        self, predictor: Predictor, scales: Sequence[int] | None, aggregate: str, mirrors: bool
+        self,
+        predictor: Predictor,
+        scales: Sequence[int] | None = None,
+        aggregate: str = "average",
+        mirrors: bool = True,
     ) -> None:
+        """Raise InputError as `extract_features`, whose arguments these are."""
         if aggregate not in AGGREGATES:
             raise InputError(
                 f"aggregate must be one of {', '.join(AGGREGATES)}; received {aggregate!r}."
@@ -329,9 +334,7 @@ def _unit_length(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def _provenance(
-    extractor: _Extractor, data: Data, splits: Iterable[str], images: int
-) -> Provenance:
+def _provenance(extractor: Extractor, data: Data, splits: Iterable[str], images: int) -> Provenance:
     form = extractor.form
     return Provenance(
         model=str(form.path),

@@ -1,0 +1,152 @@
+"""Write the parts of a folder of labels by actors of Ray Data, a `Predictor` each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vggkeras import files, runtimes
+from vggkeras.batch.labelling import Labeller
+from vggkeras.batch.manifest import Manifest
+from vggkeras.batch.parts import Advance, Job
+from vggkeras.batch.parts import write_parts as write_here
+from vggkeras.errors import InputError
+
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE = 100 * 2**20  # bytes: what goes through it are the numbers of parts
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+class Worker:
+    """An actor: it loads the model strictly, then writes the parts that it is given."""
+
+    def __init__(self, job: Job, model: Path) -> None:
+        """Load the model; why that failed is kept for the first part."""
+        self.job, self.failure = job, ""
+        self.claimed = contextlib.ExitStack()
+        try:
+            self.labeller = self._load(model)
+            self.claimed.enter_context(files.claimed(job.out))
+        except (InputError, OSError) as error:
+            self.failure = str(error)
+
+    def _load(self, model: Path) -> Labeller:
+        """Return the model; raises InputError where it is another one than the driver's."""
+        options, manifest = self.job.options, self.job.manifest
+        predictor = runtimes.load(
+            model,
+            options.provider,
+            threads=options.threads,
+            trust_saved_model=options.trust_saved_model,
+        )
+        found = Manifest.of(
+            predictor, self.job.source, manifest.columns, manifest.top, manifest.exif
+        )
+        if changed := manifest.differences(found):
+            raise InputError(f"not as where the job was started: {'; '.join(changed)}")
+        return Labeller(predictor, manifest.top, exif=manifest.exif)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Write a part; return how many images it has, or why it could not be written."""
+        (part,) = batch["item"]
+        try:
+            if not self.failure:
+                write_here(self.job, self.labeller, [int(part)], lambda _: None)
+        except (InputError, OSError) as error:
+            self.failure = str(error)
+        images = len(self.job.manifest.rows_of(int(part)))
+        return {"images": [images], "failure": [self.failure]}
+
+
+def write_parts(
+    job: Job, model: Path, numbers: list[int], workers: int | None, advance: Advance
+) -> None:
+    """Write parts as `parts.write_parts` does, in actors of Ray Data.
+
+    An actor that is killed is started again, and does its part again. Memory holds a batch in each.
+
+    Args:
+        job: what is labelled.
+        model: the file that every worker loads.
+        numbers: of the parts.
+        workers: how many actors; by default as many as fit.
+        advance: is told how many more images are labelled, as each part is done.
+
+    Raises:
+        InputError (a ValueError): a worker cannot load the model on the provider asked for, loads
+            another one, or cannot write; or Ray has ended.
+    """
+    import ray
+
+    with _started(ray):
+        on_gpu = job.options.provider != "cpu"
+        there = ray.cluster_resources()
+        fit = int(there.get("GPU", 0) if on_gpu else there["CPU"] // (job.options.threads or 1))
+        size = min(workers or max(1, fit), len(numbers))
+        needed: dict[str, Any] = (
+            {"num_gpus": 1} if on_gpu and fit else {"num_cpus": job.options.threads or 1}
+        )
+        labelled = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+            Worker,
+            fn_constructor_args=(job, model.absolute()),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=size),
+            **needed,
+        )
+        try:
+            for row in labelled.iter_rows():
+                if row["failure"]:
+                    raise InputError(f"a worker of Ray stopped: {row['failure']}")
+                advance(row["images"])
+        except ray.exceptions.RayTaskError:
+            raise  # a defect of ours
+        except ray.exceptions.RayError as error:
+            raise InputError(
+                f"Ray ended ({str(error).splitlines()[0][:200]}): run the command again with "
+                "--resume."
+            ) from error
+
+
+@contextlib.contextmanager
+def _started(ray: Any) -> Iterator[None]:
+    """Start Ray, silent, on this machine alone unless RAY_ADDRESS names a cluster; then end it."""
+    if ray.is_initialized():  # by the caller, whose it is
+        yield
+        return
+    before = {name: os.environ.get(name) for name in QUIET}
+    os.environ.update(QUIET)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    here: dict[str, Any] = {
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE,
+        "_node_ip_address": LOOPBACK,
+    }
+    try:
+        ray.init(
+            address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **(here if address == "local" else {}),
+        )
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
