@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,16 +129,18 @@ class Labeller:
         import numpy as np
 
         shown = [self._blank if isinstance(image, str) else image for _, image in window]
-        names = self.predictor.class_names
-        for (name, image), answer in zip(window, self._answers(shown), strict=True):
+        answers, names = self._answers(shown), self.predictor.class_names
+        best: Iterable[list[int]] = itertools.repeat([])
+        probable: Iterable[list[float]] = itertools.repeat([])
+        if names:
+            order = np.argsort(-answers, axis=1, kind="stable")[:, : self.top or None]
+            best, probable = order.tolist(), np.take_along_axis(answers, order, axis=1).tolist()
+        for (name, image), answer, i, p in zip(window, answers, best, probable, strict=False):
             if isinstance(image, str):
                 yield Prediction(name, error=image)
-            elif self.predictor.features:
-                yield Prediction(name, answer=answer)
             else:
-                best = np.argsort(-answer, kind="stable")[: self.top or None]
-                classes = tuple(names[i] for i in best)
-                yield Prediction(name, classes, tuple(answer[best].tolist()), answer=answer)
+                classes = tuple([names[k] for k in i])
+                yield Prediction(name, classes, tuple(p), answer=answer)
 
 
 def classify(

@@ -17,6 +17,7 @@ from vggkeras.batch.manifest import Manifest
 from vggkeras.batch.parts import Advance, Job
 from vggkeras.batch.parts import write_parts as write_here
 from vggkeras.errors import InputError
+from vggkeras.runtimes.stderr import quiet_stderr
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE = 100 * 2**20  # bytes: what goes through it are the numbers of parts
@@ -133,12 +134,13 @@ def _started(ray: Any) -> Iterator[None]:
         "_node_ip_address": LOOPBACK,
     }
     try:
-        ray.init(
-            address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **(here if address == "local" else {}),
-        )
+        with quiet_stderr():  # it says there at which level it will log
+            ray.init(
+                address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **(here if address == "local" else {}),
+            )
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -24,6 +24,7 @@ from vggkeras.errors import InputError
 if TYPE_CHECKING:
     from vggkeras.runtimes.providers import Options
 
+TOGETHER = 8  # images that a thread is given at once: handing over costs as much as a small one
 NAMED = 20  # unreadable images that a summary names
 Advance = Callable[[int], None]  # takes how many more images have been labelled
 
@@ -55,15 +56,20 @@ def write_parts(job: Job, labeller: Labeller, numbers: Iterable[int], advance: A
     """
     from vggkeras.data.decoding import in_threads
     from vggkeras.evaluation.protocols import windows
+    from vggkeras.runtimes.providers import cores
 
     numbers = list(numbers)
     reader, manifest = Reader(job.source), job.manifest
 
-    def read(name: str, source: Any) -> tuple[str, Any]:
-        return name, labeller.read(name, source)
+    def read(*some: tuple[str, Any]) -> list[tuple[str, Any]]:
+        return [(name, labeller.read(name, source)) for name, source in some]
 
     ranges = (manifest.rows_of(number) for number in numbers)
-    images = in_threads(read, (row for r in ranges for row in reader.rows(r.start, r.stop)))
+    wanted = (row for r in ranges for row in reader.rows(r.start, r.stop))
+    # Two batches, for one waits while the model is at the other; and enough for every thread.
+    ahead = max(2 * manifest.batch // TOGETHER, 2 * cores())
+    read_ahead = in_threads(read, map(tuple, windows(wanted, TOGETHER)), ahead)
+    images = itertools.chain.from_iterable(read_ahead)
     for number in numbers:
         path = job.path(number)
         beside = files.partial(path)

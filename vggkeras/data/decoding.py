@@ -275,15 +275,24 @@ def check_names(paths: Iterable[str], class_names: Iterable[str] = ()) -> None:
             )
 
 
-def in_threads(function: Callable[..., T], items: Iterable[tuple]) -> Iterator[T]:
-    """Yield `function(*item)` for every item, in order; a few items a core are worked on ahead."""
+def in_threads(
+    function: Callable[..., T], items: Iterable[tuple], ahead: int | None = None
+) -> Iterator[T]:
+    """Yield `function(*item)` for every item, in order.
+
+    Args:
+        function: called in threads, one a core.
+        items: its arguments.
+        ahead: how many items are worked on ahead; by default eight a core.
+    """
     workers = os.cpu_count() or 1
+    ahead = ahead or 8 * workers
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[T]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, *item))
-                if len(waiting) > 8 * workers:  # so that memory stays bounded
+                if len(waiting) > ahead:  # so that memory stays bounded
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
