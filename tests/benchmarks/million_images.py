@@ -5,15 +5,17 @@ python tests/benchmarks/million_images.py FOLDER --images 1000 10000 --source fi
 python tests/benchmarks/million_images.py FOLDER --images 50000 --halves 3
 
 FOLDER gets the sources and a tiny network, unless they are there. Each job is a process of its own;
-its memory is the proportional set size of it and all processes that it starts. --halves compares
-Ray's two workers with two processes of the local engine at once, each on half of the images, in
-turn.
+its memory is the largest resident set of it and of every process that it starts, added up, so that
+what they share counts in each. --halves compares Ray's two workers with two processes of the local
+engine at once, each on half of the images, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,33 +27,38 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1] / "batch"))
 import many
 
-EVERY = 0.5  # seconds between two looks at the memory
+EVERY = 0.2  # seconds between two looks at the memory
 
 
-def memory(process: psutil.Process) -> int:
-    """Return the bytes of a process and of all that it has started, shared ones counted once."""
-    total = 0
-    for each in [process, *process.children(recursive=True)]:
-        try:
-            total += each.memory_full_info().pss
-        except psutil.Error:  # it has just ended
-            continue
-    return total
+def look(process: psutil.Process, most: dict[int, int]) -> None:
+    """Note the largest resident set that a process, and each that it has started, has had so far.
+
+    Args:
+        process: with its children.
+        most: takes bytes, by process; Linux keeps them itself (VmHWM).
+    """
+    with contextlib.suppress(psutil.Error):
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(OSError):  # it has just ended
+                status = Path(f"/proc/{each.pid}/status").read_text()
+                if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+                    most[each.pid] = 1024 * int(found[1])
 
 
 def run(jobs: list[list[str]]) -> tuple[float, int]:
-    """Run jobs at once; return their seconds, and their most memory together in bytes."""
-    start, peak = time.monotonic(), 0
+    """Run jobs at once; return their seconds, and the sum of their processes' memory in bytes."""
+    start, most = time.monotonic(), {}
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     running = [
         psutil.Popen([*many.COMMAND, *job], env=environment, stdout=subprocess.DEVNULL)
         for job in jobs
     ]
     while any(job.poll() is None for job in running):
-        peak = max(peak, sum(memory(job) for job in running if job.poll() is None))
+        for job in running:
+            look(job, most)
         time.sleep(EVERY)
     assert not any(job.returncode for job in running), [job.returncode for job in running]
-    return time.monotonic() - start, peak
+    return time.monotonic() - start, sum(most.values())
 
 
 def steady(*folders: Path) -> float:

@@ -1,0 +1,136 @@
+"""Ray Data as the engine: the same bits, strict providers, silence, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from many import COMMAND, Killing, is_worker, labelled, write_tables
+
+import vggkeras
+from vggkeras.batch import on_ray
+from vggkeras.errors import InputError
+
+ray = pytest.importorskip("ray", reason="of the extra scale")
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def model(exports) -> Path:
+    return exports / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "tables"
+    write_tables(folder, 2500)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tables, model, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "labels"
+    vggkeras.label(f"{tables}/*.parquet", model, out, threads=1)
+    return out
+
+
+def test_ray_writes_the_same_bits_in_silence_on_the_loopback(whole, tables, model, tmp_path):
+    out = tmp_path / "labels"
+    arguments = [f"{tables}/*.parquet", "--model", str(model), "--out", str(out)]
+    job = psutil.Popen(
+        [*COMMAND, *arguments, "--engine", "ray", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    listening, seen = set(), {}
+    while job.poll() is None:
+        for process in job.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                seen[process.pid] = process
+                listening |= {
+                    connection.laddr.ip
+                    for connection in process.net_connections("inet")
+                    if connection.status == psutil.CONN_LISTEN
+                }
+        time.sleep(0.3)
+    text, err = job.communicate()
+    assert (job.returncode, err) == (0, "")
+    assert "wrote 2,500 rows to" in text
+    assert labelled(out) == labelled(whole)
+    assert {p.name for p in out.iterdir()} == {*labelled(out), "_manifest.json"}
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+    gone, alive = psutil.wait_procs(list(seen.values()), timeout=30)
+    assert gone
+    assert not alive
+
+
+def test_a_worker_says_what_it_has_not_and_how_it_differs(whole, tables, model, tmp_path):
+    """In this process, as an actor: no GPU is here, and another file is no model of the job."""
+    from vggkeras.batch import sources
+    from vggkeras.batch.manifest import Manifest
+    from vggkeras.batch.parts import Job
+    from vggkeras.runtimes.providers import Options
+
+    manifest = Manifest.read(whole)
+    assert manifest is not None
+    source = sources.load([f"{tables}/*.parquet"], tmp_path / "none")
+    job = Job(tmp_path, source, manifest, Options(threads=1))
+    batch = {"item": np.array([2])}
+    assert on_ray.Worker(job, model)(batch) == {"images": [452], "failure": [""]}
+    assert labelled(tmp_path)["part-000002.parquet"] == labelled(whole)["part-000002.parquet"]
+    (failure,) = on_ray.Worker(replace(job, options=Options(threads=2)), model)(batch)["failure"]
+    assert failure == "not as where the job was started: threads was 1, is 2"
+    on_gpu = replace(job, options=Options("cuda", threads=1))
+    (failure,) = on_ray.Worker(on_gpu, model)(batch)["failure"]
+    assert failure.startswith("provider cuda: ONNX Runtime")
+
+
+@pytest.mark.slow
+def test_a_worker_without_the_provider_stops_the_job(tables, model, tmp_path):
+    with pytest.raises(InputError, match=r"a worker of Ray stopped: provider cuda: ONNX Runtime"):
+        vggkeras.label(
+            f"{tables}/*.parquet", model, tmp_path / "out", provider="cuda", engine="ray"
+        )
+    assert labelled(tmp_path / "out") == {}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_ray_too(tables, model, tmp_path):
+    out = tmp_path / "labels"
+    arguments = [f"{tables}/*.parquet", "--model", str(model), "--out", str(out)]
+    job = psutil.Popen(
+        [*COMMAND, *arguments, "--engine", "ray"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(map(is_worker, job.children(recursive=True))):
+        time.sleep(0.1)
+        assert job.poll() is None
+    children = job.children(recursive=True)
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate()
+    assert (job.returncode, err) == (130, "interrupted\n")
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+@pytest.mark.slow
+def test_killed_drivers_and_workers_lose_nothing(whole, tables, model, tmp_path):
+    arguments = [f"{tables}/*.parquet", "--model", str(model), "--threads", "1"]
+    job = Killing([*arguments, "--engine", "ray"], tmp_path / "labels", whole, seed=0)
+    for worker in (False, True) * 2:
+        job.kill_once(0.5, worker=worker)
+    if job.out.exists():
+        job.finish()
+    assert job.ended
+    shutil.rmtree(job.out, ignore_errors=True)
