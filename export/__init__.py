@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Pixels = Literal["0-255", "0-1", "-1-1", "caffe", "torch"]
 FormatName = Literal["saved_model", "onnx", "tflite", "all"]
 Precision = Literal["float32", "float16", "int8", "all"]
+Engine = Literal["tensorrt"]
 
 __all__ = ["FORMATS", "PRECISIONS", "TOLERANCES", "Format", "Pixels", "compare", "export_model"]
 
@@ -43,6 +44,7 @@ def export_model(
     input: Pixels | None = None,
     logits: bool = False,
     sign: str | os.PathLike[str] | None = None,
+    target: Engine | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a trained model, and prove every file on real images in the runtime that serves it.
@@ -80,6 +82,7 @@ def export_model(
         input=input,
         logits=logits,
         sign=Path(sign) if sign else None,
+        target=target,
     )
     return {name: entry.to_json(name) for name, entry in pipeline.run(request, console).items()}
 

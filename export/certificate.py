@@ -41,6 +41,7 @@ def entry_of(
         sha256=files.sha256(path),
         bytes=files.size(path),
         precision=card.precision,
+        target=card.target or None,
         runtime=candidate.runtime,
         version=candidate.version,
         provider=candidate.provider,

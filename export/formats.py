@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from export.quantize import Int8Plan
 
 PRECISIONS = ("float32", "float16", "int8")
+ENGINES = ("", "tensorrt")  # that a file may be for alone; "": any
 # Largest error of a probability, absolute and relative to the largest; of a feature, relative
 # alone. float16 keeps 11 binary digits; of int8, accuracy and agreement are what is bounded.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-5, "float16": 1e-2, "int8": None}
@@ -77,13 +78,15 @@ class Target:
     format: str
     precision: str = "float32"
     form: Form = Form.CLASSIFIER
+    engine: str = ""  # the one that an int8 file is for: tensorrt
 
     @property
     def name(self) -> str:
         """The file's name: model.onnx, model.int8.onnx, model.dense.onnx, saved_model.features."""
         path = Path(FORMATS[self.format].file)
-        if self.precision != "float32":
-            path = path.with_name(f"{path.stem}.{self.precision}{path.suffix}")
+        for part in (self.precision, self.engine):
+            if part not in ("float32", ""):
+                path = path.with_name(f"{path.stem}.{part}{path.suffix}")
         return (path if self.form is Form.CLASSIFIER else form_path(path, self.form)).name
 
     @property

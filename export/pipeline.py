@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from export import signature
-from export.formats import FORMATS, Target, writer_of
+from export.formats import ENGINES, FORMATS, Target, writer_of
 from export.request import Request
 from vggkeras import files, locks
 from vggkeras.card import Calibration, Form, ModelCard
@@ -119,7 +119,10 @@ def _quantized(
         with progress_bar(console, "batches") as bar:
             yield from bar.track(starts, description="measuring ranges")
 
-    plan = quantize.calibrate(subject.graph, images, len(np.unique(labels)), track)
+    symmetric = any(target.engine for target in targets)
+    plan = quantize.calibrate(
+        subject.graph, images, len(np.unique(labels)), track, symmetric=symmetric
+    )
     some = images[:: -(-len(images) // activations.BATCH)]
     noise = quantize.signal_to_noise(subject.graph, plan, some)
     console.print(
@@ -141,9 +144,10 @@ def _kept_sizes(request: Request, sha256: str) -> Sequence[tuple[np.ndarray, np.
 
     entries = certificate.read(request.folder)
     dense = {
-        Target(request.folder, format, precision, Form.DENSE).name
+        Target(request.folder, format, precision, Form.DENSE, engine).name
         for format, kind in FORMATS.items()
         for precision in kind.precisions
+        for engine in ENGINES
     }
     for name in sorted(entries.keys() & dense):
         if request.form is Form.CLASSIFIER and entries[name].model_sha256 == sha256:
@@ -182,6 +186,7 @@ class _Export:
         card = artifact.describe(
             subject.card, subject.reference, subject.model_sha256, target.form, target.precision
         )
+        card = replace(card, target=target.engine)
         if target.precision != "int8" or plan is None or data is None:
             return card
         noise = {layer: round(db, 2) for layer, db in plan.signal_to_noise_db.items()}

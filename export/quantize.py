@@ -3,6 +3,7 @@
 In int8 a value is (integer - zero point) * scale, in ONNX and in TFLite. Activations have one
 scale for each tensor, from calibration images (`calibrate`); kernels have one for each filter, and
 zero point 0 (`quantize_kernel`); biases are int32, their scale the input's times the kernel's.
+Symmetric activations, for TensorRT, are signed: their zero point is 0 too, and biases stay float32.
 Images go in as bytes and probabilities come out as float32: the mean's subtraction, LRN, soft-max
 and the class scores are computed in float32.
 """
@@ -30,22 +31,33 @@ SAMPLED = 1 << 18  # values of an activation that a histogram counts, of a few i
 
 @dataclass(frozen=True)
 class Quantization:
-    """Scale and zero point: value = (integer - zero_point) * scale, integer in 0-255."""
+    """Scale and zero point: value = (integer - zero_point) * scale, integer in 0-255.
+
+    If symmetric, the integer is in -127 to 127, and the zero point is 0.
+    """
 
     scale: float
     zero_point: int
+    symmetric: bool = False
 
     @classmethod
-    def of_range(cls, low: float, high: float) -> Quantization:
+    def of_range(cls, low: float, high: float, *, symmetric: bool = False) -> Quantization:
         """Return those of a range, which is widened to hold zero, so that padding is exact."""
         low, high = min(low, 0.0), max(high, 0.0)
+        if symmetric:
+            return cls(float(np.float32(max(-low, high) / 127 or 1.0)), 0, True)
         scale = (high - low) / 255 or 1.0
         return cls(float(np.float32(scale)), int(np.clip(round(-low / scale), 0, 255)))
+
+    @property
+    def integers(self) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        return (-127, 127) if self.symmetric else (0, 255)
 
     def round(self, values: Any) -> np.ndarray:
         """Return values as they are after quantizing and dequantizing, float32."""
         scale = np.float32(self.scale)
-        integers = np.clip(np.rint(np.asarray(values) / scale) + self.zero_point, 0, 255)
+        integers = np.clip(np.rint(np.asarray(values) / scale) + self.zero_point, *self.integers)
         return ((integers - self.zero_point) * scale).astype(np.float32)
 
 
@@ -82,6 +94,8 @@ def calibrate(
     images: np.ndarray,
     classes: int,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    *,
+    symmetric: bool = False,
 ) -> Int8Plan:
     """Return the plan of a network, with the range of every activation on calibration images.
 
@@ -94,6 +108,7 @@ def calibrate(
         images: uint8 `[N, H, W, C]`.
         classes: how many classes the images show.
         track: passes on an index for each batch, and may show a progress bar.
+        symmetric: give every activation zero point 0, and a sign.
 
     Raises:
         InputError (a ValueError): NaN or infinite activations, by layer.
@@ -101,7 +116,8 @@ def calibrate(
     tensors = tensors_of(graph)
     # A centered byte has a known range, whatever the images; all others are positive, by a ReLU.
     mean = layers.mean_rgb(graph)
-    ranges = {"mean_rgb": Quantization.of_range(-max(mean), 255 - min(mean))}
+    centered = Quantization.of_range(-max(mean), 255 - min(mean), symmetric=symmetric)
+    ranges = {"mean_rgb": centered}
     measured = {name: tensor for name, tensor in tensors.outputs.items() if name not in ranges}
     network = keras.Model(tensors.images, measured)
     histograms = {name: _Histogram() for name in measured}
@@ -112,7 +128,7 @@ def calibrate(
             if not np.isfinite(values.max()):
                 check_finite(graph, batch)
             histograms[name].add(values)
-    ranges |= {name: histogram.best_range() for name, histogram in histograms.items()}
+    ranges |= {name: histogram.best_range(symmetric) for name, histogram in histograms.items()}
     in_order = {name: ranges[name] for name in tensors.outputs}
     weighted = tuple(layer.name for layer in graph.layers if layer.weights)
     return Int8Plan(in_order, weighted, len(images), classes)
@@ -138,13 +154,16 @@ class _Histogram:
             every = len(values) // SAMPLED + 1  # counting all takes longer than the network
             self.counts += np.histogram(values[::every], BINS, (0, self.end))[0]
 
-    def best_range(self) -> Quantization:
+    def best_range(self, symmetric: bool) -> Quantization:
         """Return the range, from 0 to a fraction of the largest value, of least squared error."""
         centers = (np.arange(BINS) + 0.5) * (self.end / BINS)
-        candidates = [Quantization.of_range(0.0, self.largest * part) for part in FRACTIONS]
+        candidates = [
+            Quantization.of_range(0.0, self.largest * part, symmetric=symmetric)
+            for part in FRACTIONS
+        ]
         errors = []
         for candidate in candidates:
-            cut = np.maximum(centers - 255 * candidate.scale, 0)
+            cut = np.maximum(centers - candidate.integers[1] * candidate.scale, 0)
             # Within a range the error is that of rounding, scale^2 / 12; zeros, in the first bin,
             # are exact.
             rounding = self.counts[1:].sum() * candidate.scale**2 / 12
@@ -168,7 +187,8 @@ def signal_to_noise(graph: keras.Model, plan: Int8Plan, images: np.ndarray) -> d
         before = plan.activations[names[index - 1]]
         layer = graph.get_layer(name)
         kernel, bias = (ops.convert_to_numpy(weight) for weight in layer.weights)
-        integers, scales, biases = quantize_kernel(kernel, bias, before.scale, pairs=True)
+        pairs = not before.symmetric
+        integers, scales, biases = quantize_kernel(kernel, bias, before.scale, pairs=pairs)
         bias = (biases * scales.astype(np.float64) * before.scale).astype(np.float32)
         x = before.round(ops.convert_to_numpy(inputs[name]))
         y = linear(layer, integers * scales, bias, x)

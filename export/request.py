@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from export import FormatName, Pixels, Precision
-from export.formats import FORMATS, PRECISIONS, TOLERANCES, Target
+from export import Engine, FormatName, Pixels, Precision
+from export.formats import ENGINES, FORMATS, PRECISIONS, TOLERANCES, Target
 from vggkeras.card import Form
 from vggkeras.errors import InputError
 
@@ -64,7 +64,9 @@ class Request:
     logits: bool = False
     """Say that such a model gives class scores: a soft-max is added. Otherwise its last activation
     tells."""
-
+    target: Engine | None = None
+    """With --format onnx --precision int8: write what TensorRT takes, model.int8.tensorrt.onnx, of
+    which activations too are signed and every zero point is 0. It is proven on the CPU."""
     sign: Path | None = None
     """Private key, a PEM file of an elliptic curve: model.sig signs every file of the folder, for
     `export.verify --public-key`. Without it, a signature that no longer holds is removed."""
@@ -138,13 +140,23 @@ class Request:
                 f"{self.images}."
             )
         folder = self.folder
-        return [Target(folder, format, precision, self.form) for format, precision in chosen]
+        engine = self.target or ""
+        return [
+            Target(folder, format, precision, self.form, engine) for format, precision in chosen
+        ]
 
     def _check_choices(self) -> None:
         """Raise InputError for names that do not exist, which Python's callers may give."""
         if self.dense and self.features:
             raise InputError(
                 "--dense and --features write other files each: give one of them at a time."
+            )
+        if (self.target or "") not in ENGINES:
+            raise InputError(f"Unknown target {self.target!r}: expected tensorrt, or none.")
+        if self.target and (self.format, self.precision) != ("onnx", "int8"):
+            raise InputError(
+                "--target is of int8 in ONNX: give --format onnx --precision int8 too; received "
+                f"--format {self.format} --precision {self.precision}."
             )
         if self.format != "all" and self.format not in FORMATS:
             raise InputError(

@@ -168,18 +168,29 @@ class _Graph:
         return [f"{name}.kernel", f"{name}.bias"]
 
     def int8_kernel(self, operation: Operation, axis: int) -> list[str]:
-        """Add a layer's int8 kernel and int32 bias, and the nodes that dequantize them."""
+        """Add a layer's int8 kernel and int32 bias, and the nodes that dequantize them.
+
+        Where activations are symmetric, for TensorRT, the bias stays float32, as that dequantizes
+        no int32; and no sum of it is of 16 bits, so no pair of weights is lowered.
+        """
         assert self.plan is not None
-        name, scale = operation.name, self.plan.activations[self.quantized_as].scale
+        name, quantization = operation.name, self.plan.activations[self.quantized_as]
+        scale = quantization.scale
         kernel, bias = self.rows(operation)(kernel_of(operation.layer)), bias_of(operation.layer)
-        integers, scales, biases = quantize_kernel(kernel, bias, scale, pairs=True)
+        pairs = not quantization.symmetric
+        integers, scales, biases = quantize_kernel(kernel, bias, scale, pairs=pairs)
         del kernel
         self.constant(f"{name}.kernel.int8", _in_onnx_order(integers, axis))
         self.constant(f"{name}.kernel.scale", scales)
         self.constant(f"{name}.kernel.zero", np.zeros(len(scales), np.int8))
-        self.constant(f"{name}.bias.int32", biases)
-        self.constant(f"{name}.bias.scale", scales * np.float32(scale))
-        for part, kind, at in (("kernel", "int8", axis), ("bias", "int32", 0)):
+        parts = [("kernel", "int8", axis)]
+        if quantization.symmetric:
+            self.constant(f"{name}.bias", bias.astype(np.float32))
+        else:
+            self.constant(f"{name}.bias.int32", biases)
+            self.constant(f"{name}.bias.scale", scales * np.float32(scale))
+            parts.append(("bias", "int32", 0))
+        for part, kind, at in parts:
             # A bias has no zero point: ONNX Runtime recognizes the pattern without.
             zero = [f"{name}.kernel.zero"] if part == "kernel" else []
             inputs, output = (
@@ -241,8 +252,9 @@ class _Graph:
         layer, tensor = self.quantized_as, self.tensor
         quantization = self.plan.activations[layer]
         scale = self.constant(f"{layer}.scale", np.array(quantization.scale, np.float32))
-        zero = self.constant(f"{layer}.zero", np.array(quantization.zero_point, np.uint8))
-        self.add("QuantizeLinear", f"{tensor}.quantize", [scale, zero], f"{tensor}.uint8")
+        kind = np.int8 if quantization.symmetric else np.uint8
+        zero = self.constant(f"{layer}.zero", np.array(quantization.zero_point, kind))
+        self.add("QuantizeLinear", f"{tensor}.quantize", [scale, zero], f"{tensor}.{kind.__name__}")
         self.add("DequantizeLinear", f"{tensor}.steps", [scale, zero], f"{tensor}.steps")
 
 

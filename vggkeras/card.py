@@ -89,6 +89,7 @@ class ModelCard:
     # What an exported file adds.
     form: Form = Form.CLASSIFIER
     precision: Annotated[str, ("float32", "float16", "int8")] = "float32"
+    target: Annotated[str, ("", "tensorrt")] = ""  # the one engine that an int8 file is for, if any
     input_shape: tuple[Side, Side, Side] | None = None  # smallest (H, W, C) that it takes
     outputs: Count = 0  # number of classes, or of features
     pixels: str = ""  # preprocessing inside the file, where build() did not make the network
@@ -199,6 +200,7 @@ class ModelCard:
         provenance = {key: v for key, v in provenance.items() if v not in (None, "", {})}
         output = {"name": self.form.output_name, "type": "float32", "shape": output_shape}
         optional = {
+            "target": self.target,
             "pixels": self.pixels,
             "tolerance": self.tolerance,
             "processor": self.processor and self.processor.to_json(),
@@ -297,6 +299,7 @@ TRAINED = (
 EXPORTED = (
     "exif",
     "precision",
+    "target",
     "pixels",
     "tolerance",
     "processor",

@@ -19,7 +19,7 @@ from vggkeras.errors import InputError
 
 CERTIFICATE = "certificate.json"
 # Left out where there is none: what only some files say.
-OPTIONAL = ("calibration", "left_in_float", "processor")
+OPTIONAL = ("target", "calibration", "left_in_float", "processor")
 DIGEST = "entry_sha256"
 
 
@@ -33,6 +33,7 @@ class Entry:
     sha256: str
     bytes: int
     precision: str = "float32"
+    target: str | None = None  # the one engine that an int8 file is for
     runtime: str
     version: str
     provider: str | None = None

@@ -84,6 +84,7 @@ def _no_form(path: Path, card: ModelCard, form: Form) -> str:
     """Return the message for a form that was not exported."""
     file_format = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
     precision = "" if card.precision == "float32" else f" --precision {card.precision}"
+    precision += f" --target {card.target}" if card.target else ""
     does, otherwise = "gives probabilities", ""
     if form is Form.DENSE:
         does, otherwise = "takes images of one size", ", or use --protocol center or multicrop"
