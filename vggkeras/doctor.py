@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from vggkeras import nvidia
 from vggkeras.processor import this_processor
 from vggkeras.runtimes import onnx, providers
 from vggkeras.terminal import load_tensorflow, plain, print_table
@@ -61,6 +63,8 @@ def examine(console: Console) -> int:
     for check in checks:
         table.add_row(check.runtime, check.device, check.loads, check.advice)
     print_table(table, console)
+    if libraries := nvidia.libraries():
+        print_table(_owners(libraries), console)
     console.print(f"processor: {this_processor()}", soft_wrap=True)
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     console.print(f"Keras backend: {backend} (KERAS_BACKEND chooses)")
@@ -84,11 +88,37 @@ def _packages() -> Table:
     return table
 
 
+def _owners(libraries: Sequence[nvidia.Library]) -> Table:
+    """Return a table of CUDA's libraries: which distribution owns the file, or which two do."""
+    table = Table(title="Who owns CUDA's libraries")
+    for column in ("library", "owned by", "loaded", "otherwise"):
+        table.add_column(column)
+    for library in libraries:
+        table.add_row(
+            str(library.path),
+            " and ".join(library.owners) or "no Python package",
+            "yes" if library.is_loaded else "no",
+            _advice(library),
+            style="yellow" if len(library.owners) > 1 else None,
+        )
+    return table
+
+
+def _advice(library: nvidia.Library) -> str:
+    """Return what to do about a library that two distributions own."""
+    if len(library.owners) < 2:
+        return ""
+    return (
+        "each overwrote the other's file: make an environment for vggkeras[gpu-train] (TensorFlow) "
+        "and one for vggkeras[gpu-serve] (ONNX Runtime), or uninstall all of them and reinstall one"
+    )
+
+
 def _tensorflow() -> list[Check]:
     import tensorflow as tf
 
     gpus = ", ".join(device.name for device in tf.config.list_physical_devices("GPU"))
-    advice = "" if gpus else providers.INSTALL["cuda"]
+    advice = "" if gpus else providers.INSTALL["tensorflow"]
     return [
         Check("tensorflow", "cpu", "yes"),
         Check("tensorflow", "gpu", gpus or "no", advice),

@@ -147,7 +147,7 @@ def test_doctor_says_why_a_provider_does_not_load(pretend):
     assert doctor.examine(Console(file=output, width=250)) == 0
     assert output.getvalue().count("no: libnvinfer.so.10 is missing") == 2
     assert "tensorrt (TensorrtExecutionProvider)" in output.getvalue()
-    assert "'vggkeras[gpu]' 'tensorrt-cu13<11'" in output.getvalue()
+    assert "'vggkeras[gpu-serve]' 'tensorrt-cu13<11'" in output.getvalue()
 
 
 def test_a_provider_that_cannot_be_there_is_refused(exports, run, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_provider_that_cannot_be_there_is_refused(exports, run, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     for path in (exports / "saved_model", run.path):
         with pytest.raises(
-            InputError, match=r"provider cuda: TensorFlow sees no GPU.*vggkeras\[gpu\]"
+            InputError, match=r"provider cuda: TensorFlow sees no GPU.*vggkeras\[gpu-train\]"
         ):
             vggkeras.load(path, provider="cuda")
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")

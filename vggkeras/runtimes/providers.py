@@ -16,10 +16,12 @@ ONNX_PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+# TensorFlow's CUDA and ONNX Runtime's are of two generations, and share one environment badly.
 INSTALL = {
-    "cuda": "pip install 'vggkeras[gpu]' on Linux with an NVIDIA driver",
+    "tensorflow": "pip install 'vggkeras[gpu-train]' on Linux with an NVIDIA driver",
+    "cuda": "pip install 'vggkeras[gpu-serve]' on Linux with an NVIDIA driver",
     "tensorrt": (
-        "pip install 'vggkeras[gpu]' 'tensorrt-cu13<11', its folder tensorrt_libs on "
+        "pip install 'vggkeras[gpu-serve]' 'tensorrt-cu13<11', its folder tensorrt_libs on "
         "LD_LIBRARY_PATH"
     ),
 }
@@ -79,7 +81,7 @@ def check_tensorflow_gpu(provider: str) -> None:
 
     if provider == "cuda" and not tf.config.list_physical_devices("GPU"):
         raise InputError(
-            f"provider cuda: TensorFlow sees no GPU here: {INSTALL['cuda']}, or use cpu "
+            f"provider cuda: TensorFlow sees no GPU here: {INSTALL['tensorflow']}, or use cpu "
             "(`python -m vggkeras doctor` says what loads)."
         )
 
