@@ -95,7 +95,7 @@ def test_a_dense_file_asks_for_what_suits_changing_sizes(pretend, onnx_files):
 def test_tensorrt_leaves_to_cuda_and_not_to_the_cpu(pretend, monkeypatch, exports):
     asked = pretend([TENSORRT, CUDA, "CPUExecutionProvider"])
     exact = vggkeras.load(exports / "model.onnx", provider="tensorrt")
-    assert asked["providers"] == [TENSORRT, (CUDA, {"use_tf32": "0"})]
+    assert asked["providers"] == [(TENSORRT, {}), (CUDA, {"use_tf32": "0"})]
     assert asked["options"].get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
     assert (exact.provider, exact.tf32, asked["devices"]) == ("tensorrt", False, ["cuda"])
     with pytest.raises(InputError, match=r"NVIDIA_TF32_OVERRIDE=0 forbids it"):

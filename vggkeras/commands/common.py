@@ -29,11 +29,14 @@ class Compute:
         threads: CPU threads of one operation; by default one for every core.
         trust_saved_model: Load a SavedModel even if its operators may touch files, sockets or
             Python.
+        batch_sizes: The batches that a GPU is prepared for, of .onnx files of one image size; a
+            single size becomes a CUDA graph. By default of any size, none in advance.
     """
 
     provider: Provider = "cpu"
     threads: int | None = None
     trust_saved_model: bool = False
+    batch_sizes: tuple[int, ...] = ()
 
     def load(self, *models: Path) -> list[Predictor]:
         """Return models in their runtimes, TensorFlow's noise kept back.
@@ -55,6 +58,7 @@ class Compute:
                 self.provider,
                 threads=self.threads,
                 trust_saved_model=self.trust_saved_model,
+                batch_sizes=self.batch_sizes,
             )
             for path in models
         ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def load(
     tf32: bool = False,
     verify: bool = True,
     trust_saved_model: bool = False,
+    batch_sizes: Sequence[int] = (),
 ) -> Predictor:
     """Load a model in the runtime that serves it.
 
@@ -67,13 +69,17 @@ def load(
             result.
         trust_saved_model: load a SavedModel even if it has operators that may touch files, sockets
             or Python: a SavedModel is a program.
+        batch_sizes: of a .onnx file on a GPU: images are passed in batches of these sizes alone,
+            the last one filled up. TensorRT builds one engine for all of them; a single size is
+            captured as a CUDA graph.
 
     Raises:
         InputError (a ValueError): no such file, an unknown format, a damaged file, a
             SavedModel with operators that it should not need, a provider that
-            is not there, threads or TF32 that cannot be had as asked.
+            is not there, threads, TF32 or batch sizes that cannot be had as asked.
     """
-    options = Options(provider, threads, tf32, verify, trust_saved_model)
+    sizes = tuple(batch_sizes)
+    options = Options(provider, threads, tf32, verify, trust_saved_model, sizes)
     options.check()
     path, suffix = _file_of(Path(path))
     runtime = RUNTIMES[suffix]
@@ -82,6 +88,8 @@ def load(
             f"provider {provider}: {suffix} models run on {' or '.join(runtime.providers)}, and "
             f"{path} is one: give the .onnx file (`python -m export --format onnx` writes it)."
         )
+    if sizes and suffix != ".onnx":
+        raise InputError(f"batch sizes are of .onnx files; {path} is none: leave them out.")
     options.check_tf32()
     if importlib.util.find_spec(runtime.package) is None:
         raise InputError(

@@ -6,13 +6,15 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
+from vggkeras.runtimes import tensorrt
 from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
 from vggkeras.runtimes.predictor import Predictor
 from vggkeras.runtimes.providers import INSTALL, ON_CPU, ONNX_PROVIDERS, Options, cores
@@ -30,8 +32,15 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
 
     card, sealed = card_of(path, options.verify)
     any_size = path.stem.endswith((".dense", ".features"))
+    check_batch_sizes(path, card, options)
+    engine: dict[str, str] = {}
+    if options.provider == "tensorrt":
+        tensorrt.check(path, card)
+        engine = tensorrt.engine_options(path, card, options)
     try:
-        session = onnx_session(str(path), options, any_size=any_size, optimize=optimize)
+        session = onnx_session(
+            str(path), options, any_size=any_size, optimize=optimize, engine=engine
+        )
     except Exception as error:  # onnxruntime's errors have no common base
         raise InputError(_cannot_load(path, options.provider, error)) from error
     images, output = session.get_inputs()[0], session.get_outputs()[0]
@@ -52,13 +61,28 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
         input_name=images.name,
         output_name=output.name,
         card=card,
-        run=run_on_cpu if options.provider == "cpu" else bound(session, "cuda"),
+        run=run_on_cpu if options.provider == "cpu" else _run_on_gpu(session, options),
         form=form,
         make_form=None if form.takes_any_size else beside,
         threads=options.threads or cores(),
         tf32=options.tf32,
         sealed=sealed,
     )
+
+
+def check_batch_sizes(path: Path, card: ModelCard, options: Options) -> None:
+    """Raise InputError where batches cannot be prepared for: images of any size, or unknown."""
+    if options.batch_sizes and (card.form.takes_any_size or card.input_shape is None):
+        received = "takes images of any size" if card.input_shape else "does not say what it takes"
+        raise InputError(
+            f"batch sizes need a classifier of `python -m export`, of images of one size; {path} "
+            f"{received}: leave them out; an engine is then built for every new size."
+        )
+
+
+def _run_on_gpu(session: Any, options: Options) -> Callable[[np.ndarray], np.ndarray]:
+    run = bound(session, "cuda")
+    return in_batches_of(options.batch_sizes, run) if options.batch_sizes else run
 
 
 def load_unoptimized(path: str | os.PathLike) -> Predictor:
@@ -76,6 +100,7 @@ def onnx_session(
     *,
     any_size: bool = False,
     optimize: bool = True,
+    engine: Mapping[str, str] | None = None,
 ) -> Any:
     """Return a session of ONNX Runtime all of whose operations run on one provider.
 
@@ -84,6 +109,7 @@ def onnx_session(
         options: where and how it computes.
         any_size: whether the images have another size every call.
         optimize: fuse operations, and compute in integers what is quantized.
+        engine: options of TensorRT, from `tensorrt.engine_options`.
 
     Raises:
         ProviderNotLoadedError: the provider is not there, or does not load.
@@ -102,12 +128,11 @@ def onnx_session(
     # The reasons go to stderr and stdout, and are given below.
     with quiet_stderr() as printed, contextlib.redirect_stdout(None):
         if options.provider != "cpu":
-            ort.preload_dlls()  # those of the extra `gpu`, which the system's loader does not find
+            ort.preload_dlls()  # of the extra gpu-serve, which the system's loader does not find
+        asked = _providers(options, any_size, engine or {})
         try:
             # Its own fallback would take the CPU where a provider fails, even in a run's middle.
-            session = ort.InferenceSession(
-                model, settings, providers=_providers(options, any_size), enable_fallback=0
-            )
+            session = ort.InferenceSession(model, settings, providers=asked, enable_fallback=0)
         except Exception as error:  # onnxruntime's errors have no common base
             failure = error
     if session is not None and provider in session.get_providers():
@@ -124,7 +149,9 @@ def _session_options(options: Options, any_size: bool, optimize: bool) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads or cores(), 1
     settings.enable_mem_pattern = not any_size  # its plan of memory is for one shape
-    if not optimize:
+    # TensorRT optimizes the graph itself, and takes a quantized one as it was written: ONNX Runtime
+    # would quantize its biases to int32, which TensorRT cannot dequantize.
+    if not optimize or options.provider == "tensorrt":
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if options.provider != "cpu":
         # Creating the session then fails where any operation is left to the CPU. Ours leave none:
@@ -139,15 +166,24 @@ def _session_options(options: Options, any_size: bool, optimize: bool) -> Any:
     return settings
 
 
-def _providers(options: Options, any_size: bool) -> list[Any]:
+def _providers(options: Options, any_size: bool, engine: Mapping[str, str]) -> list[Any]:
     if options.provider == "cpu":
         return [ONNX_PROVIDERS["cpu"]]
+    cuda = (ONNX_PROVIDERS["cuda"], cuda_options(options, any_size))
+    if options.provider == "cuda":
+        return [cuda]
+    return [(ONNX_PROVIDERS["tensorrt"], dict(engine)), cuda]  # for what TensorRT cannot run
+
+
+def cuda_options(options: Options, any_size: bool) -> dict[str, str]:
+    """Return the options of ONNX Runtime's CUDA provider."""
     cuda = {"use_tf32": str(int(options.tf32))}
     if any_size:  # the default tries every algorithm at every new size
         cuda["cudnn_conv_algo_search"] = "HEURISTIC"
-    # TensorRT leaves to CUDA what it cannot run: still on the card.
-    tensorrt = [ONNX_PROVIDERS["tensorrt"]] if options.provider == "tensorrt" else []
-    return [*tensorrt, (ONNX_PROVIDERS["cuda"], cuda)]
+    # Every call is then of one shape, in memory that `bound` keeps.
+    if options.provider == "cuda" and len(options.batch_sizes) == 1:
+        cuda["enable_cuda_graph"] = "1"
+    return cuda
 
 
 def _why_not_loaded(printed: str) -> str:
@@ -179,6 +215,29 @@ def _cannot_load(path: Path, provider: str, error: Exception) -> str:
             "run it there: use cpu, or export the model again."
         )
     return f"{path} cannot be loaded by ONNX Runtime ({str(error)[:300]}): export it again."
+
+
+def in_batches_of(
+    sizes: Sequence[int], run: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that calls another with batches of these sizes alone.
+
+    Images beyond the largest size go into another batch; the last batch is filled up with zeros to
+    the next size, and the answers to these are dropped.
+    """
+    sizes = sorted(sizes)
+
+    def run_in_batches(images: np.ndarray) -> np.ndarray:
+        answers = []
+        for start in range(0, len(images), sizes[-1]):
+            part = images[start : start + sizes[-1]]
+            size = next(size for size in sizes if size >= len(part))
+            filled = np.zeros((size, *part.shape[1:]), part.dtype)
+            filled[: len(part)] = part
+            answers.append(run(filled)[: len(part)])
+        return np.concatenate(answers)
+
+    return run_in_batches
 
 
 def bound(session: Any, device: str) -> Callable[[np.ndarray], np.ndarray]:

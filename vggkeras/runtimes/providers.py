@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vggkeras.errors import InputError
+from vggkeras.runtimes.predictor import MAX_BATCH
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 ONNX_PROVIDERS = {
@@ -38,9 +39,10 @@ class Options:
     tf32: bool = False  # whether a GPU may round factors to TensorFloat-32 (10 bits)
     verify: bool = True  # compare a file of vggkeras with its seal first
     trust_saved_model: bool = False  # run a SavedModel whatever its operators do
+    batch_sizes: tuple[int, ...] = ()  # that a GPU is prepared for; (): any, none in advance
 
     def check(self) -> None:
-        """Raise InputError for an unknown provider, too few or too many threads."""
+        """Raise InputError for an unknown provider, and for counts that cannot be."""
         if self.provider not in PROVIDERS:
             raise InputError(
                 f"provider must be one of {', '.join(PROVIDERS)}; received {self.provider!r}."
@@ -50,6 +52,19 @@ class Options:
         most = max(MOST_THREADS, 2 * cores())
         if self.threads is not None and self.threads > most:
             raise InputError(f"threads must be {most} or less here; received {self.threads}.")
+        self._check_batch_sizes()
+
+    def _check_batch_sizes(self) -> None:
+        received = f"received {', '.join(map(str, self.batch_sizes))}."
+        if self.batch_sizes and self.provider not in ("cuda", "tensorrt"):
+            raise InputError(
+                "batch sizes prepare a GPU: expected provider cuda or tensorrt with them; received "
+                f"{self.provider}."
+            )
+        if any(not 1 <= size <= MAX_BATCH for size in self.batch_sizes):
+            raise InputError(f"batch sizes must be 1 to {MAX_BATCH}; {received}")
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise InputError(f"batch sizes must differ from each other; {received}")
 
     def check_tf32(self) -> None:
         """Raise InputError where the process' environment forbids or forces TF32 against `tf32`."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image, features
 
 import vggkeras
-from vggkeras import files, typed
+from vggkeras import caches, files, typed
 from vggkeras.card import ModelCard
 from vggkeras.data import formats
 from vggkeras.data.splits import Data, Records, Split
@@ -72,7 +72,7 @@ def entry(data: Data, splits: Mapping[str, Split], channels: int) -> Entry | Non
 
     None too where there is no cache folder, or a file cannot be looked at: reading it will say why.
     """
-    folder = cache_folder()
+    folder = caches.folder("first-pass")
     if folder is None:
         return None
     state, newest = hashlib.sha256(), 0.0
@@ -105,14 +105,6 @@ def entry(data: Data, splits: Mapping[str, Split], channels: int) -> Entry | Non
             return None
     key = _sha256(json.dumps([data.spec, sorted(splits), channels]))
     return Entry(folder / f"{key[:32]}.json", state.hexdigest(), newest)
-
-
-def cache_folder() -> Path | None:
-    """Return the folder of the entries: in XDG_CACHE_HOME or ~/.cache; None without a home."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(root):  # as the XDG specification says
-        root = os.path.expanduser("~/.cache")
-    return Path(root) / "vggkeras" / "first-pass" if os.path.isabs(root) else None
 
 
 def _paths(split: Split) -> Iterator[str] | None:
