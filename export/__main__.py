@@ -7,20 +7,41 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 
 import tyro
 
 from export import export_model
 from export.request import Request
-from vggkeras.errors import parsed, run_command
+from export.triton import Serving, write
+from vggkeras.errors import InputError, parsed, run_command
 from vggkeras.terminal import Console
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is exported; or, of files that are exported already, how Triton is to serve them."""
+
+    request: tyro.conf.OmitArgPrefixes[Request]
+    serving: tyro.conf.OmitArgPrefixes[Serving]
 
 
 def main() -> int:
     """Parse, and call one function."""
-    request = parsed(
-        lambda: tyro.cli(Request, prog="python -m export", config=(tyro.conf.DisallowNone,))
+    arguments = parsed(
+        lambda: tyro.cli(
+            Arguments,
+            prog="python -m export",
+            description=Request.__doc__,
+            config=(tyro.conf.DisallowNone,),
+        )
     )
+    request, serving = arguments.request, arguments.serving
+    if serving.triton:
+        write(request, serving, Console())
+        return 0
+    if serving != Serving():
+        raise InputError("--provider and --batch-sizes are Triton's: give --triton DIR too.")
     # The exporters', whatever backend the model was trained on.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     entries = export_model(**vars(request), console=Console())
