@@ -12,12 +12,10 @@ import contextlib
 import dataclasses
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,6 +31,8 @@ from vggkeras.runtimes.providers import Options
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from export.accuracy import Accuracy
+
 FIGURES = files.Kind("of `export.benchmark`", files.json_with("settings", "rows"))
 ROUNDS = 10
 # Seconds between two turns: ONNX Runtime's and TensorFlow's threads spin for some ms after their
@@ -47,9 +47,9 @@ Provider = Literal["cpu", "cuda", "tensorrt"]
 class Arguments:
     """Measure deployed models side by side: latency, throughput, cold start and memory.
 
-    Accuracy is not measured here. The figures are MLPerf LoadGen's: single-stream latency
-    percentiles, one image a query, and offline images/s. Every file has a process of its own, and
-    they take turns; ratios are to the first file.
+    The figures are MLPerf LoadGen's: single-stream latency percentiles, one image a query, and
+    offline images/s. Every file has a process of its own, and they take turns; ratios are to the
+    first file. --data adds each file's accuracy.
     """
 
     files: tuple[Path, ...]
@@ -70,8 +70,27 @@ class Arguments:
     images offline."""
     trust_saved_model: bool = False
     """Load a SavedModel even if its operators may touch files, sockets or Python."""
+    batch_sizes: tuple[int, ...] = ()
+    """The batches that a GPU is prepared for, of .onnx files of one image size; a single size
+    becomes a CUDA graph."""
+    data: str | None = None
+    """Also score every file on the central crops of this data: digits, tfds:NAME, hf:NAME, a list
+    or a folder; on its validation images, else test, else all."""
+    images: int = 0
+    """With --data: score a sample of so many images, each class in proportion; 0 is all."""
     json: Path | None = None
     """Write the figures to this file too."""
+
+    @property
+    def asked(self) -> Options:
+        """How every file is loaded."""
+        return Options(
+            self.provider,
+            self.threads,
+            tf32=True,
+            trust_saved_model=self.trust_saved_model,
+            batch_sizes=self.batch_sizes,
+        )
 
     @property
     def lengths(self) -> Lengths:
@@ -91,6 +110,10 @@ class Arguments:
             raise InputError(
                 f"seconds must be more than 0, and 600 or less; received {self.seconds}."
             )
+        if self.images < 0 or (self.images and not self.data):
+            raise InputError(
+                f"images must be 1 or more, or 0 for all, and of --data; received {self.images}."
+            )
         if not self.files:
             raise InputError("Expected one file or more to measure; received none.")
         if find_spec("mlperf_loadgen") is None:
@@ -106,6 +129,7 @@ class Row:
     loaded: Loaded
     cold_start_s: float
     images: str = ""  # which the file was shown
+    accuracy: Accuracy | None = None  # None without --data
     peak_memory_mib: float = 0.0
     tests: dict[str, list[Outcome]] = field(default_factory=lambda: {SINGLE: [], OFFLINE: []})
 
@@ -142,6 +166,7 @@ class Row:
 
         return {
             **dataclasses.asdict(self.loaded),
+            **({"accuracy": self.accuracy.to_json()} if self.accuracy else {}),
             "cold_start_s": self.cold_start_s,
             "images": self.images,
             "peak_memory_mib": self.peak_memory_mib,
@@ -170,6 +195,9 @@ def benchmark(
     *,
     official: bool = False,
     trust_saved_model: bool = False,
+    batch_sizes: Sequence[int] = (),
+    data: str | None = None,
+    images: int = 0,
 ) -> dict[str, Any]:
     """Measure files side by side, each in a process of its own, taking turns.
 
@@ -185,7 +213,8 @@ def benchmark(
         MiB. `single_stream` has percentiles over the queries of all rounds; each `ratio` is this
         file's figure by the first file's, and `ratio_range` the smallest and the largest of the
         rounds. `peak_memory_mib` is the most physical memory that the process held: Python, the
-        runtime, the model, LoadGen and the images, but nothing that is on a GPU.
+        runtime, the model, LoadGen and the images, but nothing that is on a GPU. `accuracy` is
+        there with `data` alone.
 
     Raises:
         InputError (a ValueError): LoadGen is not installed, what `runtimes.load` raises, counts
@@ -195,9 +224,18 @@ def benchmark(
 
     files = tuple(Path(path) for path in paths)
     lengths = (batch, rounds, seconds, official)
-    arguments = Arguments(files, provider, threads, *lengths, trust_saved_model)
+    others = (trust_saved_model, tuple(batch_sizes), data, images)
+    arguments = Arguments(files, provider, threads, *lengths, *others)
     arguments.check()
-    rows = _measured(arguments, plain(console))
+    console = plain(console)
+    scores: list[Accuracy | None] = [None] * len(files)
+    if data:
+        from export.accuracy import accuracies
+
+        scores = [*accuracies(files, arguments.asked, data, images, console)]
+    rows = _measured(arguments, console)
+    for row, score in zip(rows, scores, strict=True):
+        row.accuracy = score
     return {
         "settings": _settings(arguments),
         "rows": [row.to_json(rows[0]) for row in rows],
@@ -209,8 +247,7 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
     from vggkeras.terminal import progress_bar
 
     paths, lengths = arguments.files, arguments.lengths
-    trusted = arguments.trust_saved_model
-    asked = Options(arguments.provider, arguments.threads, True, trust_saved_model=trusted)
+    asked = arguments.asked
     with (
         progress_bar(console, "steps") as bar,
         tempfile.TemporaryDirectory(prefix="vggkeras-benchmark-") as folder,
@@ -252,121 +289,33 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
 
 def _settings(arguments: Arguments) -> dict[str, Any]:
     """Return what --json says of how and where it was measured."""
+    from vggkeras.nvidia import this_card
     from vggkeras.processor import this_processor
 
+    card = this_card()
     return {
         **dataclasses.asdict(arguments.lengths),
         "seconds": None if arguments.official else arguments.seconds,
         "provider": arguments.provider,
         "threads": arguments.threads,
+        "batch_sizes": list(arguments.batch_sizes),
+        "data": arguments.data,
         "interleaved": arguments.lengths.rounds > 1,
         "loadgen": version("mlcommons-loadgen"),
         "python": platform.python_version(),
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": str(this_processor()),
-        "gpu": None if arguments.provider == "cpu" else _gpu(),
+        "gpu": None if arguments.provider == "cpu" or card is None else card.name,
         "cores": os.cpu_count(),
     }
-
-
-def _gpu() -> str | None:
-    """Return the first GPU's name, where NVIDIA's tool is there to say it."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0] or None
-
-
-def print_benchmark(figures: dict[str, Any], console: Console) -> None:
-    """Print what `benchmark` returned: a row a file, and below it what was measured how."""
-    from rich.table import Table
-
-    from vggkeras.evaluation import tables
-    from vggkeras.terminal import print_table
-
-    settings, rows = figures["settings"], figures["rows"]
-    short = tables.short_names([row["file"] for row in rows])
-    gpu = f", {settings['gpu']}" if settings["gpu"] else ""
-    machine = f"{settings['processor']}, {settings['cores']} cores{gpu}"
-    table = Table(title=f"{machine}; each x is of the first file's")
-    table.add_column("file")
-    table.add_column("runtime")
-    columns = ("p50, ms", "x", "p90", "p99", "images/s", "x", "cold start, s", "peak MiB", "bytes")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for number, row in enumerate(rows):
-        table.add_row(*_cells(row, short[row["file"]], settings["interleaved"] and number > 0))
-    print_table(table, console)
-    lines = [_what(settings, rows), *_lengths(settings, rows, lambda row: short[row["file"]])]
-    console.print("\n".join(lines), soft_wrap=True, highlight=False)
-
-
-def _cells(row: dict[str, Any], name: str, with_range: bool) -> list[str]:
-    """Return a file's row of the table."""
-    single, offline = row["single_stream"], row["offline"]
-    threads = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
-
-    def ratio(part: dict[str, Any]) -> str:
-        low, high = part["ratio_range"]
-        return f"{part['ratio']:.2f}" + (f" [{low:.2f}, {high:.2f}]" if with_range else "")
-
-    return [
-        name + ("" if row["precision"] == "float32" else f", {row['precision']}"),
-        f"{row['runtime']} {row['version']}, {row['provider']}{threads}",
-        f"{single['p50_ms']:.2f}",
-        ratio(single),
-        f"{single['p90_ms']:.2f}",
-        f"{single['p99_ms']:.2f}",
-        f"{offline['images_per_second']:.1f}",
-        ratio(offline),
-        f"{row['cold_start_s']:.2f}",
-        f"{row['peak_memory_mib']:.0f}",
-        f"{row['bytes']:,}",
-    ]
-
-
-def _what(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Return the line on what was asked of the files."""
-    queries = ", ".join(f"{row['single_stream']['queries']:,}" for row in rows)
-    images = ", ".join(f"{row['offline']['images']:,}" for row in rows)
-    shown = ", ".join(dict.fromkeys(row["images"] for row in rows))
-    return (
-        f"LoadGen {settings['loadgen']}; single-stream: {queries} queries; offline: {images} "
-        f"images in batches of {settings['batch']}; shown: {shown}"
-    )
-
-
-def _lengths(
-    settings: dict[str, Any],
-    rows: list[dict[str, Any]],
-    name_of: Callable[[dict[str, Any]], str],
-) -> list[str]:
-    """Return the lines on how long the tests were, and which LoadGen calls invalid."""
-    if not settings["official"]:
-        return [
-            f"rounds in turn: {settings['rounds']}, of {settings['seconds']:g} s or more; x: "
-            "median of the rounds' ratios [smallest, largest]"
-        ]
-    scenarios = ("single_stream", "offline")
-    single, offline = (rows[0][scenario]["rounds"][0] for scenario in scenarios)
-    lengths = (
-        f"MLPerf's own smallest lengths: {single['min_seconds']:g} s and "
-        f"{single['min_queries']:,} queries; {offline['min_seconds']:g} s and "
-        f"{offline['min_queries']:,} images; files one after another, in one turn"
-    )
-    return [lengths] + [
-        f"{name_of(row)}: LoadGen calls the {scenario} test invalid"
-        for row in rows
-        for scenario in scenarios
-        if not row[scenario]["rounds"][0]["valid"]
-    ]
 
 
 def main() -> int:
     """Parse, measure, and print."""
     import tyro
 
+    from export.benchmark_table import print_benchmark
     from vggkeras.errors import parsed
     from vggkeras.terminal import Console
 

@@ -15,10 +15,15 @@ import numpy as np
 import psutil
 import pytest
 
+import vggkeras
 from export import benchmark, golden, loadgen, serving
 from export.loadgen import Lengths, Speed
 from vggkeras import files
+from vggkeras.data.splits import stratified
 from vggkeras.errors import InputError
+from vggkeras.evaluation.scoring import evaluate
+from vggkeras.evaluation.statistics import wilson
+from vggkeras.evaluation.tables import with_interval
 from vggkeras.runtimes.providers import Options
 
 pytestmark = pytest.mark.integration
@@ -96,6 +101,29 @@ def test_counts_percentiles_and_ratios_add_up(figures):
     for part in ("single_stream", "offline"):
         assert first[part]["ratio"] == 1
         assert first[part]["ratio_range"] == [1, 1]
+
+
+def test_accuracy_stands_beside_latency(exports, command):
+    """The same images as `evaluate` scores, in the same table and JSON."""
+    names = ["model.onnx", "model.tflite"]
+    paths = [exports / name for name in names]
+    arguments = [*SHORT, "--data", "digits", "--images", 120, "--json", "speed.json"]
+    code, out, err = command(benchmark.cli, *paths, *arguments)
+    assert code == 0, err
+    split = stratified(vggkeras.load_data("digits").split("validation"), 120)
+    classes = [str(digit) for digit in range(10)]
+    expected = evaluate([vggkeras.load(path) for path in paths], split, classes)
+    figures = json.loads(Path("speed.json").read_text())
+    for row, same in zip(figures["rows"], expected, strict=True):
+        assert row["accuracy"] == {
+            "evidence": "120 images of digits/validation",
+            "images": 120,
+            "correct": same.correct,
+            "accuracy": same.correct / 120,
+            "interval": list(wilson(same.correct, 120)),
+        }
+        assert with_interval(same.correct, 120) in out
+    assert "top-1 with its Wilson interval on 120 images of digits/validation" in out
 
 
 def test_pooled_latencies_are_those_loadgen_counted(exports, tmp_path):
@@ -179,6 +207,10 @@ def test_every_mistake_is_one_line_and_exit_code_2(exports, command, tmp_path, m
         ([tflite, "--batch", 65], "batch must be 1 to 64; received 65"),
         ([tflite, "--seconds", 0], "seconds must be more than 0"),
         ([tflite, "--seconds", "nan"], "seconds must be more than 0"),
+        ([tflite, "--images", 3], "and of --data; received 3"),
+        ([tflite, "--data", "digits", "--images", -1], "images must be 1 or more"),
+        ([tflite, "--data", "nowhere"], "nowhere"),
+        ([exports / "model.onnx", "--batch-sizes", 8], "batch sizes prepare a GPU"),
         ([tflite, "--official", "--rounds", 3], "--official has lengths of its own"),
         ([tflite, "--json", "bad"], "bad is a folder"),
         ([tflite, "--json", tflite], "no model is overwritten"),

@@ -1,0 +1,71 @@
+"""Score files as they are benchmarked: the accuracy that stands beside their latency."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggkeras.runtimes.providers import Options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A file's top-1 accuracy on the central crops of labeled images."""
+
+    evidence: str  # which images, in words
+    images: int
+    correct: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what --json holds of it, with the 95% Wilson interval."""
+        from vggkeras.evaluation.statistics import wilson
+
+        interval = list(wilson(self.correct, self.images))
+        accuracy = self.correct / self.images
+        return {**dataclasses.asdict(self), "accuracy": accuracy, "interval": interval}
+
+
+def accuracies(
+    paths: Sequence[Path], asked: Options, spec: str, count: int, console: Console
+) -> list[Accuracy]:
+    """Return the accuracy of each file, all on the same images, which are read once.
+
+    Args:
+        paths: of the files.
+        asked: how they are loaded.
+        spec: names the data, as --data does.
+        count: images of each class in proportion; 0 for all.
+        console: for a progress bar.
+
+    Raises:
+        InputError (a ValueError): what `runtimes.load` and `scoring.evaluate` raise; unknown data.
+    """
+    from vggkeras import runtimes
+    from vggkeras.card import turns_upright
+    from vggkeras.data.sources import as_trained, load_data
+    from vggkeras.data.splits import stratified
+    from vggkeras.evaluation.scoring import evaluate
+    from vggkeras.terminal import load_tensorflow, progress_bar
+
+    data = load_data(spec, whole=True)
+    load_tensorflow(console, *paths)
+    predictors = [runtimes.load(path, **vars(asked)) for path in paths]
+    cards = [predictor.card for predictor in predictors]
+    data = as_trained(data, (), cards).upright(turns_upright(cards))
+    split = data.split(data.default_split)
+    split = stratified(split, count) if count else split
+    with progress_bar(console) as bar:
+        rows = evaluate(
+            predictors,
+            split,
+            data.class_names,
+            track=lambda items, total: bar.track(items, total=total, description="scoring"),
+        )
+    evidence = f"{rows[0].images:,} images of {split.name}"
+    return [Accuracy(evidence, row.images, row.correct) for row in rows]
