@@ -64,6 +64,36 @@ class Stored(Sequence[bytes]):
 
 
 @dataclass(frozen=True)
+class Share:
+    """The rows of every batch that one of several hosts reads: the first host's come first."""
+
+    host: int
+    hosts: int
+    batch: int  # rows of a whole batch, a multiple of `hosts`
+
+    @property
+    def rows(self) -> int:
+        """The rows of a batch that are this host's."""
+        return self.batch // self.hosts
+
+    @property
+    def first(self) -> int:
+        """The first of them."""
+        return self.host * self.rows
+
+    def position(self, own):
+        """Return the position among all examples of this host's example number `own`."""
+        return own // self.rows * self.batch + self.first + own % self.rows
+
+    def has(self, position):
+        """Return whether the example at a position is this host's."""
+        return position % self.batch // self.rows == self.host
+
+
+ALL = Share(0, 1, 1)
+
+
+@dataclass(frozen=True)
 class Split:
     """Encoded images with labels, always in the same order."""
 
@@ -117,18 +147,19 @@ class Split:
         for index, (source, label) in enumerate(zip(self.sources, self.labels, strict=True)):
             yield index, source, int(label)
 
-    def shuffled(self, seed: int, start: int = 0):
+    def shuffled(self, seed: int, start: int = 0, share: Share = ALL):
         """Return an endless tf.data.Dataset of (epoch, index, encoded image, label).
 
         Every epoch has another order, a pure function of (seed, epoch). The data set begins at the
-        `start`-th example of the endless row, and does not decode those before. TFDS records are
-        read in turn and drawn from `WAITING` encoded ones.
+        `start`-th example of the endless row, the first one of a batch of `share`, and does not
+        decode those before. Of each batch it has those of `share`, and reads no others, but for
+        TFDS records: they are read in turn and drawn from `WAITING` encoded ones.
         """
         import tensorflow as tf
 
         if not isinstance(self.sources, Records):
             lookup = self._lookup()
-            return shuffled_indices(self.count, seed, start).map(
+            return shuffled_indices(self.count, seed, start, share).map(
                 lambda epoch, index: (epoch, *lookup(index)), tf.data.AUTOTUNE
             )
         records = self._enumerated_records()
@@ -149,7 +180,11 @@ class Split:
             return dataset.map(lambda index, encoded, label: (epoch, index, encoded, label))
 
         first_epoch, passed = divmod(start, self.count)
-        return tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(one_pass).skip(passed)
+        endless = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(one_pass).skip(passed)
+        if share.hosts == 1:
+            return endless
+        own = endless.enumerate().filter(lambda position, _: share.has(position))
+        return own.map(lambda _, example: example)
 
     def _lookup(self) -> Callable:
         """Return index -> (index, encoded image, label), as TensorFlow ops."""
@@ -183,21 +218,23 @@ class Split:
         return records
 
 
-def shuffled_indices(count: int, seed: int, start: int = 0):
+def shuffled_indices(count: int, seed: int, start: int = 0, share: Share = ALL):
     """Return an endless tf.data.Dataset of (epoch, index), int64, every epoch in another order.
 
-    Indices are 0 to `count` - 1. The data set begins at the `start`-th pair. The order of an epoch
-    is a pure function of (seed, epoch).
+    Indices are 0 to `count` - 1. The data set begins at the `start`-th pair, the first one of a
+    batch of `share`, and of each batch has those of `share`. The order of an epoch is a pure
+    function of (seed, epoch).
     """
     import tensorflow as tf
 
-    def pair(position):
+    def pair(own):
+        position = share.position(own)
         epoch = position // count
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
         last = tf.constant(count - 1, tf.int64)
         return epoch, tf.random.experimental.index_shuffle(position % count, key, last)
 
-    return tf.data.Dataset.range(start, tf.int64.max).map(pair)
+    return tf.data.Dataset.range(start // share.hosts, tf.int64.max // share.hosts).map(pair)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from rich.progress import Progress as Bar
 
 from vggkeras import models
+from vggkeras.training.devices import undistributed
 from vggkeras.training.optimizer import AveragedWeights, put_averages_in, put_back
 from vggkeras.training.progress import Progress
 from vggkeras.training.runs import point_latest
@@ -76,6 +77,7 @@ def run_callbacks(
         CountSteps(progress),
         StopOnDivergence(progress),
         *callbacks,
+        *([] if progress.job.hosts.count == 1 else [StopTogether(progress)]),
         KeepBestModel(progress, kept),
         *schedule,
         SaveCheckpoint(progress),
@@ -122,6 +124,26 @@ class StopOnDivergence(RunCallback):
             raise self.progress.diverged("the validation loss")
 
 
+class StopTogether(RunCallback):
+    """Lets all hosts stop where one is asked to, at the same step, and where a callback says so."""
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Agree after a step."""
+        asked, self.model.stop_training = self.job.hosts.any_of(
+            [self.progress.asked.is_set(), self.model.stop_training]
+        )
+        if asked:
+            self.progress.stop.set()
+
+    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Agree after a batch of validation."""
+        self.on_train_batch_end(batch)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Agree after an epoch."""
+        self.on_train_batch_end(epoch)
+
+
 class KeepBestModel(RunCallback):
     """Saves the model with the best validation accuracy, of equal ones the lower cross-entropy.
 
@@ -145,10 +167,12 @@ class KeepBestModel(RunCallback):
         if self.kept is not self.model:
             self.kept.set_weights(self.model.get_weights())
         card = dataclasses.replace(self.job.card, epoch=epoch + 1)
-        models.save_model(self.kept, self.job.out / "model.keras", card)
+        if self.job.hosts.is_first:
+            with undistributed():
+                models.save_model(self.kept, self.job.out / "model.keras", card)
         if averages:
             put_back(self.model, trained)
-        if best is None:
+        if best is None and self.job.hosts.is_first:
             point_latest(self.job.out)
         self.state.best = row
 
@@ -166,7 +190,7 @@ class SaveCheckpoint(RunCallback):
         if not self.progress.metrics:
             return
         # fit() has just reset the metrics that exist; a first batch creates the others.
-        batch = self.job.recipe.images_per_step
+        batch = self.job.recipe.images_per_step // self.job.hosts.count
         images = np.zeros((batch, *self.model.input_shape[1:]), np.uint8)
         labels = np.zeros(batch, np.int64)
         if self.job.recipe.one_hot:

@@ -36,6 +36,8 @@ def free_frames(error: BaseException) -> None:
 def leave_a_stopped_run(error: BaseException, progress: Progress, new: bool) -> None:
     """Record that the run stopped; remove it where there is nothing to go on with."""
     out = progress.job.out
+    if not progress.job.hosts.is_first:
+        return
     if progress.state.best is None and not checkpoints.newest_first(out / "resume"):
         for path in locks.others_in(out) if new else (out / RUN,):
             files.remove(path)

@@ -18,15 +18,21 @@ from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
 from vggkeras.training import pass_cache
+from vggkeras.training.hosts import ALONE, Hosts
 
 
-def read_through(data: Data, recipe: Recipe, console: Console) -> tuple[Data, ModelCard, float]:
+def read_through(
+    data: Data, recipe: Recipe, console: Console, hosts: Hosts = ALONE
+) -> tuple[Data, ModelCard, float]:
     """Read every training and validation image once, unless the same files were read before.
+
+    Of several hosts the first one reads them, and tells the others what it found.
 
     Args:
         data: all splits.
         recipe: says whether unreadable images are left out, and how many channels are used.
         console: shows the progress.
+        hosts: that train together.
 
     Returns:
         The data, without the unreadable images; a card with the mean and covariance of the
@@ -39,10 +45,28 @@ def read_through(data: Data, recipe: Recipe, console: Console) -> tuple[Data, Mo
     """
     start, skip = time.monotonic(), recipe.skip_unreadable
     splits = {name: split for name, split in data.splits.items() if name != "test" or skip}
+    card = hosts.of_first(lambda: _card(data, splits, recipe, console), ModelCard)
+    assert card
+    skipped = list(data.skipped)
+    for name, bad in card.unreadable.items():
+        skipped += [splits[name].image_name(index) for index in bad]
+    if skipped:
+        all_of_them = "; run.json names all" if len(skipped) > NAMED else ""
+        console.print(
+            f"skipped {len(skipped):,} unreadable images: {some(skipped)}{all_of_them}",
+            soft_wrap=True,
+        )
+    readable = {n: split.without(card.unreadable.get(n, ())) for n, split in data.splits.items()}
+    data = dataclasses.replace(data, splits=readable, skipped=tuple(skipped))
+    return data, card, time.monotonic() - start
+
+
+def _card(data: Data, splits: Mapping[str, Split], recipe: Recipe, console: Console) -> ModelCard:
+    """Return the card of an earlier pass over the same files, or of one that is made now."""
     entry = pass_cache.entry(data, splits, recipe.channels)
     card = entry.read(splits) if entry else None
     # The pass names the unreadable file, and why it cannot be read.
-    if card and any(card.unreadable.values()) and not skip:
+    if card and any(card.unreadable.values()) and not recipe.skip_unreadable:
         card = None
     if card and entry:
         count = sum(split.count for split in splits.values())
@@ -58,18 +82,7 @@ def read_through(data: Data, recipe: Recipe, console: Console) -> tuple[Data, Mo
             data, splits, recipe.channels
         ):  # no file changed meanwhile
             _remember(entry, card, console)
-    skipped = list(data.skipped)
-    for name, bad in card.unreadable.items():
-        skipped += [splits[name].image_name(index) for index in bad]
-    if skipped:
-        all_of_them = "; run.json names all" if len(skipped) > NAMED else ""
-        console.print(
-            f"skipped {len(skipped):,} unreadable images: {some(skipped)}{all_of_them}",
-            soft_wrap=True,
-        )
-    readable = {n: split.without(card.unreadable.get(n, ())) for n, split in data.splits.items()}
-    data = dataclasses.replace(data, splits=readable, skipped=tuple(skipped))
-    return data, card, time.monotonic() - start
+    return card
 
 
 def _read(splits: Mapping[str, Split], recipe: Recipe, console: Console) -> ModelCard:

@@ -77,8 +77,22 @@ class LayerwiseSGD(keras.optimizers.SGD):
         return {**super().get_config(), "slower": self.slower, "multiplier": self.multiplier}
 
 
+class Counted(keras.metrics.MeanMetricWrapper):
+    """A mean over the images whose weight is not 0, whatever else they weigh in the loss."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Count a batch."""
+        if sample_weight is not None:
+            sample_weight = ops.cast(ops.greater(sample_weight, 0), "float32")
+        return super().update_state(y_true, y_pred, sample_weight)
+
+
 def compile_model(
-    model: keras.Model, recipe: Recipe, copied: Sequence[str] = (), steps: int = 1
+    model: keras.Model,
+    recipe: Recipe,
+    copied: Sequence[str] = (),
+    steps: int = 1,
+    padded: bool = False,
 ) -> None:
     """Compile with a recipe's optimizer and loss: the paper's is SGD with momentum.
 
@@ -92,6 +106,7 @@ def compile_model(
         recipe: what is used of it is how weights are updated, the loss and the precision.
         copied: names of the layers that learn at `recipe.copied_rate` of the learning rate.
         steps: of an epoch, for a schedule that changes in every one.
+        padded: whether validation has images that weigh 0; see `Padding`.
     """
     optimizer = _optimizer(recipe, copied, steps)
     if recipe.precision == "mixed_float16":
@@ -106,10 +121,22 @@ def compile_model(
     model.compile(
         optimizer=optimizer,
         loss=loss,
-        metrics=[accuracy(name="accuracy"), cross_entropy(name="cross_entropy")],
+        metrics=None
+        if padded
+        else [accuracy(name="accuracy"), cross_entropy(name="cross_entropy")],
+        weighted_metrics=_counted(recipe) if padded else None,
         jit_compile=keras.backend.backend() == "jax" or bool(gpus()),
         auto_scale_loss=False,
     )
+
+
+def _counted(recipe: Recipe) -> list[Counted]:
+    accuracy = keras.metrics.sparse_categorical_accuracy
+    cross_entropy = keras.metrics.sparse_categorical_crossentropy
+    if recipe.one_hot:
+        accuracy = keras.metrics.categorical_accuracy
+        cross_entropy = keras.metrics.categorical_crossentropy
+    return [Counted(accuracy, "accuracy"), Counted(cross_entropy, "cross_entropy")]
 
 
 def _optimizer(recipe: Recipe, copied: Sequence[str], steps: int) -> keras.optimizers.Optimizer:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vggkeras.data import augment
 from vggkeras.data.reading import read_images
-from vggkeras.data.splits import Split, shuffled_indices
+from vggkeras.data.splits import ALL, Share, Split, shuffled_indices
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
 from vggkeras.training.augmentation import KeyedMixUp, KeyedRandAugment
@@ -50,6 +50,29 @@ class Rescaled:
         return tf.reshape(self.pixels[start : start + h * w * 3], [h, w, 3])
 
 
+@dataclass(frozen=True)
+class Padding:
+    """One host's rows of validation, whose last batch is filled up so that devices divide it.
+
+    Rows from the number of images on are empty, and weigh 0. The loss is a mean over all rows, so
+    the others weigh somewhat more than 1, and the mean is that over the images.
+    """
+
+    own: tuple[int, ...]  # this host's rows, in order
+    weight: float  # of an image
+    hosts: int
+
+    @classmethod
+    def of(cls, count: int, batch: int, devices: int, host: int, hosts: int) -> Padding:
+        """Return the padding of `count` images in batches of `batch`, a multiple of `devices`."""
+        rows = -(-count // devices) * devices
+        own: list[int] = []
+        for start in range(0, rows, batch):
+            part = min(batch, rows - start) // hosts
+            own += range(start + host * part, start + (host + 1) * part)
+        return cls(tuple(own), rows / count, hosts)
+
+
 def training_batches(
     split: Split,
     recipe: Recipe,
@@ -57,6 +80,7 @@ def training_batches(
     start: int = 0,
     rescaled: Rescaled | None = None,
     classes: int = 0,
+    share: Share = ALL,
 ):
     """Return an endless tf.data.Dataset of (images `[B, size, size, C]`, labels int64 `[B]`).
 
@@ -74,9 +98,12 @@ def training_batches(
         start: the number of images to pass over, from the very first one on: whole steps.
         rescaled: the images in memory, from `rescaled_images`, where they fit.
         classes: their number.
+        share: the rows of each batch that this host reads. MixUp mixes the rows of the whole batch,
+            so with it each host makes all of them, and keeps its own.
     """
     import tensorflow as tf
 
+    read = ALL if recipe.mixup else share
     random_augment = KeyedRandAugment(recipe.seed) if recipe.randaugment else None
 
     def example(epoch, index, crop, label):
@@ -105,24 +132,28 @@ def training_batches(
         return example(epoch, index, crop, label)
 
     if rescaled is None:
-        data = split.shuffled(recipe.seed, start).map(of_encoded, tf.data.AUTOTUNE)
+        data = split.shuffled(recipe.seed, start, read).map(of_encoded, tf.data.AUTOTUNE)
     else:
-        indices = shuffled_indices(split.count, recipe.seed, start)
+        indices = shuffled_indices(split.count, recipe.seed, start, read)
         data = indices.map(of_rescaled, tf.data.AUTOTUNE)
-    return _batches(data, recipe, start, classes).prefetch(2)
+    return _batches(data, recipe, start, classes, share).prefetch(2)
 
 
-def _batches(data, recipe: Recipe, start: int, classes: int):
+def _batches(data, recipe: Recipe, start: int, classes: int, share: Share):
     """Return examples in batches, with labels as the recipe's loss takes them."""
     import tensorflow as tf
 
-    batches = data.batch(recipe.images_per_step, drop_remainder=True)
+    rows = recipe.images_per_step // (1 if recipe.mixup else share.hosts)
+    batches = data.batch(rows, drop_remainder=True)
     if recipe.one_hot:
         batches = batches.map(lambda images, labels: (images, tf.one_hot(labels, classes)))
     if recipe.mixup:
         mix = KeyedMixUp(recipe.mixup, recipe.seed).of_batch
         steps = batches.enumerate(start // recipe.images_per_step)
         batches = steps.map(lambda step, batch: mix(step, *batch), tf.data.AUTOTUNE)
+        if share.hosts > 1:
+            own = slice(share.first, share.first + share.rows)
+            batches = batches.map(lambda images, labels: (images[own], labels[own]))
     return batches
 
 
@@ -170,24 +201,47 @@ def rescaled_images(
 
 
 def validation_batches(
-    split: Split, batch_size: int, size: int, scale: int, channels: int = 3, one_hot: int = 0
+    split: Split,
+    batch_size: int,
+    size: int,
+    scale: int,
+    channels: int = 3,
+    one_hot: int = 0,
+    padding: Padding | None = None,
 ):
     """Return a tf.data.Dataset of (central crops uint8 `[B, size, size, C]`, labels int64 `[B]`).
 
     These are the same crops that `evaluate` reads. Where `one_hot` is the number of classes, labels
-    are float32 `[B, one_hot]`.
+    are float32 `[B, one_hot]`. With `padding`, a batch is of this host's rows, and has weights
+    float32 `[B]` as well.
     """
     import tensorflow as tf
 
-    def crops() -> Iterator[tuple[np.ndarray, int]]:
-        for _, crop, label in augment.center_crops(split, (size, size), scale):
-            yield augment.in_channels(crop, channels), label
+    own = split
+    if padding:
+        indices = split.indices()
+        others = set(indices) - {indices[row] for row in padding.own if row < split.count}
+        own = split.without(others) if others else split
 
-    signature = (tf.TensorSpec((size, size, channels), tf.uint8), tf.TensorSpec((), tf.int64))
+    def crops() -> Iterator[tuple[np.ndarray, int, float]]:
+        for _, crop, label in augment.center_crops(own, (size, size), scale):
+            yield augment.in_channels(crop, channels), label, padding.weight if padding else 1.0
+        for _ in range(count - own.count):
+            yield np.zeros((size, size, channels), np.uint8), 0, 0.0
+
+    count = len(padding.own) if padding else split.count
+    signature = (
+        tf.TensorSpec((size, size, channels), tf.uint8),
+        tf.TensorSpec((), tf.int64),
+        tf.TensorSpec((), tf.float32),
+    )
     data = tf.data.Dataset.from_generator(crops, output_signature=signature)
-    data = data.apply(tf.data.experimental.assert_cardinality(split.count)).batch(batch_size)
-    if split.count * size * size * channels < CACHE_BYTES:
+    data = data.apply(tf.data.experimental.assert_cardinality(count))
+    data = data.batch(batch_size // (padding.hosts if padding else 1))
+    if not padding:
+        data = data.map(lambda images, labels, _: (images, labels))
+    if count * size * size * channels < CACHE_BYTES:
         data = data.cache()
     if one_hot:
-        data = data.map(lambda images, labels: (images, tf.one_hot(labels, one_hot)))
+        data = data.map(lambda images, labels, *w: (images, tf.one_hot(labels, one_hot), *w))
     return data.prefetch(2)

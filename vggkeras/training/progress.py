@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +26,8 @@ from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.training import checkpoints
-from vggkeras.training.checkpoints import State
+from vggkeras.training.checkpoints import Checkpoint, State
+from vggkeras.training.hosts import ALONE, Hosts
 from vggkeras.training.record import EpochsChange, RunRecord
 from vggkeras.training.schedule import cosine, is_over
 
@@ -42,6 +45,7 @@ class Job:
     console: Console
     reading_seconds: float = 0.0  # of the first pass over the images
     class_weights: Mapping[int, float] | None = None  # in the loss; None: all images weigh 1
+    hosts: Hosts = ALONE  # that train together; the first one writes
 
     @property
     def training(self) -> Split:
@@ -70,7 +74,9 @@ class Progress:
             stop: set when the user asks to stop.
             begun: the record of the run, where it is to be resumed.
         """
-        self.job, self.stop, self.begun = job, stop, begun
+        self.job, self.begun = job, begun
+        # Several hosts stop when all know that one of them was asked to.
+        self.asked, self.stop = stop, stop if job.hosts.count == 1 else threading.Event()
         self.epochs_changed = begun.epochs_changed if begun else ()
         self.state = State(seconds=job.reading_seconds)
         self.metrics: list[np.ndarray] = []  # of the epoch under way, to be restored
@@ -105,6 +111,25 @@ class Progress:
             InputError (a ValueError): there are checkpoints, and none of them is whole.
         """
         folder = self.job.out / "resume"
+        variables = _variables(model)
+        shapes = [tuple(variable.shape) for variable in variables]
+        checkpoint = self._last_checkpoint(folder, shapes) if self.job.hosts.is_first else None
+        if self.job.hosts.count > 1:
+            checkpoint = _of_first(checkpoint, self.job.hosts)
+        if checkpoint is None:
+            return False
+        for variable, array in zip(variables, checkpoint.arrays, strict=False):
+            variable.assign(array)
+        self.metrics = checkpoint.arrays[len(variables) :]
+        self.state = checkpoint.state
+        self.job.console.print(
+            f"resumes after step {self.state.step} of epoch {self.state.epoch + 1}"
+        )
+        return True
+
+    def _last_checkpoint(
+        self, folder: Path, shapes: Sequence[tuple[int, ...]]
+    ) -> Checkpoint | None:
         checkpoint, damaged = checkpoints.load(folder)
         if damaged and checkpoint is None:
             raise InputError(
@@ -117,27 +142,18 @@ class Progress:
             )
         if checkpoint is None:
             self.job.console.print(f"{self.job.out} has no checkpoint yet: the run begins anew")
-            return False
+            return None
         kept = self.job.out / "model.keras"
         if checkpoint.state.best and not kept.exists():
             self.job.console.print(
                 f"{kept} is missing: the run begins anew", style="yellow", soft_wrap=True
             )
-            return False
-        variables = _variables(model)
-        shapes = [tuple(variable.shape) for variable in variables]
+            return None
         if [array.shape for array in checkpoint.arrays[: len(shapes)]] != shapes:
             raise InputError(
                 f"{folder} holds checkpoints of another network: remove it to begin the run anew."
             )
-        for variable, array in zip(variables, checkpoint.arrays, strict=False):
-            variable.assign(array)
-        self.metrics = checkpoint.arrays[len(variables) :]
-        self.state = checkpoint.state
-        self.job.console.print(
-            f"resumes after step {self.state.step} of epoch {self.state.epoch + 1}"
-        )
-        return True
+        return checkpoint
 
     def change_epochs(self) -> None:
         """Lengthen or shorten the restored run where another number of epochs is asked for.
@@ -175,14 +191,18 @@ class Progress:
         self.job = dataclasses.replace(self.job, recipe=recipe, card=card)
 
     def save_checkpoint(self, model: keras.Model) -> None:
-        """Write a checkpoint of the model, its optimizer, and within an epoch its metrics."""
+        """Write a checkpoint of the model, its optimizer, and within an epoch its metrics.
+
+        As the other files, the first host writes it alone.
+        """
         arrays = [ops.convert_to_numpy(v) for v in _variables(model)]
         if not all(np.isfinite(array).all() for array in arrays):
             raise self.diverged("a weight")
         if self.state.step:
             arrays += [ops.convert_to_numpy(v) for v in model.metrics_variables]
         state = dataclasses.replace(self.state, seconds=self.seconds)
-        checkpoints.save(self.job.out / "resume", self.steps_done, arrays, state)
+        if self.job.hosts.is_first:
+            checkpoints.save(self.job.out / "resume", self.steps_done, arrays, state)
         self.saved = time.monotonic()
 
     def write_history(self) -> None:
@@ -191,7 +211,8 @@ class Progress:
         writer = csv.DictWriter(table, list(self.state.rows[0]))
         writer.writeheader()
         writer.writerows(self.state.rows)
-        files.write_text(self.job.out / "history.csv", table.getvalue())
+        if self.job.hosts.is_first:
+            files.write_text(self.job.out / "history.csv", table.getvalue())
 
     def write_record(self, status: str) -> RunRecord:
         """Write run.json, and return what it says."""
@@ -207,8 +228,10 @@ class Progress:
             os.getpid(),
             round(self.job.reading_seconds, 1),
             self.epochs_changed,
+            self.job.hosts.count,
         )
-        record.write(self.job.out)
+        if self.job.hosts.is_first:
+            record.write(self.job.out)
         return record
 
     def diverged(self, what: str) -> InputError:
@@ -226,3 +249,29 @@ class Progress:
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
     return [*model.variables, *model.optimizer.variables]
+
+
+def _of_first(checkpoint: Checkpoint | None, hosts: Hosts) -> Checkpoint | None:
+    """Return the first host's checkpoint on every host, to the bit."""
+    from jax.experimental import multihost_utils
+
+    described: dict[str, Any] | None = None
+    if checkpoint:
+        arrays = [(array.shape, array.dtype.str) for array in checkpoint.arrays]
+        described = {"state": dataclasses.asdict(checkpoint.state), "arrays": arrays}
+    described = hosts.gather(described)[0]
+    if described is None:
+        return None
+    kinds = [(tuple(shape), np.dtype(name)) for shape, name in described["arrays"]]
+    if checkpoint:
+        sent = [np.frombuffer(array.tobytes(), np.uint8) for array in checkpoint.arrays]
+    else:
+        sent = [np.zeros(math.prod(shape) * dtype.itemsize, np.uint8) for shape, dtype in kinds]
+    received = multihost_utils.broadcast_one_to_all(sent)
+    return Checkpoint(
+        [
+            np.frombuffer(content.tobytes(), dtype).reshape(shape)
+            for content, (shape, dtype) in zip(received, kinds, strict=True)
+        ],
+        State(**described["state"]),
+    )

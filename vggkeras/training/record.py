@@ -12,7 +12,14 @@ from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 
 RUN = "run.json"
-DEFAULTS = {"best_epoch": None, "epochs_trained": 0, "host": "", "process": 0, "seconds": 0.0}
+DEFAULTS = {
+    "best_epoch": None,
+    "epochs_trained": 0,
+    "host": "",
+    "process": 0,
+    "seconds": 0.0,
+    "hosts": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,11 @@ class RunRecord:
     epochs_trained: int
     metrics: dict[str, float]  # of the best epoch
     seconds: float  # of training, the first pass over the images included
-    host: str  # where it trains
+    host: str  # where it trains; of several hosts, the first
     process: int  # its process identifier there
     reading_seconds: float = 0.0  # of the first pass; 0 in records of earlier versions
     epochs_changed: tuple[EpochsChange, ...] = ()  # in order
+    hosts: int = 1  # on how many it trains
 
     def to_json(self) -> dict[str, Any]:
         """Return what run.json holds."""
@@ -62,14 +70,18 @@ class RunRecord:
         """
         path = folder / RUN
         try:
-            value = typed.parse(path.read_bytes())
-            card = ModelCard.from_json(value, path)
-            record = typed.instance(cls, {**DEFAULTS, **value, "card": card}, "run")
-            if card.recipe is None or not card.images or card.image_size is None:
-                raise TypeError("recipe, images or image_size is missing")
+            return cls.from_json(typed.parse(path.read_bytes()), path)
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"{path} is damaged ({str(error)[:200]}): expected what training writes; restore "
                 "it, give another --out, or remove the run."
             ) from error
+
+    @classmethod
+    def from_json(cls, value: Any, where: str | Path) -> RunRecord:
+        """Return what `to_json` gave. Raises ValueError or TypeError where it is none."""
+        card = ModelCard.from_json(value, where)
+        record = typed.instance(cls, {**DEFAULTS, **value, "card": card}, "run")
+        if card.recipe is None or not card.images or card.image_size is None:
+            raise TypeError("recipe, images or image_size is missing")
         return record

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +20,7 @@ from vggkeras import files, models
 from vggkeras.card import ModelCard, recipe_json
 from vggkeras.data import in_memory
 from vggkeras.data.formats import FIRST_SUFFIXES
-from vggkeras.data.splits import Data, Split
+from vggkeras.data.splits import Data, Records, Split
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.training.record import RUN, RunRecord
@@ -151,6 +153,53 @@ def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Consol
             style="yellow",
             soft_wrap=True,
         )
+
+
+def check_hosts(begun: RunRecord, hosts: int, out: Path, console: Console) -> None:
+    """Print where a run goes on on another number of hosts."""
+    if begun.hosts != hosts:
+        console.print(
+            f"{out} was trained on {begun.hosts} host{'s'[: begun.hosts - 1]}, and goes on on "
+            f"{hosts}: sums are rounded in another order, so the last bits may differ",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def facts(recipe: Recipe, data: Data, resume: bool) -> dict[str, Any]:
+    """Return what has to be the same on all hosts: the recipe, the data and the libraries.
+
+    Files may lie elsewhere, so data are told by their classes and labels, and by names and sizes of
+    files.
+    """
+    fields = {k: v for k, v in recipe_json(recipe).items() if k not in ("out", "data")}
+    known = {"--resume": resume, "the classes": _digest(*map(str.encode, data.class_names))}
+    for name, split in data.splits.items():
+        known[f"the number of images in split {name}"] = split.count
+        known[f"the digest of split {name}"] = _digest(*_content(split))
+    libraries = {name: version(name) for name in ("jaxlib", "tensorflow")}
+    return fields | known | versions() | libraries
+
+
+def _content(split: Split) -> Iterator[bytes]:
+    """Yield what tells a split from another one, as far as no image has to be read for it."""
+    if isinstance(split.sources, Records):
+        yield f"{split.sources.builder.info.full_name} {split.sources.split}".encode()
+        yield repr(sorted(split.left_out)).encode()
+        return
+    assert split.labels is not None
+    yield split.labels.tobytes()
+    for source in split.sources if isinstance(split.sources, list) else ():
+        if isinstance(source, str):
+            source = f"{Path(source).name} {os.stat(source).st_size}".encode()
+        yield source
+
+
+def _digest(*parts: bytes) -> str:
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(b"%d " % len(part) + part)
+    return state.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,16 +21,22 @@ from vggkeras import recipe as recipe_module
 from vggkeras.card import ModelCard
 from vggkeras.data import augment, in_memory, sources
 from vggkeras.data.reading import unread
-from vggkeras.data.splits import Data
+from vggkeras.data.splits import Data, Share
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import plain, progress_bar
-from vggkeras.training import checkpoints, failures
+from vggkeras.training import checkpoints, devices, failures
 from vggkeras.training.callbacks import asked_to_stop, run_callbacks
-from vggkeras.training.devices import check_memory, device_text, distribution_strategy
 from vggkeras.training.first_pass import read_through
+from vggkeras.training.hosts import Hosts
+from vggkeras.training.meeting import joined
 from vggkeras.training.optimizer import balanced_weights, compile_model, freeze
-from vggkeras.training.pipeline import Crops, rescaled_images, training_batches, validation_batches
+from vggkeras.training.pipeline import (
+    Crops,
+    rescaled_images,
+    training_batches,
+    validation_batches,
+)
 from vggkeras.training.printing import print_copied, print_job
 from vggkeras.training.progress import Job, Progress
 from vggkeras.training.record import RunRecord
@@ -37,8 +44,10 @@ from vggkeras.training.runs import (
     Run,
     as_begun,
     begun_run,
+    check_hosts,
     check_unchanged,
     default_folder,
+    facts,
     versions,
 )
 from vggkeras.training.schedule import monitored
@@ -59,6 +68,9 @@ def train(
     reads every training and validation image once, which finds the unreadable ones, the mean RGB
     and its covariance. It does not where the same files were read before (see `read_through`).
 
+    Where Keras' KERAS_DISTRIBUTION_* variables are set, several hosts train it together (see
+    `hosts`), and the first of them writes.
+
     Args:
         recipe: what to train, on what, and how.
         console: where to print.
@@ -75,7 +87,8 @@ def train(
     Raises:
         InputError (a ValueError): anything wrong with the recipe, the data or an existing run, or
             another process trains into its folder (nothing is written); or the loss became NaN or
-            infinite (the best model and the last checkpoint are kept).
+            infinite (the best model and the last checkpoint are kept); or the hosts differ, or one
+            of several ended.
         OSError: the run's folder cannot be written.
     """
     console = plain(console)
@@ -87,10 +100,15 @@ def train(
             )
         recipe = dataclasses.replace(recipe, data=data.spec)
     out = Path(recipe.out or default_folder(recipe))
-    files.check_writable(out)
-    with locks.locked(out) as new:
-        recipe = dataclasses.replace(recipe, out=out)
-        return _train(recipe, data, console, callbacks, resume, new)
+    recipe = dataclasses.replace(recipe, out=out)
+    with joined(console) as hosts:
+        if not hosts.is_first:
+            console.print("the first host writes the run, and tells how it goes")
+            quiet = Console(quiet=True)
+            return _train(recipe, data, quiet, callbacks, resume, False, hosts)
+        files.check_writable(out)
+        with locks.locked(out) as new:
+            return _train(recipe, data, console, callbacks, resume, new, hosts)
 
 
 def _train(
@@ -100,24 +118,20 @@ def _train(
     callbacks: Sequence[keras.callbacks.Callback],
     resume: bool,
     new: bool,
+    hosts: Hosts,
 ) -> Run:
     """Train in a folder that is this process' own; `new`: it has just been made."""
     out = recipe.out
     assert out
-    begun = begun_run(out, resume)
-    skip = recipe.skip_unreadable
-    if begun:  # with the split that it began with
-        data = sources.load_data_of([begun.card], given or recipe.data, skip_unreadable=skip)
-    else:
-        data = sources.load_data(
-            given or recipe.data, validation=recipe.validation, skip_unreadable=skip
-        )
-    data = data.upright(begun.card.exif if begun else recipe.exif)
-    if data.unread:
-        console.print(unread(data.unread), soft_wrap=True, highlight=False)
+    begun = hosts.of_first(lambda: begun_run(out, resume), RunRecord)
+    data = _data(recipe, given, begun, console)
     size = recipe.image_size or data.native_size
     scale = recipe_module.scale_range(recipe.scale, size)
-    check_memory(recipe, size, len(data.class_names), data.split("train").count)
+    devices.check_memory(recipe, size, len(data.class_names), data.split("train").count)
+    if hosts.count > 1:
+        hosts.agree(facts(recipe, data, resume))
+        devices.check_divides(recipe, hosts.count, "hosts")
+        hosts.start(recipe.seed)
     if begun:
         data, card = as_begun(data, begun.card, out), begun.card
         reading = begun.reading_seconds
@@ -126,20 +140,37 @@ def _train(
             console.print(f"{out} holds no run to resume: a new one begins", soft_wrap=True)
         if recipe.init_from:
             _check_source(recipe)  # its faults are reported before long work
-        data, card, reading = read_through(data, recipe, console)
+        data, card, reading = read_through(data, recipe, console, hosts)
         card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
         check_unchanged(recipe, begun.card, out, console)
+        check_hosts(begun, hosts.count, out, console)
         if begun.status == "done" and _stays_finished(begun, recipe, out):
             return _finished(begun, out, console)
     card = _with_the_run(card, recipe, data, size, scale)
     weights = None
     if recipe.class_weights == "balanced":
         weights = balanced_weights(data.split("train"), data.class_names)
-    job = Job(recipe, data, card, out, size, scale, console, reading, weights)
-    with asked_to_stop() as stop:
-        return _run(job, begun, stop, callbacks, new)
+    job = Job(recipe, data, card, out, size, scale, console, reading, weights, hosts)
+    strategy = devices.distribution_strategy(recipe)
+    with asked_to_stop() as stop, devices.around_training(strategy):
+        return _run(job, strategy, begun, stop, callbacks, new)
+
+
+def _data(recipe: Recipe, given: Data | None, begun: RunRecord | None, console: Console) -> Data:
+    """Return the data of a recipe, with the split that a begun run began with."""
+    skip = recipe.skip_unreadable
+    if begun:
+        data = sources.load_data_of([begun.card], given or recipe.data, skip_unreadable=skip)
+    else:
+        data = sources.load_data(
+            given or recipe.data, validation=recipe.validation, skip_unreadable=skip
+        )
+    data = data.upright(begun.card.exif if begun else recipe.exif)
+    if data.unread:
+        console.print(unread(data.unread), soft_wrap=True, highlight=False)
+    return data
 
 
 def _check_source(recipe: Recipe) -> None:
@@ -215,6 +246,7 @@ def _finished(begun: RunRecord, out: Path, console: Console) -> Run:
 
 def _run(
     job: Job,
+    strategy: Any,
     begun: RunRecord | None,
     stop: threading.Event,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -223,22 +255,22 @@ def _run(
     """Build the model, and train it from the start or from a checkpoint."""
     recipe, out = job.recipe, job.out
     keras.utils.set_random_seed(recipe.seed)
-    strategy = distribution_strategy(recipe)
     job, model = _compiled_model(job, begun is None, strategy)
     # Mixed precision is for training: the saved file computes in float32, as does all that is made
     # from it.
     kept = model if recipe.precision == "float32" else _network(job, "float32")
-    print_job(job, model, device_text(strategy))
+    print_job(job, model, devices.device_text(strategy, job.hosts.count))
     progress = Progress(job, stop, begun)
     if begun and progress.restore(model):
         progress.change_epochs()
     else:
-        files.remove(out / "resume")
+        if job.hosts.is_first:
+            files.remove(out / "resume")
         if begun and recipe.init_from:
             load.init_from(model, recipe.init_from, job.data.class_names)
         progress.write_record("training")
     try:
-        _fit(model, progress, kept, callbacks)
+        _fit(model, progress, kept, callbacks, strategy)
     except BaseException as error:
         failures.leave_a_stopped_run(error, progress, new)
         explained = failures.explained(error, job)
@@ -283,7 +315,7 @@ def _compiled_model(job: Job, copies: bool, strategy) -> tuple[Job, keras.Model]
             job = dataclasses.replace(job, card=card)
         freeze(model, recipe, card.initialized)
         slower = [layer for layer, origin in card.initialized.items() if origin]
-        compile_model(model, recipe, slower, job.steps)
+        compile_model(model, recipe, slower, job.steps, padded=devices.is_padded(strategy))
         model.optimizer.build(model.trainable_variables)
     return job, model
 
@@ -311,6 +343,7 @@ def _fit(
     progress: Progress,
     kept: keras.Model,
     callbacks: Sequence[keras.callbacks.Callback],
+    strategy: Any,
 ) -> None:
     """Train until the run is finished.
 
@@ -319,6 +352,7 @@ def _fit(
         progress: how far the run has come.
         kept: the float32 model that is saved.
         callbacks: the user's.
+        strategy: from `distribution_strategy`.
     """
     job, recipe, state = progress.job, progress.job.recipe, progress.state
     if state.finished:
@@ -329,7 +363,8 @@ def _fit(
     basis = augment.color_basis(covariance) if recipe.color and recipe.channels == 3 else None
     classes = len(job.data.class_names)
     flip = recipe.flip and job.data.mirrors
-    crops = Crops(job.size, job.scale, flip, basis, recipe.channels)
+    training = job.training, recipe, Crops(job.size, job.scale, flip, basis, recipe.channels)
+    share = Share(job.hosts.index, job.hosts.count, recipe.images_per_step)
     rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop)
     validation_data = validation_batches(
         job.validation,
@@ -338,15 +373,17 @@ def _fit(
         job.card.scale or job.size,
         recipe.channels,
         one_hot=classes if recipe.one_hot else 0,
+        padding=devices.padding(strategy, job.validation.count, recipe.batch_size, job.hosts),
     )
     with progress_bar(job.console, "steps") as bar:
         followed = run_callbacks(progress, kept, bar, callbacks)
+        if job.hosts.is_first:
+            followed.append(keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False))
         while not state.finished:
             start = progress.steps_done * recipe.images_per_step
-            tensorboard = keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False)
             try:
                 model.fit(
-                    training_batches(job.training, recipe, crops, start, rescaled, classes),
+                    training_batches(*training, start, rescaled, classes, share),
                     validation_data=validation_data,
                     initial_epoch=state.epoch,
                     # fit() can only begin in the middle of an epoch if the rest of it is a fit of
@@ -356,7 +393,7 @@ def _fit(
                     class_weight=job.class_weights,
                     shuffle=False,  # tf.data has shuffled
                     verbose=0,
-                    callbacks=[*followed, tensorboard],
+                    callbacks=followed,
                 )
             except BaseException as error:
                 failures.free_frames(error)
