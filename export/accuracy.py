@@ -46,6 +46,7 @@ def accuracies(
     Raises:
         InputError (a ValueError): what `runtimes.load` and `scoring.evaluate` raise; unknown data.
     """
+    from export.serving import with_provider
     from vggkeras import runtimes
     from vggkeras.card import turns_upright
     from vggkeras.data.sources import as_trained, load_data
@@ -54,8 +55,9 @@ def accuracies(
     from vggkeras.terminal import load_tensorflow, progress_bar
 
     data = load_data(spec, whole=True)
-    load_tensorflow(console, *paths)
-    predictors = [runtimes.load(path, **vars(asked)) for path in paths]
+    chosen = [with_provider(path, asked) for path in paths]
+    load_tensorflow(console, *(path for path, _ in chosen))
+    predictors = [runtimes.load(path, **vars(own)) for path, own in chosen]
     cards = [predictor.card for predictor in predictors]
     data = as_trained(data, (), cards).upright(turns_upright(cards))
     split = data.split(data.default_split)

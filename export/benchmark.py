@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from export.loadgen import OFFLINE, PERCENTILES, SECONDS, SINGLE, Lengths, Outcome
-from export.serving import Loaded, started
+from export.serving import Loaded, started, with_provider
 from vggkeras import files
 from vggkeras.errors import InputError
-from vggkeras.runtimes.providers import Options
+from vggkeras.runtimes.providers import ON_GPU, Options, Provider
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,9 +40,6 @@ ROUNDS = 10
 REST = 0.05
 
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
-
-
 @dataclass(frozen=True)
 class Arguments:
     """Measure deployed models side by side: latency, throughput, cold start and memory.
@@ -54,9 +51,10 @@ class Arguments:
 
     files: tuple[Path, ...]
     """.keras, .onnx and .tflite files, run and SavedModel folders, at any precision. Each is shown
-    the golden images beside it, or random ones."""
+    the golden images beside it, or random ones. FILE@PROVIDER has a provider of its own:
+    model.onnx@openvino."""
     provider: Provider = "cpu"
-    """Where a model computes; tensorrt is for .onnx files."""
+    """Where a model computes; all but cpu and cuda are for .onnx files."""
     threads: int | None = None
     """Of the runtime; its own choice when not given."""
     batch: int = 8
@@ -237,7 +235,7 @@ def benchmark(
     for row, score in zip(rows, scores, strict=True):
         row.accuracy = score
     return {
-        "settings": _settings(arguments),
+        "settings": _settings(arguments, rows),
         "rows": [row.to_json(rows[0]) for row in rows],
     }
 
@@ -246,8 +244,9 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
     """Start every file's process, and let them take turns."""
     from vggkeras.terminal import progress_bar
 
-    paths, lengths = arguments.files, arguments.lengths
-    asked = arguments.asked
+    lengths = arguments.lengths
+    asked = [with_provider(path, arguments.asked) for path in arguments.files]
+    paths = [path for path, _ in asked]
     with (
         progress_bar(console, "steps") as bar,
         tempfile.TemporaryDirectory(prefix="vggkeras-benchmark-") as folder,
@@ -259,16 +258,16 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
             bar.update(task, description=f"{doing} {path.name}", advance=1)
 
         logs = [Path(folder) / str(number) for number in range(len(paths))]
-        for path, log in zip(paths, logs, strict=True):
+        for (path, own), log in zip(asked, logs, strict=True):
             step("starting", path)
             log.mkdir()
-            with started(path, asked, log):
+            with started(path, own, log):
                 pass
         servers, rows = [], []
-        for path, log in zip(paths, logs, strict=True):
+        for (path, own), log in zip(asked, logs, strict=True):
             step("starting", path)
             start = time.perf_counter()
-            servers.append(stack.enter_context(started(path, asked, log)))
+            servers.append(stack.enter_context(started(path, own, log)))
             rows.append(Row(servers[-1].loaded, time.perf_counter() - start))
         speeds = []
         for path, row, server in zip(paths, rows, servers, strict=True):
@@ -287,7 +286,7 @@ def _measured(arguments: Arguments, console: Console) -> list[Row]:
     return rows
 
 
-def _settings(arguments: Arguments) -> dict[str, Any]:
+def _settings(arguments: Arguments, rows: Sequence[Row]) -> dict[str, Any]:
     """Return what --json says of how and where it was measured."""
     from vggkeras.nvidia import this_card
     from vggkeras.processor import this_processor
@@ -306,7 +305,7 @@ def _settings(arguments: Arguments) -> dict[str, Any]:
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": str(this_processor()),
-        "gpu": None if arguments.provider == "cpu" or card is None else card.name,
+        "gpu": card.name if card and any(row.loaded.provider in ON_GPU for row in rows) else None,
         "cores": os.cpu_count(),
     }
 

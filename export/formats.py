@@ -21,6 +21,19 @@ ENGINES = ("", "tensorrt")  # that a file may be for alone; "": any
 # Largest error of a probability, absolute and relative to the largest; of a feature, relative
 # alone. float16 keeps 11 binary digits; of int8, accuracy and agreement are what is bounded.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-5, "float16": 1e-2, "int8": None}
+# How much more an engine rounds, by (runtime, precision); docs/export.md derives both. MNN's
+# Winograd F(6 x 6, 3 x 3) amplifies what a sum's roundings add by 46.3 where it does so most;
+# bfloat16, which OpenVINO computes float16 files in, keeps 8 binary digits.
+ROUNDING = {("mnn", "float32"): 46.3, ("openvino", "float16"): 8.0}
+
+
+def tolerance_of(precision: str, runtime: str, of_model: float | None = None) -> float | None:
+    """Return the largest error of a file in a runtime; None for int8.
+
+    `of_model` is a deep network's own tolerance, in its format's own runtime.
+    """
+    tolerance = of_model or TOLERANCES[precision]
+    return tolerance and tolerance * ROUNDING.get((runtime, precision), 1.0)
 
 
 @dataclass(frozen=True)

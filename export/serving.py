@@ -26,7 +26,7 @@ import numpy as np
 from export.loadgen import Lengths, Outcome, Speed, tested, warmed
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor
-from vggkeras.runtimes.providers import Options
+from vggkeras.runtimes.providers import PROVIDERS, Options
 
 IMAGES = 32  # random ones, where a file has no golden ones beside it
 
@@ -69,6 +69,14 @@ class Server:
     def peak_memory_mib(self) -> float:
         """Return the most physical memory that the process has held, MiB."""
         return self.ask({"memory": True})["mib"]
+
+
+def with_provider(path: Path, options: Options) -> tuple[Path, Options]:
+    """Return the file and options that FILE@PROVIDER stands for; of another path, the same."""
+    name, _, provider = path.name.rpartition("@")
+    if not name or provider not in PROVIDERS or path.exists():
+        return path, options
+    return path.with_name(name), dataclasses.replace(options, provider=provider)
 
 
 @contextlib.contextmanager

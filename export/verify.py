@@ -9,8 +9,9 @@ Where they lie beside it, against its entry in certificate.json and the golden a
     python -m export.verify --inputs mine.npy model.onnx     what your preprocessing made of it:
                                                              what is wrong?
 
-NumPy, Pillow and the file's runtime are enough: ONNX Runtime, LiteRT, or TensorFlow for a
-SavedModel; for signatures, model-signing. So the command line is argparse's.
+NumPy, Pillow and the file's runtime are enough: ONNX Runtime (or, by --provider, OpenVINO, or MNN
+with onnx), LiteRT, or TensorFlow for a SavedModel; for signatures, model-signing. So the command
+line is argparse's.
 
 Exit code 0: every file is whole and gives its golden answers. 1: one differs. 2: nothing to verify.
 """
@@ -28,8 +29,9 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from export import TOLERANCES, artifact, parity, signature
+from export import artifact, parity, signature
 from export import golden as golden_module
+from export.formats import tolerance_of
 from export.golden import GoldenFile
 from vggkeras import certificate, containers, files, runtimes
 from vggkeras.card import INPUT_NAME
@@ -152,7 +154,8 @@ def _answer_problems(
         form=card.form,
         run=lambda _: answers,
     )
-    gate = parity.Gate(card.tolerance or TOLERANCES[card.precision] or INT8_TOLERANCE)
+    tolerance = tolerance_of(card.precision, candidate.runtime, card.tolerance)
+    gate = parity.Gate(tolerance or INT8_TOLERANCE)
     result = parity.compare((expected, answers), candidate, golden.images, gate=gate)
     on_cpu = candidate.runtime == "onnxruntime" and candidate.provider == "cpu"
     if card.precision == "int8" and on_cpu:
@@ -270,7 +273,8 @@ def _parser() -> argparse.ArgumentParser:
         "--provider",
         choices=providers.PROVIDERS,
         default="cpu",
-        help="what .onnx files run on; never another in silence",
+        help="what .onnx files run on (mnn and openvino: other engines on a CPU); never another in "
+        "silence",
     )
     parser.add_argument(
         "--trust-saved-model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from vggkeras import nvidia
 from vggkeras.processor import this_processor
-from vggkeras.runtimes import onnx, providers
+from vggkeras.runtimes import ENGINES, onnx, providers
 from vggkeras.terminal import load_tensorflow, plain, print_table
 
 PACKAGES = (
@@ -27,6 +28,8 @@ PACKAGES = (
     "onnxruntime",
     "tensorrt-cu13",
     "ai-edge-litert",
+    "mnn",
+    "openvino",
     "jax",
     "numpy",
     "pillow",
@@ -56,7 +59,7 @@ def examine(console: Console) -> int:
     console = plain(console)
     console.print(_packages())
     load_tensorflow(console)
-    checks = [*_tensorflow(), *_onnxruntime(), _litert()]
+    checks = [*_tensorflow(), *_onnxruntime(), _litert(), *_engines()]
     table = Table(title="What really loads")
     for column in ("runtime", "device", "loads", "otherwise"):
         table.add_column(column)
@@ -153,3 +156,22 @@ def _litert() -> Check:
     except ImportError as error:
         return Check("litert", "cpu", f"no: {error}", "pip install ai-edge-litert", True)
     return Check("litert", "cpu", "yes")
+
+
+def _engines() -> list[Check]:
+    """Return a check of each engine that .onnx files may be loaded in instead of ONNX Runtime."""
+    checks = []
+    for provider, runtime in ENGINES.items():
+        advice = providers.INSTALL[provider]
+        if importlib.util.find_spec(runtime.package) is None:
+            checks.append(Check(provider, "cpu", "no: not installed", advice))
+            continue
+        module = importlib.import_module(f"vggkeras.runtimes.{runtime.module}")
+        try:
+            module.import_engine()
+        except Exception as error:  # whatever a broken native library raises
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            checks.append(Check(provider, "cpu", f"no: {reason}", advice, True))
+        else:
+            checks.append(Check(provider, "cpu", "yes"))
+    return checks

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from vggkeras.runtimes.providers import Provider
 from vggkeras.terminal import Console, load_tensorflow
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Compute:
     """Where a model computes.
 
     Attributes:
-        provider: tensorrt is for .onnx files alone; an error where the provider does not load.
+        provider: tensorrt, mnn and openvino are for .onnx files alone; an error where the provider
+            does not load. mnn and openvino compute on a CPU.
         threads: CPU threads of one operation; by default one for every core.
         trust_saved_model: Load a SavedModel even if its operators may touch files, sockets or
             Python.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor as Predictor
-from vggkeras.runtimes.providers import PROVIDERS, Options
+from vggkeras.runtimes.providers import INSTALL, ON_GPU, PROVIDERS, Options
 
 SAVED_MODEL = "SavedModel"
 
@@ -38,6 +38,11 @@ RUNTIMES = {
     ".tflite": Runtime("tflite", "ai_edge_litert", ("cpu",)),
     SAVED_MODEL: Runtime("saved_model", "tensorflow", ("cpu", "cuda")),
 }
+# Providers that are runtimes of their own, for the files of another.
+ENGINES = {
+    "mnn": Runtime("mnn", "MNN", ("mnn",)),
+    "openvino": Runtime("openvino", "openvino", ("openvino",)),
+}
 
 
 def load(
@@ -54,13 +59,15 @@ def load(
 
     A file that `python -m export` wrote is read once and compared with the seal inside it first.
     The predictor may be called from any thread: ONNX Runtime and TensorFlow answer several calls at
-    once; of LiteRT, of Keras on other backends than TensorFlow, and on a GPU, calls take turns.
+    once; of LiteRT, MNN, OpenVINO, of Keras on other backends than TensorFlow, and on a GPU, calls
+    take turns.
 
     Args:
         path: a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder.
         provider: cpu; cuda for ONNX Runtime, Keras and SavedModel on a GPU; tensorrt for .onnx
             files. One that does not really load is refused, and so is a .onnx file of which it
-            would leave a part to the CPU.
+            would leave a part to the CPU. mnn and openvino compute .onnx files on a CPU, instead of
+            ONNX Runtime.
         threads: CPU threads of one operation, 1 or more; by default one for every core.
             TensorFlow's are the whole process', and fixed once it has started.
         tf32: let a GPU round the factors of its products to TensorFloat-32: faster, and some 1e-3
@@ -91,13 +98,10 @@ def load(
     if sizes and suffix != ".onnx":
         raise InputError(f"batch sizes are of .onnx files; {path} is none: leave them out.")
     options.check_tf32()
-    if importlib.util.find_spec(runtime.package) is None:
-        raise InputError(
-            f"{path} needs a package that is not installed: "
-            f"pip install {runtime.package.replace('_', '-')}."
-        )
+    runtime = ENGINES.get(provider, runtime)
+    _check_installed(path, runtime, provider)
     module = importlib.import_module(f"vggkeras.runtimes.{runtime.module}")
-    predictor = module.load(path, replace(options, tf32=tf32 and provider != "cpu"))
+    predictor = module.load(path, replace(options, tf32=tf32 and provider in ON_GPU))
     named = len(predictor.card.class_names)
     if named not in (0, predictor.outputs) and not predictor.features:
         raise InputError(
@@ -105,6 +109,15 @@ def load(
             "train or export it again."
         )
     return predictor
+
+
+def _check_installed(path: Path, runtime: Runtime, provider: str) -> None:
+    """Raise InputError where the package that loads a file is not there."""
+    if importlib.util.find_spec(runtime.package) is None:
+        install = f"pip install {runtime.package.replace('_', '-')}"
+        if provider in ENGINES:
+            install = f"{INSTALL[provider]}, or use provider cpu"
+        raise InputError(f"{path} needs a package that is not installed: {install}.")
 
 
 def _file_of(path: Path) -> tuple[Path, str]:

@@ -25,13 +25,14 @@ class Predictor:
     A dense one takes images of any size from `input_shape` up and answers as
     `models.dense_classifier` does. One of features takes images of any size too, and answers
     `models.dense_features`', float32 `[N, units]`, instead. Any thread may call it: where a runtime
-    holds the state of a call (LiteRT, Keras without TensorFlow, GPUs), calls take turns.
+    holds the state of a call (LiteRT, MNN, OpenVINO, Keras without TensorFlow, GPUs), calls take
+    turns.
     """
 
     path: Path
-    runtime: str  # keras, tensorflow, onnxruntime or litert
+    runtime: str  # keras, tensorflow, onnxruntime, litert, mnn or openvino
     version: str
-    provider: str  # what really computes: cpu, cuda or tensorrt
+    provider: str  # what really computes: cpu, cuda, tensorrt, mnn or openvino
     input_shape: tuple[int, int, int]  # (H, W, C)
     outputs: int  # number of classes, or of features
     input_name: str

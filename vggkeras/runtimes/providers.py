@@ -7,11 +7,14 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import MAX_BATCH
 
-PROVIDERS = ("cpu", "cuda", "tensorrt")
+Provider = Literal["cpu", "cuda", "tensorrt", "mnn", "openvino"]  # mnn, openvino: other engines
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+ON_GPU = ("cuda", "tensorrt")
 ONNX_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -25,6 +28,8 @@ INSTALL = {
         "pip install 'vggkeras[gpu-serve]' 'tensorrt-cu13<11', its folder tensorrt_libs on "
         "LD_LIBRARY_PATH"
     ),
+    "mnn": "pip install 'vggkeras[mnn]'",
+    "openvino": "pip install 'vggkeras[openvino]'",
 }
 MOST_THREADS = 64  # or two a core, if they are more: a million would start, and never answer
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # NVIDIA's libraries read it once a process; 0 forbids TF32
@@ -69,7 +74,7 @@ class Options:
     def check_tf32(self) -> None:
         """Raise InputError where the process' environment forbids or forces TF32 against `tf32`."""
         forbidden = os.environ.get(TF32_OVERRIDE) == "0"
-        if self.tf32 and self.provider != "cpu" and forbidden:
+        if self.tf32 and self.provider in ON_GPU and forbidden:
             raise InputError(
                 f"tf32 was asked for, and {TF32_OVERRIDE}=0 forbids it: unset it and start again."
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -121,13 +120,10 @@ def _paths(split: Split) -> Iterator[str] | None:
 
 def _own_text(path: Path) -> str:
     """Return the text of a regular file that this user wrote and that is not too large."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, encoding="utf-8") as file:
-        status = os.fstat(descriptor)
-        owner = getattr(os, "getuid", lambda: status.st_uid)()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST or status.st_uid != owner:
+    with caches.open_own(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
             raise InputError(f"{path} is no entry of this user's cache: remove it.")
-        return file.read()
+        return file.read().decode()
 
 
 def _fits(card: ModelCard, splits: Mapping[str, Split]) -> bool:
