@@ -316,6 +316,8 @@ def _trained(value: Mapping[str, Any]) -> dict[str, Any]:
         known["initialized"] = known.pop("initialised")
     if known.get("recipe") == {}:
         del known["recipe"]
+    elif isinstance(known.get("recipe"), dict):  # of runs from before there was a choice
+        known["recipe"] = {"fast_decode": False, **known["recipe"]}
     return known
 
 

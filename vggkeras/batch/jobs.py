@@ -41,6 +41,7 @@ class Request:
     engine: str = "local"
     workers: int | None = None
     resume: bool = False
+    fast_decode: bool = False
 
     def check(self) -> None:
         """Raise InputError for what cannot be asked for, before anything is read."""
@@ -75,6 +76,7 @@ def label(
     engine: Literal["local", "ray"] = "local",
     workers: int | None = None,
     resume: bool = False,
+    fast_decode: bool = False,
 ) -> Labelled:
     """Label any number of images into a folder of Parquet files, a row an image.
 
@@ -98,6 +100,7 @@ def label(
             cluster whose machines share the folder, the source and the model.
         workers: of Ray; by default as many as fit on the cores, or GPUs.
         resume: go on with a folder that is there already.
+        fast_decode: decode large JPEGs reduced, as training does.
 
     Raises:
         InputError (a ValueError): no image, or two with one id; a folder that is there, is being
@@ -107,7 +110,15 @@ def label(
     several = [source] if isinstance(source, str | os.PathLike) else source
     options = Options(provider, threads)
     request = Request(
-        tuple(map(str, several)), Path(out), options, top, exif, engine, workers, resume
+        tuple(map(str, several)),
+        Path(out),
+        options,
+        top,
+        exif,
+        engine,
+        workers,
+        resume,
+        fast_decode,
     )
 
     def load(asked: Options) -> Predictor:
@@ -142,9 +153,10 @@ def run(
         source = sources.load(request.source, index, unread)
         # The workers load it where it is to compute, which need not be possible here.
         predictor = load(replace(options, provider="cpu") if on_ray else options)
-        labeller = Labeller(predictor, request.top, exif=request.exif)
+        labeller = Labeller(predictor, request.top, exif=request.exif, fast=request.fast_decode)
         names = [column.name for column in columns(predictor, request.top)]
-        manifest = Manifest.of(predictor, source, names, request.top, request.exif)
+        asked = request.top, request.exif, request.fast_decode
+        manifest = Manifest.of(predictor, source, names, *asked)
         manifest = replace(manifest, provider=options.provider)
         if before and (changed := before.differences(manifest)):
             first = manifests.first_change(out / manifests.INDEX, index)

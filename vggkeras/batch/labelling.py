@@ -73,13 +73,16 @@ def columns(predictor: Predictor, top: int) -> list[rows.Column]:
 class Labeller:
     """A model, and what it is asked of images: their central crops, or features of them whole."""
 
-    def __init__(self, predictor: Predictor, top: int = 5, *, exif: bool = True) -> None:
+    def __init__(
+        self, predictor: Predictor, top: int = 5, *, exif: bool = True, fast: bool = False
+    ) -> None:
         """Raise InputError for a model that takes no images.
 
         Args:
             predictor: gives probabilities, or features: then as `extract_features` by default.
             top: how many classes; 0 is all of them.
             exif: turn the images upright, as their EXIF data say.
+            fast: decode large JPEGs at their `decoding.reduction`.
         """
         import numpy as np
 
@@ -88,17 +91,20 @@ class Labeller:
 
         self.predictor, self.top, self.exif = predictor, top, exif
         blank = np.zeros((*predictor.input_shape[:2], 3), np.uint8)
+        side = predictor.scale
         self._shown: Callable[[Any], Any]
         self._answers: Callable[[list[Any]], np.ndarray]
         if predictor.features:
             extractor = Extractor(predictor)
             self._shown, self._answers = extractor.rescaled, extractor.rows
+            side = max(extractor.scales)
         else:
             plan = Plan([predictor], ["center"], None, mirrors=False, grid=1)
             (row,) = plan.rows(fuse=False)
             self._shown = plan.shown
             self._answers = lambda images: row.average(plan.posteriors(images))
         self._blank = self._shown(blank)
+        self._side = side if fast else None
 
     def read(self, name: str, source: str | Path | bytes | None) -> Any:
         """Return what the model is shown of an image, or a text: why it cannot be read.
@@ -113,7 +119,7 @@ class Labeller:
         try:
             if source is None:
                 return "has no image: its row of the list is empty"
-            return decoded(fetched(source), name, self._shown, exif=self.exif)
+            return decoded(fetched(source), name, self._shown, exif=self.exif, side=self._side)
         except (InputError, OSError) as error:
             return str(error).removeprefix(f"{name} ").removeprefix(f"{name}: ")
 
@@ -144,7 +150,12 @@ class Labeller:
 
 
 def classify(
-    predictor: Predictor, paths: Sequence[str | Path], top: int = 5, *, exif: bool = True
+    predictor: Predictor,
+    paths: Sequence[str | Path],
+    top: int = 5,
+    *,
+    exif: bool = True,
+    fast: bool = False,
 ) -> Iterator[Prediction]:
     """Yield the `top` most probable classes of each image file, by its central crop, in order.
 
@@ -156,6 +167,7 @@ def classify(
         paths: of image files.
         top: how many classes; 0 is all of them.
         exif: turn the images upright, as their EXIF data say.
+        fast: decode large JPEGs at their `decoding.reduction`.
 
     Raises:
         InputError (a ValueError): a model that gives no probabilities or takes no images.
@@ -165,7 +177,7 @@ def classify(
     from vggkeras.runtimes.predictor import check_probabilities
 
     check_probabilities(predictor)
-    labeller = Labeller(predictor, top, exif=exif)
+    labeller = Labeller(predictor, top, exif=exif, fast=fast)
     images = in_threads(labeller.read, ((str(path), path) for path in paths))
     for window in windows(zip(paths, images, strict=True), WINDOW):
         yield from labeller.label(window)

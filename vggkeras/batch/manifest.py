@@ -40,6 +40,7 @@ class Manifest:
     shown: str  # the central crop, or whole images
     scale: int  # smallest side, px, that images are rescaled to first
     exif: bool  # whether images are turned upright
+    fast_decode: bool  # whether large JPEGs are decoded reduced
     top: int  # classes in a row; 0: all of them
     columns: tuple[str, ...]
     class_names: tuple[str, ...]  # in the order of the model
@@ -54,7 +55,13 @@ class Manifest:
 
     @classmethod
     def of(
-        cls, predictor: Predictor, source: Source, columns: Sequence[str], top: int, exif: bool
+        cls,
+        predictor: Predictor,
+        source: Source,
+        columns: Sequence[str],
+        top: int,
+        exif: bool,
+        fast_decode: bool,
     ) -> Manifest:
         """Return the manifest of what a model, as it is loaded here, says of a source."""
         packages = {name: version(name) for name in ("numpy", "pillow", "pyarrow")}
@@ -69,6 +76,7 @@ class Manifest:
             shown="whole, and mirrored" if predictor.features else "central crop",
             scale=predictor.scale,
             exif=exif,
+            fast_decode=fast_decode,
             top=top,
             columns=tuple(columns),
             class_names=tuple(predictor.class_names),

@@ -51,12 +51,11 @@ class Worker:
             threads=options.threads,
             trust_saved_model=options.trust_saved_model,
         )
-        found = Manifest.of(
-            predictor, self.job.source, manifest.columns, manifest.top, manifest.exif
-        )
+        asked = manifest.top, manifest.exif, manifest.fast_decode
+        found = Manifest.of(predictor, self.job.source, manifest.columns, *asked)
         if changed := manifest.differences(found):
             raise InputError(f"not as where the job was started: {'; '.join(changed)}")
-        return Labeller(predictor, manifest.top, exif=manifest.exif)
+        return Labeller(predictor, manifest.top, exif=manifest.exif, fast=manifest.fast_decode)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Write a part; return how many images it has, or why it could not be written."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from vggkeras.data.splits import Data
     from vggkeras.runtimes import Predictor
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
-
 console = Console()
 
 

@@ -46,6 +46,8 @@ class Predict:
         engine: What labels into a folder: this process, or Ray's workers.
         workers: Workers of Ray; by default as many as fit.
         exif: Turn images upright, as the orientation in their EXIF data says.
+        fast_decode: Decode large JPEGs reduced, as training does: several times as fast, and other
+            pixels by less than two levels on average.
         skip_unreadable: Exit with 0 if some images cannot be read. They are named and counted in
             either case.
     """
@@ -60,6 +62,7 @@ class Predict:
     engine: Literal["local", "ray"] = "local"
     workers: int | None = None
     exif: bool = True
+    fast_decode: bool = False
     skip_unreadable: bool = False
 
     def run(self) -> int:
@@ -111,7 +114,15 @@ class Predict:
             trust_saved_model=self.compute.trust_saved_model,
         )
         request = jobs.Request(
-            self.files, out, options, self.top, self.exif, self.engine, self.workers, self.resume
+            self.files,
+            out,
+            options,
+            self.top,
+            self.exif,
+            self.engine,
+            self.workers,
+            self.resume,
+            self.fast_decode,
         )
 
         def load(options: Options) -> Predictor:
@@ -135,7 +146,9 @@ class Predict:
     def _classified(self, predictor: Predictor, images: Sequence[str]) -> Tally:
         """Classify, print and write each image as soon as its answer is there."""
         tally = Tally()
-        predictions: Iterable[Prediction] = classify(predictor, images, self.top, exif=self.exif)
+        predictions: Iterable[Prediction] = classify(
+            predictor, images, self.top, exif=self.exif, fast=self.fast_decode
+        )
         with contextlib.ExitStack() as stack:
             write = None
             if self.out:

@@ -14,13 +14,11 @@ import numpy as np
 from PIL import Image
 
 from vggkeras.data import resampling, windows
-from vggkeras.data.decoding import TURNS, UPRIGHT, pixels
+from vggkeras.data.decoding import TURNS, UPRIGHT, pixels, whole_of
 from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
 
-# Pixels around a window: color is often stored at half the resolution, and interpolated.
-MARGIN = 2
 # A long image once rescaled: more squares of its smallest side, and more px, than photographs have.
 LONG, LONG_PIXELS = 8, 1 << 22
 LUMA = 19595, 38470, 7471  # weights of R, G and B in the luma, of 65536
@@ -38,9 +36,17 @@ class Rescaled:
     """
 
     def __init__(self, image: np.ndarray | Image.Image, side: int) -> None:
-        """Take an image, RGB, or uint8 `[H, W, 3]`; nothing is computed yet."""
+        """Take an image, RGB, or uint8 `[H, W, 3]`; nothing is computed yet.
+
+        It may be a reduction (see `whole_of`), but of a long image, which would have to be larger
+        than any that is read.
+        """
         self.image, self.side = image, side
-        w, h = self.original = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+        if isinstance(image, Image.Image):
+            self.original = whole_of(image).size
+        else:
+            self.original = image.shape[1], image.shape[0]
+        w, h = self.original
         if min(h, w) == side:
             self.shape = (h, w)
         elif w <= h:
@@ -68,7 +74,8 @@ class Rescaled:
             )
         if self.original == (w, h):
             return pixels(self.image) if isinstance(self.image, Image.Image) else self.image
-        return np.asarray(self._picture.resize((w, h), Image.Resampling.BILINEAR))
+        picture = self._picture
+        return np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR, whole_of(picture).box))
 
     def crops(self, crop: tuple[int, int], grid: int = 1) -> Iterator[np.ndarray]:
         """Yield the crops that `grid_crops` yields of the whole; errors are its too."""
@@ -178,7 +185,13 @@ def draws(seed: int, epoch, index):
 
 
 def random_crop(
-    encoded, crop: int, scale: tuple[int, int], uniform, flip: bool, exif: bool = False
+    encoded,
+    crop: int,
+    scale: tuple[int, int],
+    uniform,
+    flip: bool,
+    exif: bool = False,
+    fast: bool = False,
 ):
     """Cut a training crop straight from an encoded image: a string -> uint8 `[crop, crop, 3]`.
 
@@ -195,6 +208,7 @@ def random_crop(
         uniform: the four numbers of `draws`: S, row, column, mirror.
         flip: whether to mirror at all.
         exif: whether to turn the image upright first, as its EXIF data say.
+        fast: whether to decode a large JPEG at its `decoding.reduction`.
     """
     import tensorflow as tf
 
@@ -205,13 +219,13 @@ def random_crop(
             window = window.transpose(TURNS[int(orientation)])
         return np.asarray(window.resize((crop, crop), Image.Resampling.BILINEAR, box_of_crop))
 
-    def window_of(size):
-        return _window(size, crop, scale, uniform)
+    def place_of(size):
+        return _place(size, crop, scale, uniform)
 
     window = tf.cond(
         tf.io.is_jpeg(encoded),
-        lambda: windows.pixels_of_jpeg(encoded, window_of, exif),
-        lambda: windows.pixels_of_other(encoded, window_of, exif),
+        lambda: windows.pixels_of_jpeg(encoded, place_of, exif, fast),
+        lambda: windows.pixels_of_other(encoded, place_of, exif),
     )
     # Pillow resizes three times as fast as TensorFlow's antialiased ops, outside Python's lock.
     image = tf.numpy_function(resize, list(window), tf.uint8, stateful=False)
@@ -244,13 +258,8 @@ def _corner(size, crop: int, uniform):
     return tf.cast(tf.floor(uniform[1:3] * tf.cast(size - crop + 1, tf.float32)), tf.int32)
 
 
-def _window(size, crop: int, scale: tuple[int, int], uniform):
-    """Find where a crop's pixels are in an original image of (height, width) `size`.
-
-    Returns:
-        Corner and extent, int32 `[2]` each, of the window that holds all that the filter sees; and
-        the crop's (top, left, bottom, right) in that window, in fractions of pixels, float64 `[4]`.
-    """
+def _place(size, crop: int, scale: tuple[int, int], uniform) -> windows.Place:
+    """Find where a crop's pixels are in an original image of (height, width) `size`."""
     import tensorflow as tf
 
     low, high = scale
@@ -260,14 +269,7 @@ def _window(size, crop: int, scale: tuple[int, int], uniform):
     rescaled = tf.maximum(side, tf.round(sides * side / tf.reduce_min(sides)))
     ratio = sides / rescaled  # original pixels to one of the rescaled image
     start = tf.cast(_corner(tf.cast(rescaled, tf.int32), crop, uniform), tf.float64) * ratio
-    end = start + crop * ratio
-    # The triangle reaches one pixel to each side, or one of the rescaled ones if they are larger.
-    reach = tf.maximum(ratio, tf.ones_like(ratio)) + MARGIN
-    first = tf.maximum(tf.floor(start - reach), tf.zeros_like(start))
-    extent = tf.minimum(tf.math.ceil(end + reach), sides) - first
-    # Rounding may put the end just outside, which Pillow refuses.
-    box = tf.concat([start - first, tf.minimum(end - first, extent)], 0)
-    return tf.cast(first, tf.int32), tf.cast(extent, tf.int32), box
+    return windows.Place(tf.cast(side, tf.int32), start, start + crop * ratio, ratio)
 
 
 def crop_in_channels(crop, channels: int):

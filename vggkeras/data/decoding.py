@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -46,10 +46,44 @@ TURNS = {
 }
 TURNED_WHEN_READ = ("TIFF", "HEIF")  # by Pillow and pillow-heif
 UPRIGHT, EXCHANGED = 1, 5  # from 5 on, rows and columns are exchanged
+# Stored from the other end: the rows, and the columns, of the upright image.
+REVERSED = (3, 4, 7, 8), (2, 3, 6, 7)
+
+JPEGS = ("JPEG", "MPO")
+FACTORS = (1, 2, 4, 8)  # by which libjpeg reduces an image while it decodes it
+# A reduced image keeps this many times the smallest side S to which the filter reduces it then, in
+# tenths. libjpeg averages squares of pixels, and an average holds finer patterns as false coarse
+# ones, of which the filter leaves the less the more pixels it averages itself. With 2.9 the 3,000
+# rows of a photograph of 12 megapixels are 750 for S = 256, and 1,500 for 512. What it changes is
+# measured by tests/benchmarks/large_photographs.py.
+GAP_TENTHS = 29
+WHOLE = "whole image"  # key in `Image.info`
 
 T = TypeVar("T")
 
 _one_large = threading.Lock()
+
+
+class Whole(NamedTuple):
+    """The image of which a decoded picture may be a reduction."""
+
+    size: tuple[int, int]  # width and height, px
+    box: tuple[float, float, float, float]  # left, top, right, bottom of it in the picture
+
+
+def whole_of(picture: Image.Image) -> Whole:
+    """Return the image that `decoded` gave as a picture, in the picture's pixels."""
+    return picture.info.get(WHOLE) or Whole(picture.size, (0, 0, *picture.size))
+
+
+def reduction(size: tuple[int, int], side: int) -> int:
+    """Return 1, 2, 4 or 8: how many times smaller a JPEG is decoded that is then rescaled.
+
+    Args:
+        size: height and width of the image, px, in any order.
+        side: the smallest side to which it is rescaled, px.
+    """
+    return max(f for f in FACTORS if f == 1 or 10 * min(size) >= GAP_TENTHS * f * side)
 
 
 def decode(encoded: bytes, name: str = "image", *, exif: bool = False) -> np.ndarray:
@@ -63,6 +97,7 @@ def decoded(
     prepare: Callable[[Image.Image], T],
     *,
     exif: bool,
+    side: int | None = None,
 ) -> T:
     """Return what `prepare` makes of an image file, of the first frame where it has several.
 
@@ -74,6 +109,8 @@ def decoded(
         name: what to call the image in errors.
         prepare: called with the image in mode RGB, which is gone afterwards.
         exif: whether to turn it upright, as the orientation in its EXIF data says.
+        side: decode a JPEG at the `reduction` for this smallest side, px; `whole_of` says what the
+            picture is of. By default it is the whole image, pixel for pixel.
 
     Raises:
         InputError (a ValueError): naming the image: it cannot be read whole, would take more than
@@ -86,8 +123,11 @@ def decoded(
             orientation = orientation_of(image) if exif else UPRIGHT
             if _checked_bytes(image, file, orientation) > LARGE:
                 stack.enter_context(_one_large)
+            whole = _reduced(image, side, orientation) if side else None
             image.load()
             picture = _turned(_to_rgb(image), orientation)
+            if whole:
+                picture.info[WHOLE] = whole
         except Exception as error:  # Pillow raises what its parts raise: OSError, struct.error …
             raise InputError(
                 f"{name} cannot be read as an image ({error}): replace or remove it, or pass "
@@ -129,6 +169,22 @@ def _turned(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
 
 
+def _reduced(image: Image.Image, side: int, orientation: int) -> Whole | None:
+    """Have a JPEG decoded at its `reduction`; return what its upright picture will be of."""
+    factor = reduction(image.size, side)
+    if factor == 1 or image.format not in JPEGS:
+        return None
+    size = image.size
+    image.draft(image.mode, (size[0] // factor, size[1] // factor))
+    reduced = image.size  # the last pixels reach beyond the image
+    if orientation >= EXCHANGED:
+        size, reduced = size[::-1], reduced[::-1]
+    (w, h), (right, bottom) = size, reduced
+    left = right - w / factor if orientation in REVERSED[1] else 0.0
+    top = bottom - h / factor if orientation in REVERSED[0] else 0.0
+    return Whole(size, (left, top, left + w / factor, top + h / factor))
+
+
 def _opened(source: bytes | str | os.PathLike) -> BinaryIO:
     """Open an image; a pipe or a device would be waited for, or never end."""
     if isinstance(source, bytes):
@@ -148,7 +204,7 @@ def _checked_bytes(image: Image.Image, file: BinaryIO, orientation: int) -> int:
     length = file.seek(0, os.SEEK_END)
     mode = "" if image.has_transparency_data and image.mode == "RGB" else image.mode
     each = PIXEL_BYTES.get(mode, OTHER_PIXEL_BYTES)
-    if image.format in ("JPEG", "MPO"):
+    if image.format in JPEGS:
         file.seek(0)
         scans = sum(part.count(START_OF_SCAN) for part in iter(lambda: file.read(BAND), b""))
         if scans > MAX_SCANS:

@@ -35,22 +35,29 @@ class Example(Generic[T]):
     image: T
 
 
-def read_each(split: Split, prepare: Prepare[T]) -> Iterator[tuple[int, int, T | InputError]]:
-    """Yield (index, label, prepared image, or the error that names it) for every image."""
+def read_each(
+    split: Split, prepare: Prepare[T], side: int | None = None
+) -> Iterator[tuple[int, int, T | InputError]]:
+    """Yield (index, label, prepared image, or the error that names it) for every image.
+
+    Large JPEGs are decoded reduced where they are rescaled to `side` px: see `decoded`.
+    """
 
     def read(index: int, source: bytes | str, label: int) -> tuple[int, int, T | InputError]:
         try:
             name = split.image_name(index)
-            return index, label, decoded(source, name, prepare, exif=split.exif)
+            return index, label, decoded(source, name, prepare, exif=split.exif, side=side)
         except InputError as error:
             return index, label, error
 
     return in_threads(read, split.sourced())
 
 
-def read_images(split: Split, prepare: Prepare[T]) -> Iterator[tuple[int, int, T]]:
-    """Yield (index, label, prepared image) for every image; raise InputError at a bad one."""
-    for index, label, image in read_each(split, prepare):
+def read_images(
+    split: Split, prepare: Prepare[T], side: int | None = None
+) -> Iterator[tuple[int, int, T]]:
+    """Yield what `read_each` does of every image; raise InputError at a bad one."""
+    for index, label, image in read_each(split, prepare, side):
         if isinstance(image, InputError):
             raise image
         yield index, label, image

@@ -97,10 +97,11 @@ def prepared(
     image: str | os.PathLike | np.ndarray,
     prepare: Callable[[np.ndarray | Image.Image], T],
     exif: bool = True,
+    side: int | None = None,
 ) -> T:
     """Return what `prepare` makes of a file's image, or of an array: RGB, uint8 `[H, W, 3]`.
 
-    Raises InputError for what is neither.
+    A large JPEG is decoded reduced for `side` (see `decoded`). InputError says what is neither.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -111,7 +112,7 @@ def prepared(
         return prepare(image)
     if not Path(image).is_file():
         raise InputError(f"No image at {image}: expected a {formats.NAMES} file.")
-    return decoding.decoded(image, str(image), prepare, exif=exif)
+    return decoding.decoded(image, str(image), prepare, exif=exif, side=side)
 
 
 def central_crops(predictor: Predictor, split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -78,7 +78,13 @@ def explained(error: BaseException, job: Job) -> InputError | None:
             try:
                 decoding.decode(encoded, name, exif=split.exif)
                 augment.random_crop(
-                    tf.constant(encoded), job.size, job.scale, uniform, False, split.exif
+                    tf.constant(encoded),
+                    job.size,
+                    job.scale,
+                    uniform,
+                    False,
+                    split.exif,
+                    job.recipe.fast_decode,
                 )
             except (InputError, tf.errors.OpError) as unreadable:
                 reason = " ".join(str(unreadable).split())[:200]

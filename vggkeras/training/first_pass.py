@@ -63,7 +63,7 @@ def read_through(
 
 def _card(data: Data, splits: Mapping[str, Split], recipe: Recipe, console: Console) -> ModelCard:
     """Return the card of an earlier pass over the same files, or of one that is made now."""
-    entry = pass_cache.entry(data, splits, recipe.channels)
+    entry = pass_cache.entry(data, splits, recipe.channels, recipe.fast_decode)
     card = entry.read(splits) if entry else None
     # The pass names the unreadable file, and why it cannot be read.
     if card and any(card.unreadable.values()) and not recipe.skip_unreadable:
@@ -79,7 +79,7 @@ def _card(data: Data, splits: Mapping[str, Split], recipe: Recipe, console: Cons
         card = _read(splits, recipe, console)
         _check_some_are_readable(data.spec, splits, card)
         if entry and entry == pass_cache.entry(
-            data, splits, recipe.channels
+            data, splits, recipe.channels, recipe.fast_decode
         ):  # no file changed meanwhile
             _remember(entry, card, console)
     return card
@@ -94,7 +94,7 @@ def _read(splits: Mapping[str, Split], recipe: Recipe, console: Console) -> Mode
         split = splits[name]
         with progress_bar(console) as bar:
             for index, result in bar.track(
-                statistics.read_all(split, recipe.channels),
+                statistics.read_all(split, recipe.channels, recipe.fast_decode),
                 total=split.count,
                 description=f"reading {split.name}",
             ):

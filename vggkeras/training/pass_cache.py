@@ -66,7 +66,7 @@ class Entry:
         files.write_json(self.path, value)
 
 
-def entry(data: Data, splits: Mapping[str, Split], channels: int) -> Entry | None:
+def entry(data: Data, splits: Mapping[str, Split], channels: int, fast: bool) -> Entry | None:
     """Return the entry for a pass over some of the data's splits; None of images in memory.
 
     None too where there is no cache folder, or a file cannot be looked at: reading it will say why.
@@ -83,6 +83,7 @@ def entry(data: Data, splits: Mapping[str, Split], channels: int) -> Entry | Non
         library,
         formats.PLUGINS,
         channels,
+        fast,
     ]
     state.update(json.dumps(about).encode())
     for name, split in splits.items():

@@ -30,6 +30,7 @@ class Crops:
     flip: bool = True  # mirror half of them
     basis: np.ndarray | None = None  # of `augment.color_basis`; None: no color shift
     channels: int = 3  # of the crop; 1: gray
+    fast: bool = True  # decode large JPEGs at their `decoding.reduction`
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,8 @@ def training_batches(
 
     def of_encoded(epoch, index, encoded, label):
         def crop(uniform):
-            return augment.random_crop(
-                encoded, crops.size, crops.scale, uniform, crops.flip, split.exif
-            )
+            how = (crops.size, crops.scale, uniform, crops.flip, split.exif, crops.fast)
+            return augment.random_crop(encoded, *how)
 
         return example(epoch, index, crop, label)
 
@@ -158,7 +158,11 @@ def _batches(data, recipe: Recipe, start: int, classes: int, share: Share):
 
 
 def rescaled_images(
-    split: Split, scale: tuple[int, int], console: Console, stop: threading.Event | None = None
+    split: Split,
+    scale: tuple[int, int],
+    console: Console,
+    stop: threading.Event | None = None,
+    fast: bool = True,
 ) -> Rescaled | None:
     """Rescale all images once; return None where the scale varies or `CACHE_BYTES` are too few.
 
@@ -167,6 +171,7 @@ def rescaled_images(
         scale: lowest and highest training scale S, px.
         console: shows the progress.
         stop: raises KeyboardInterrupt once it is set.
+        fast: decode large JPEGs at their `decoding.reduction`.
     """
     import tensorflow as tf
 
@@ -181,7 +186,9 @@ def rescaled_images(
     pixels, sizes, labels = bytearray(), [], []  # an array of each would take as much again
     with progress_bar(console) as bar:
         for _, label, image in bar.track(
-            read_images(split, whole), total=split.count, description=f"rescaling {split.name}"
+            read_images(split, whole, scale[0] if fast else None),
+            total=split.count,
+            description=f"rescaling {split.name}",
         ):
             if stop and stop.is_set():
                 raise KeyboardInterrupt

@@ -122,7 +122,8 @@ def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Consol
     """Check that a recipe is that of the run to be resumed; print where the libraries are others.
 
     The number of epochs may differ (see `Progress.change_epochs`), and where a run was begun by a
-    version that did not turn images upright, what the recipe says of it.
+    version that did not turn images upright, what the recipe says of it. A run that was begun
+    without fast decoding goes on without it: `train` sees to that.
 
     Raises:
         InputError (a ValueError): other fields differ; the message names them.

@@ -144,6 +144,9 @@ def _train(
         card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
     if begun:
+        assert begun.card.recipe
+        if not begun.card.recipe.fast_decode:  # as in version 0.2, which had no choice
+            recipe = dataclasses.replace(recipe, fast_decode=False)
         check_unchanged(recipe, begun.card, out, console)
         check_hosts(begun, hosts.count, out, console)
         if begun.status == "done" and _stays_finished(begun, recipe, out):
@@ -363,9 +366,11 @@ def _fit(
     basis = augment.color_basis(covariance) if recipe.color and recipe.channels == 3 else None
     classes = len(job.data.class_names)
     flip = recipe.flip and job.data.mirrors
-    training = job.training, recipe, Crops(job.size, job.scale, flip, basis, recipe.channels)
+    fast = recipe.fast_decode
+    crops = Crops(job.size, job.scale, flip, basis, recipe.channels, fast)
+    training = job.training, recipe, crops
     share = Share(job.hosts.index, job.hosts.count, recipe.images_per_step)
-    rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop)
+    rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop, fast)
     validation_data = validation_batches(
         job.validation,
         recipe.batch_size,
