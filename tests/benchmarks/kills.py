@@ -19,6 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "batch"))
 import many
 
+WAYS = ("local", "driver", "worker")  # the local engine, Ray's driver, one of Ray's workers
+
 
 def main() -> None:
     """Label without a kill, then with them."""
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="in turn")
     options = parser.parse_args()
     folder = options.folder
     model = folder / "network" / "export" / "model.onnx"
@@ -55,17 +58,16 @@ def main() -> None:
     )
     for job in (local, ray):
         shutil.rmtree(job.out, ignore_errors=True)
-    ways = [(local, False), (ray, False), (ray, True)]
     turn = 0
     while local.kills + ray.kills < options.kills:
-        job, worker = ways[turn % len(ways)]
+        way = options.ways[turn % len(options.ways)]
+        job, worker = local if way == "local" else ray, way == "worker"
         before = job.kills
         job.kill_once(0.2 * seconds, worker=worker)
         turn += 1
-        said = "a worker of Ray" if worker else "the driver of Ray" if job is ray else "local"
         if job.kills > before:
             left = len(many.labelled(job.out))
-            print(f"kill {local.kills + ray.kills}: {said}; {left} parts are there", flush=True)
+            print(f"kill {local.kills + ray.kills}: {way}; {left} parts are there", flush=True)
     for job in (local, ray):
         if job.out.exists():
             job.finish()

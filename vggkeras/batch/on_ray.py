@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+# Otherwise Ray listens on every address of the machine, whatever address it is given. It is read
+# when Ray is imported.
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+SHORT = Path("/tmp")  # where the names of Ray's sockets are short enough
 
 
 class Worker:
@@ -35,10 +40,8 @@ class Worker:
     def __init__(self, job: Job, model: Path) -> None:
         """Load the model; why that failed is kept for the first part."""
         self.job, self.failure = job, ""
-        self.claimed = contextlib.ExitStack()
         try:
             self.labeller = self._load(model)
-            self.claimed.enter_context(files.claimed(job.out))
         except (InputError, OSError) as error:
             self.failure = str(error)
 
@@ -62,7 +65,8 @@ class Worker:
         (part,) = batch["item"]
         try:
             if not self.failure:
-                write_here(self.job, self.labeller, [int(part)], lambda _: None)
+                with files.claimed(self.job.out):
+                    write_here(self.job, self.labeller, [int(part)], lambda _: None)
         except (InputError, OSError) as error:
             self.failure = str(error)
         images = len(self.job.manifest.rows_of(int(part)))
@@ -87,9 +91,9 @@ def write_parts(
         InputError (a ValueError): a worker cannot load the model on the provider asked for, loads
             another one, or cannot write; or Ray has ended.
     """
-    import ray
-
-    with _started(ray):
+    with contextlib.ExitStack() as stack:
+        stack.callback(files.sweep, job.out)  # of workers that were killed
+        ray = stack.enter_context(_started())
         on_gpu = job.options.provider != "cpu"
         there = ray.cluster_resources()
         fit = int(there.get("GPU", 0) if on_gpu else there["CPU"] // (job.options.threads or 1))
@@ -119,35 +123,52 @@ def write_parts(
 
 
 @contextlib.contextmanager
-def _started(ray: Any) -> Iterator[None]:
-    """Start Ray, silent, on this machine alone unless RAY_ADDRESS names a cluster; then end it."""
-    if ray.is_initialized():  # by the caller, whose it is
-        yield
-        return
-    before = {name: os.environ.get(name) for name in QUIET}
-    os.environ.update(QUIET)
+def _started() -> Iterator[Any]:
+    """Give Ray, silent, on this machine alone unless RAY_ADDRESS names a cluster; then end it."""
     address = os.environ.get("RAY_ADDRESS", "local")
-    here: dict[str, Any] = {
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE,
-        "_node_ip_address": LOOPBACK,
-    }
+    is_local = address == "local"
+    with _environment(QUIET | ALONE if is_local else QUIET):
+        import ray
+
+        if ray.is_initialized():  # by the caller, whose it is
+            yield ray
+            return
+        with tempfile.TemporaryDirectory(
+            prefix="ray-", dir=SHORT if SHORT.is_dir() else None, ignore_cleanup_errors=True
+        ) as logs:
+            here: dict[str, Any] = {
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE,
+                "_node_ip_address": LOOPBACK,
+                "_temp_dir": logs,
+            }
+            quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+            try:
+                with quiet_stderr():  # it says there at which level it will log
+                    ray.init(address, **quiet, **(here if is_local else {}))
+                if is_local and ray.util.get_node_ip_address() != LOOPBACK:
+                    raise InputError(
+                        "Ray was imported before, and would listen beyond this machine: leave its "
+                        "import to vggkeras, or call ray.init() first."
+                    )
+                context = ray.data.DataContext.get_current()
+                context.enable_progress_bars = context.print_on_execution_start = False
+                logging.getLogger("ray.data").setLevel(logging.ERROR)
+                yield ray
+            finally:
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment while a block runs."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        with quiet_stderr():  # it says there at which level it will log
-            ray.init(
-                address,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **(here if address == "local" else {}),
-            )
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield
     finally:
-        ray.shutdown()
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)
+                del os.environ[name]
             else:
                 os.environ[name] = value
