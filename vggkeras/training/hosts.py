@@ -210,7 +210,7 @@ class Hosts:
         if not reason or self._closing.is_set():
             return
         self.lost = self.lost or reason
-        for host in self._links if self.is_first else ():
+        for host in list(self._links) if self.is_first else ():
             self._send(host, {"bye": self.lost})
         if not self._closing.wait(grace):  # a step waits for the other host's part for ever
             print("error: " + visible(f"{self.lost}: {AGAIN}."), file=sys.stderr, flush=True)

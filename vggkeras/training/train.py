@@ -149,7 +149,8 @@ def _train(
             recipe = dataclasses.replace(recipe, fast_decode=False)
         check_unchanged(recipe, begun.card, out, console)
         check_hosts(begun, hosts.count, out, console)
-        if begun.status == "done" and _stays_finished(begun, recipe, out):
+        done = begun.status == "done"  # the first host alone has the run's files
+        if done and hosts.gather(hosts.is_first and _stays_finished(begun, recipe, out))[0]:
             return _finished(begun, out, console)
     card = _with_the_run(card, recipe, data, size, scale)
     weights = None
