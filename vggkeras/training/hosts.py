@@ -214,6 +214,7 @@ class Hosts:
             self._send(host, {"bye": self.lost})
         if not self._closing.wait(grace):  # a step waits for the other host's part for ever
             print("error: " + visible(f"{self.lost}: {AGAIN}."), file=sys.stderr, flush=True)
+            sys.stdout.flush()
             os._exit(2)
 
 
