@@ -102,13 +102,18 @@ def load(
     _check_installed(path, runtime, provider)
     module = importlib.import_module(f"vggkeras.runtimes.{runtime.module}")
     predictor = module.load(path, replace(options, tf32=tf32 and provider in ON_GPU))
+    _check_class_names(predictor)
+    return predictor
+
+
+def _check_class_names(predictor: Predictor) -> None:
+    """Raise InputError where there are not as many class names as outputs."""
     named = len(predictor.card.class_names)
     if named not in (0, predictor.outputs) and not predictor.features:
         raise InputError(
-            f"{path} names {named} classes and has {predictor.outputs} outputs: it is damaged; "
-            "train or export it again."
+            f"{predictor.path} names {named} classes and has {predictor.outputs} outputs: it is "
+            "damaged; train or export it again."
         )
-    return predictor
 
 
 def _check_installed(path: Path, runtime: Runtime, provider: str) -> None:
