@@ -20,7 +20,7 @@ from vggkeras.terminal import Console
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is exported; or, of files that are exported already, how Triton is to serve them."""
+    """Export a trained model; or, with --triton, let Triton serve what is exported already."""
 
     request: tyro.conf.OmitArgPrefixes[Request]
     serving: tyro.conf.OmitArgPrefixes[Serving]
@@ -32,7 +32,6 @@ def main() -> int:
         lambda: tyro.cli(
             Arguments,
             prog="python -m export",
-            description=Request.__doc__,
             config=(tyro.conf.DisallowNone,),
         )
     )
