@@ -101,7 +101,7 @@ def prepared(
 ) -> T:
     """Return what `prepare` makes of a file's image, or of an array: RGB, uint8 `[H, W, 3]`.
 
-    A large JPEG is decoded reduced for `side` (see `decoded`). InputError says what is neither.
+    A large JPEG may be decoded reduced for `side` (see `decoded`). Raises InputError for others.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -24,6 +24,7 @@ from vggkeras.training.optimizer import AveragedWeights, put_averages_in, put_ba
 from vggkeras.training.progress import Progress
 from vggkeras.training.runs import point_latest
 from vggkeras.training.schedule import DROPS, PlateauSchedule, monitored
+from vggkeras.training.waiting import Waiting
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints within an epoch; there is one at every epoch's end
 
@@ -56,7 +57,11 @@ def asked_to_stop() -> Iterator[threading.Event]:
 
 
 def run_callbacks(
-    progress: Progress, kept: keras.Model, bar: Bar, callbacks: Sequence[keras.callbacks.Callback]
+    progress: Progress,
+    kept: keras.Model,
+    bar: Bar,
+    callbacks: Sequence[keras.callbacks.Callback],
+    waiting: Waiting | None = None,
 ) -> list[keras.callbacks.Callback]:
     """Return the callbacks of a run, in order.
 
@@ -66,6 +71,7 @@ def run_callbacks(
         bar: shows the steps.
         callbacks: the user's. They see an epoch after it is counted, and before it is in a
             checkpoint.
+        waiting: counts how long training waits for its batches.
     """
     recipe = progress.job.recipe
     schedule: list[keras.callbacks.Callback] = []
@@ -81,7 +87,7 @@ def run_callbacks(
         KeepBestModel(progress, kept),
         *schedule,
         SaveCheckpoint(progress),
-        PrintEpoch(progress, bar),
+        PrintEpoch(progress, bar, waiting),
         StopWhenAsked(progress),
     ]
 
@@ -220,9 +226,10 @@ class SaveCheckpoint(RunCallback):
 class PrintEpoch(RunCallback):
     """Moves the progress bar, and prints a line an epoch."""
 
-    def __init__(self, progress: Progress, bar: Bar) -> None:
-        """Add a task for all steps to `bar`."""
+    def __init__(self, progress: Progress, bar: Bar, waiting: Waiting | None = None) -> None:
+        """Add a task for all steps to `bar`; say how long they waited, where that is counted."""
         super().__init__(progress)
+        self.waiting = waiting
         steps = self.job.recipe.epochs * self.job.steps
         self.bar = bar
         self.task = bar.add_task("all epochs", total=steps, completed=progress.steps_done)
@@ -230,11 +237,13 @@ class PrintEpoch(RunCallback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Start the clock."""
         self.start, self.first_step = time.monotonic(), self.state.step
+        self.waited = self.waiting.seconds if self.waiting else 0.0
         self.bar.update(self.task, description=f"epoch {epoch + 1} of {self.job.recipe.epochs}")
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Advance the bar."""
         self.bar.advance(self.task)
+        self.trained = time.monotonic()
 
     def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Let a long validation be heard of where there is no terminal."""
@@ -252,10 +261,20 @@ class PrintEpoch(RunCallback):
             f"accuracy {row['accuracy']:.4f}  validation {row['val_accuracy']:.4f}"
             f"{cross_entropy}{' best' if self.state.best is row else '     '}  "
             f"learning rate {row['learning_rate']:.1e}  "
-            f"{seconds:.0f} s, {images / seconds:.0f} images/s{self._plateau()}",
+            f"{seconds:.0f} s, {images / seconds:.0f} images/s{self._waited()}{self._plateau()}",
             highlight=False,
             soft_wrap=True,
         )
+
+    def _waited(self) -> str:
+        """Return which fraction of the time of the steps, without the validation, was waiting.
+
+        It is no column of history.csv, which a resumed run ends with to the last bit.
+        """
+        if self.waiting is None:
+            return ""
+        waited = self.waiting.seconds - self.waited
+        return f", {waited / (self.trained - self.start):.0%} of training waiting for data"
 
     def _plateau(self) -> str:
         """Return what the schedule has just decided, in words; a cosine decides nothing."""

@@ -51,6 +51,7 @@ from vggkeras.training.runs import (
     versions,
 )
 from vggkeras.training.schedule import monitored
+from vggkeras.training.waiting import Waiting
 from vggkeras.weights import identify, load
 
 
@@ -382,14 +383,17 @@ def _fit(
         padding=devices.padding(strategy, job.validation.count, recipe.batch_size, job.hosts),
     )
     with progress_bar(job.console, "steps") as bar:
-        followed = run_callbacks(progress, kept, bar, callbacks)
+        # Several devices of TensorFlow fetch batches in a thread, whose waiting is not training's.
+        waiting = Waiting() if keras.backend.backend() == "jax" or not strategy else None
+        followed = run_callbacks(progress, kept, bar, callbacks, waiting)
         if job.hosts.is_first:
             followed.append(keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False))
         while not state.finished:
             start = progress.steps_done * recipe.images_per_step
+            batches = training_batches(*training, start, rescaled, classes, share)
             try:
                 model.fit(
-                    training_batches(*training, start, rescaled, classes, share),
+                    waiting.timed(batches) if waiting else batches,
                     validation_data=validation_data,
                     initial_epoch=state.epoch,
                     # fit() can only begin in the middle of an epoch if the rest of it is a fit of
