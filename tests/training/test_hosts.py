@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vggkeras
-from vggkeras.data.splits import Share
+from vggkeras.data.order import Share
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import Console

@@ -108,18 +108,9 @@ def label(
             loaded; Ray is not installed, or a worker has not the provider.
     """
     several = [source] if isinstance(source, str | os.PathLike) else source
-    options = Options(provider, threads)
-    request = Request(
-        tuple(map(str, several)),
-        Path(out),
-        options,
-        top,
-        exif,
-        engine,
-        workers,
-        resume,
-        fast_decode,
-    )
+    source = tuple(map(str, several))
+    how = top, exif, engine, workers, resume, fast_decode
+    request = Request(source, Path(out), Options(provider, threads), *how)
 
     def load(asked: Options) -> Predictor:
         return runtimes.load(model, asked.provider, threads=asked.threads)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vggkeras.data.decoding import read_file
+from vggkeras.data.order import ALL, Share, shuffled_indices
 from vggkeras.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,36 +62,6 @@ class Stored(Sequence[bytes]):
         """Return the images of all parts, in order."""
         places = [(part, i) for part in parts for i in range(len(part))]
         return cls(lambda index: places[index][0][places[index][1]], range(len(places)))
-
-
-@dataclass(frozen=True)
-class Share:
-    """The rows of every batch that one of several hosts reads: the first host's come first."""
-
-    host: int
-    hosts: int
-    batch: int  # rows of a whole batch, a multiple of `hosts`
-
-    @property
-    def rows(self) -> int:
-        """The rows of a batch that are this host's."""
-        return self.batch // self.hosts
-
-    @property
-    def first(self) -> int:
-        """The first of them."""
-        return self.host * self.rows
-
-    def position(self, own):
-        """Return the position among all examples of this host's example number `own`."""
-        return own // self.rows * self.batch + self.first + own % self.rows
-
-    def has(self, position):
-        """Return whether the example at a position is this host's."""
-        return position % self.batch // self.rows == self.host
-
-
-ALL = Share(0, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -216,25 +187,6 @@ class Split:
             left_out = tf.constant(sorted(self.left_out), tf.int64)
             records = records.filter(lambda index, *_: tf.reduce_all(index != left_out))
         return records
-
-
-def shuffled_indices(count: int, seed: int, start: int = 0, share: Share = ALL):
-    """Return an endless tf.data.Dataset of (epoch, index), int64, every epoch in another order.
-
-    Indices are 0 to `count` - 1. The data set begins at the `start`-th pair, the first one of a
-    batch of `share`, and of each batch has those of `share`. The order of an epoch is a pure
-    function of (seed, epoch).
-    """
-    import tensorflow as tf
-
-    def pair(own):
-        position = share.position(own)
-        epoch = position // count
-        key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        last = tf.constant(count - 1, tf.int64)
-        return epoch, tf.random.experimental.index_shuffle(position % count, key, last)
-
-    return tf.data.Dataset.range(start // share.hosts, tf.int64.max // share.hosts).map(pair)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from PIL import Image
 from rich.console import Console
 
 from vggkeras.data import augment
+from vggkeras.data.order import ALL, Share, shuffled_indices
 from vggkeras.data.reading import read_images
-from vggkeras.data.splits import ALL, Share, Split, shuffled_indices
+from vggkeras.data.splits import Split
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
 from vggkeras.training.augmentation import KeyedMixUp, KeyedRandAugment
@@ -89,8 +90,8 @@ def training_batches(
     A batch is what one step sees. Every epoch has a new order. Which image comes when, its scale,
     crop, mirroring, RandAugment and color shift are pure functions of (seed, epoch, index of the
     image), and what MixUp mixes is one of (seed, step). Batches straddle the epochs, so that all
-    are full and every image is seen equally often. At most as many images as there are cores, and
-    two batches, are prepared ahead.
+    are full and every image is seen equally often. As many images as there are cores, and two
+    batches, are prepared ahead.
 
     Args:
         split: the training images.
@@ -99,12 +100,39 @@ def training_batches(
         start: the number of images to pass over, from the very first one on: whole steps.
         rescaled: the images in memory, from `rescaled_images`, where they fit.
         classes: their number.
-        share: the rows of each batch that this host reads. MixUp mixes the rows of the whole batch,
-            so with it each host makes all of them, and keeps its own.
+        share: the rows of each batch that this host reads; with MixUp it makes all of them first.
     """
     import tensorflow as tf
 
     read = ALL if recipe.mixup else share
+    example = _augmented(recipe, crops)
+
+    def of_rescaled(epoch, index):
+        def crop(uniform):
+            return augment.crop_of_rescaled(rescaled.image(index), crops.size, uniform, crops.flip)
+
+        return example(epoch, index, crop, rescaled.labels[index])
+
+    def of_encoded(epoch, index, encoded, label):
+        def crop(uniform):
+            how = crops.scale, uniform, crops.flip, split.exif, crops.fast
+            return augment.random_crop(encoded, crops.size, *how)
+
+        return example(epoch, index, crop, label)
+
+    if rescaled is None:
+        data = split.shuffled(recipe.seed, start, read).map(of_encoded, tf.data.AUTOTUNE)
+    else:
+        order = shuffled_indices(split.count, recipe.seed, start, read)
+        data = order.map(of_rescaled, tf.data.AUTOTUNE)
+    return _batches(data, recipe, start, classes, share).prefetch(2)
+
+
+def _augmented(recipe: Recipe, crops: Crops) -> Callable:
+    """Return (epoch, index, crop, label) -> (image, label), as TensorFlow ops.
+
+    `crop` makes the crop of the uniform numbers of `augment.draws`.
+    """
     random_augment = KeyedRandAugment(recipe.seed) if recipe.randaugment else None
 
     def example(epoch, index, crop, label):
@@ -117,26 +145,7 @@ def training_batches(
             image = augment.color_shift(image, crops.basis, normal)
         return image, label
 
-    def of_rescaled(epoch, index):
-        def crop(uniform):
-            image = rescaled.image(index)
-            return augment.crop_of_rescaled(image, crops.size, uniform, crops.flip)
-
-        return example(epoch, index, crop, rescaled.labels[index])
-
-    def of_encoded(epoch, index, encoded, label):
-        def crop(uniform):
-            how = (crops.size, crops.scale, uniform, crops.flip, split.exif, crops.fast)
-            return augment.random_crop(encoded, *how)
-
-        return example(epoch, index, crop, label)
-
-    if rescaled is None:
-        data = split.shuffled(recipe.seed, start, read).map(of_encoded, tf.data.AUTOTUNE)
-    else:
-        indices = shuffled_indices(split.count, recipe.seed, start, read)
-        data = indices.map(of_rescaled, tf.data.AUTOTUNE)
-    return _batches(data, recipe, start, classes, share).prefetch(2)
+    return example
 
 
 def _batches(data, recipe: Recipe, start: int, classes: int, share: Share):

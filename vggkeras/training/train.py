@@ -13,30 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from rich.console import Console
 
 from vggkeras import files, locks, models
 from vggkeras import recipe as recipe_module
 from vggkeras.card import ModelCard
-from vggkeras.data import augment, in_memory, sources
+from vggkeras.data import in_memory, sources
 from vggkeras.data.reading import unread
-from vggkeras.data.splits import Data, Share
+from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
 from vggkeras.recipe import Recipe
-from vggkeras.terminal import plain, progress_bar
+from vggkeras.terminal import plain
 from vggkeras.training import checkpoints, devices, failures
-from vggkeras.training.callbacks import asked_to_stop, run_callbacks
+from vggkeras.training.callbacks import asked_to_stop
 from vggkeras.training.first_pass import read_through
+from vggkeras.training.fitting import fit
 from vggkeras.training.hosts import Hosts
 from vggkeras.training.meeting import joined
 from vggkeras.training.optimizer import balanced_weights, compile_model, freeze
-from vggkeras.training.pipeline import (
-    Crops,
-    rescaled_images,
-    training_batches,
-    validation_batches,
-)
 from vggkeras.training.printing import print_copied, print_job
 from vggkeras.training.progress import Job, Progress
 from vggkeras.training.record import RunRecord
@@ -51,7 +45,6 @@ from vggkeras.training.runs import (
     versions,
 )
 from vggkeras.training.schedule import monitored
-from vggkeras.training.waiting import Waiting
 from vggkeras.weights import identify, load
 
 
@@ -275,7 +268,7 @@ def _run(
             load.init_from(model, recipe.init_from, job.data.class_names)
         progress.write_record("training")
     try:
-        _fit(model, progress, kept, callbacks, strategy)
+        fit(model, progress, kept, callbacks, strategy)
     except BaseException as error:
         failures.leave_a_stopped_run(error, progress, new)
         explained = failures.explained(error, job)
@@ -341,70 +334,3 @@ def _network(job: Job, precision: str) -> keras.Model:
         precision=precision,
         seed=recipe.seed,
     )
-
-
-def _fit(
-    model: keras.Model,
-    progress: Progress,
-    kept: keras.Model,
-    callbacks: Sequence[keras.callbacks.Callback],
-    strategy: Any,
-) -> None:
-    """Train until the run is finished.
-
-    Args:
-        model: what is trained.
-        progress: how far the run has come.
-        kept: the float32 model that is saved.
-        callbacks: the user's.
-        strategy: from `distribution_strategy`.
-    """
-    job, recipe, state = progress.job, progress.job.recipe, progress.state
-    if state.finished:
-        return
-    if progress.stop.is_set():  # while the model was made
-        raise KeyboardInterrupt
-    covariance = np.array(job.card.rgb_covariance)
-    basis = augment.color_basis(covariance) if recipe.color and recipe.channels == 3 else None
-    classes = len(job.data.class_names)
-    flip = recipe.flip and job.data.mirrors
-    fast = recipe.fast_decode
-    crops = Crops(job.size, job.scale, flip, basis, recipe.channels, fast)
-    training = job.training, recipe, crops
-    share = Share(job.hosts.index, job.hosts.count, recipe.images_per_step)
-    rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop, fast)
-    validation_data = validation_batches(
-        job.validation,
-        recipe.batch_size,
-        job.size,
-        job.card.scale or job.size,
-        recipe.channels,
-        one_hot=classes if recipe.one_hot else 0,
-        padding=devices.padding(strategy, job.validation.count, recipe.batch_size, job.hosts),
-    )
-    with progress_bar(job.console, "steps") as bar:
-        # Several devices of TensorFlow fetch batches in a thread, whose waiting is not training's.
-        waiting = Waiting() if keras.backend.backend() == "jax" or not strategy else None
-        followed = run_callbacks(progress, kept, bar, callbacks, waiting)
-        if job.hosts.is_first:
-            followed.append(keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False))
-        while not state.finished:
-            start = progress.steps_done * recipe.images_per_step
-            batches = training_batches(*training, start, rescaled, classes, share)
-            try:
-                model.fit(
-                    waiting.timed(batches) if waiting else batches,
-                    validation_data=validation_data,
-                    initial_epoch=state.epoch,
-                    # fit() can only begin in the middle of an epoch if the rest of it is a fit of
-                    # its own.
-                    epochs=state.epoch + 1 if state.step else recipe.epochs,
-                    steps_per_epoch=job.steps - state.step,
-                    class_weight=job.class_weights,
-                    shuffle=False,  # tf.data has shuffled
-                    verbose=0,
-                    callbacks=followed,
-                )
-            except BaseException as error:
-                failures.free_frames(error)
-                raise
