@@ -131,14 +131,14 @@ class Killing:
                 assert time.monotonic() < until, "no part was written"
                 time.sleep(0.01)
             time.sleep(self.random.uniform(0, seconds))
-            victims = [p for p in job.children(recursive=True) if is_worker(p)] if worker else [job]
+            victims = list(filter(is_worker, children_of(job))) if worker else [job]
             if victims and job.poll() is None:
                 self.random.choice(victims).send_signal(signal.SIGKILL)
                 self.kills += 1
             if worker or job.poll() == 0:
                 self._end(job)
         finally:
-            children = job.children(recursive=True) if job.poll() is None else []
+            children = children_of(job)
             if job.poll() is None:
                 job.kill()
             job.communicate(timeout=SECONDS)
@@ -169,6 +169,14 @@ class Killing:
         assert left <= {"_manifest.json", "_source.parquet"}, left
         self.ended += 1
         shutil.rmtree(self.out)
+
+
+def children_of(job: psutil.Popen) -> list[psutil.Process]:
+    """Return all processes that a job has started; none where it has ended."""
+    try:
+        return job.children(recursive=True)
+    except psutil.Error:
+        return []
 
 
 def is_worker(process: psutil.Process) -> bool:

@@ -38,7 +38,9 @@ PLACES = ["a/000.jpg", "a/001.jpg", "a/002.jpg", "b/000.png", "b/001.png"]
 def test_folders_patterns_lists_and_urls_give_the_same_images(photos, tmp_path):
     fsspec = pytest.importorskip("fsspec", reason="an extra")
     (photos / "list.csv").write_text("label;path\n" + "".join(f"1;{p}\n" for p in PLACES))
+    coded = pa.array(PLACES).dictionary_encode()
     parquet.write_table(pa.table({"file": PLACES}), photos / "list.parquet")
+    parquet.write_table(pa.table({"file": coded}), photos / "coded.parquet")
     memory = fsspec.filesystem("memory")
     for place in PLACES:
         memory.pipe(f"/store/{place}", (photos / place).read_bytes())
@@ -49,6 +51,7 @@ def test_folders_patterns_lists_and_urls_give_the_same_images(photos, tmp_path):
         "photos/*/*.[jp][pn]g": [f"photos/{p}" for p in PLACES],
         "photos/list.csv": PLACES,
         "photos/list.parquet": PLACES,
+        "photos/coded.parquet": PLACES,
         url: [f"{url}/{p}" for p in PLACES],
         f"{url}/**/*.png": [f"{url}/{p}" for p in PLACES[3:]],
         f"{url}/list.csv": PLACES,
@@ -91,7 +94,9 @@ def test_what_is_refused_is_named(photos, tmp_path):
     Path("head.csv").write_text("image\n")
     Path("gap.csv").write_text("image,label\na.png,1\n,1\n")
     Path("bad.parquet").write_text("PAR1")
+    parquet.write_table(pa.table({"image": [3, 4]}), "numbers.parquet")
     wrong = {
+        ("numbers.parquet",): "column image is of type int64: expected paths",
         ("nothing.png",): "No image at nothing.png",
         ("empty",): "empty has no images",
         ("*.gif",): r"\*.gif names no file",

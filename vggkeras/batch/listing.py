@@ -125,8 +125,16 @@ def read_list(place: str) -> List:
     if schema is None:
         return List(place, image, id_column, holds_bytes=False)
     column = schema.field(image).type
-    text = pa.types.is_string(column) or pa.types.is_large_string(column)
-    return List(place, image, id_column, holds_bytes=not text)
+    if pa.types.is_dictionary(column):
+        column = column.value_type
+    if column in (pa.string(), pa.large_string(), pa.string_view()):
+        return List(place, image, id_column, holds_bytes=False)
+    if column in (pa.binary(), pa.large_binary(), pa.binary_view()) or pa.types.is_struct(column):
+        return List(place, image, id_column, holds_bytes=True)
+    raise InputError(
+        f"{place}: column {image} is of type {column}: expected paths (string) or the images' "
+        "bytes (binary, or as Hugging Face datasets writes them)."
+    )
 
 
 @contextmanager
