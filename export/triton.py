@@ -74,6 +74,7 @@ def write(request: Request, serving: Serving, console: Console) -> list[Path]:
         )
     options = Options(serving.provider, batch_sizes=serving.batch_sizes)
     options.check()
+    files.check_writable(serving.triton)
     name = _name_of(request.source)
     written = []
     for target in replace(request, format="onnx").targets():

@@ -220,6 +220,8 @@ def test_what_is_not_proven_is_refused(exported, tmp_path):
     refused(r"has no model\.dense\.onnx: .* --dense`", dense=True)
     refused("runs in ONNX Runtime; received --format tflite", format="tflite")
     refused("expected provider cuda or tensorrt with them", batch_sizes=(8,))
+    with pytest.raises(InputError, match="a file, not a folder; give another path"):
+        write(exported, exported / "run.json")
     spaced = shutil.copytree(exported, tmp_path / "my run")
     refused("cannot be a model of Triton's", spaced)
     again(exported, passed=False, failures=["values: far off"])
