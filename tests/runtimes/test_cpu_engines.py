@@ -18,10 +18,12 @@ from test_threads import stress
 
 import vggkeras
 from export.formats import ROUNDING, tolerance_of
+from export.serving import with_provider
 from export.verify import cli, verify
 from vggkeras import doctor, files
 from vggkeras.errors import InputError
 from vggkeras.runtimes import ENGINES, mnn
+from vggkeras.runtimes.providers import Options
 from vggkeras.runtimes.stderr import quiet_stderr
 
 pytestmark = pytest.mark.integration
@@ -246,6 +248,16 @@ def test_a_file_that_mnn_cannot_convert_is_refused_in_one_line(with_mnn, exports
         vggkeras.load(tmp_path / "model.onnx", provider="mnn", verify=False)
     assert "\n" not in str(told.value)
     assert list(with_mnn.iterdir()) == []
+
+
+def test_a_file_of_a_benchmark_may_name_its_provider(tmp_path):
+    asked = Options("cpu", 2)
+    path = tmp_path / "model.onnx"
+    assert with_provider(path, asked) == (path, asked)
+    assert with_provider(tmp_path / "model.onnx@mnn", asked) == (path, Options("mnn", 2))
+    for name in ("model.onnx@ncnn", "@mnn", "model.onnx@openvino"):
+        (tmp_path / "model.onnx@openvino").touch()  # a file of that name is that file
+        assert with_provider(tmp_path / name, asked) == (tmp_path / name, asked)
 
 
 def test_stdout_is_kept_back_too(capfd):
