@@ -211,7 +211,9 @@ def page_files(page: Path) -> set[str]:
     return set(re.findall(r"^```python\n# (\w+\.py)", page.read_text("utf-8"), re.MULTILINE))
 
 
-OF_OTHERS = {"--work", "--require-hashes"}  # of the campaign and of pip
+OF_OTHERS = {  # of the campaign, pip, a benchmark and XLA
+    *("--work", "--require-hashes", "--no-overlap", "--xla_force_host_platform_device_count"),
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
