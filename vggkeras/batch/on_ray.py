@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -144,8 +146,11 @@ def _started() -> Iterator[Any]:
             }
             quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
             try:
+                at_end = signal.getsignal(signal.SIGTERM)
                 with quiet_stderr():  # it says there at which level it will log
                     ray.init(address, **quiet, **(here if is_local else {}))
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, at_end)  # Ray's own prints a stack
                 if is_local and ray.util.get_node_ip_address() != LOOPBACK:
                     raise InputError(
                         "Ray was imported before, and would listen beyond this machine: leave its "
