@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,7 +42,8 @@ console = Console(width=120)
 PHONE = (4032, 3024)  # width and height, px
 GRAIN = 5  # levels, standard deviation
 CROP, SCALES = 224, ((256, 256), (256, 512))
-GAPS = (10, 15, 20, 29, 40, 60)  # tenths
+GAPS = (10, 20, 29, 40)  # tenths
+TEXTURE = 64  # S of textures, px
 PERIODS = np.arange(2.05, 5, 0.05)  # px, of gratings
 PLAIN = "500 x 375 px"
 
@@ -54,6 +56,8 @@ class Arguments:
     """Folder for images and runs; what is made there is removed at the end."""
     data: str = "tfds:imagenette/160px-v2"
     """Its photographs are enlarged."""
+    parts: tuple[Literal["speed", "pixels", "accuracy"], ...] = ("speed", "pixels", "accuracy")
+    """What is measured."""
     photographs: int = 16
     """Of 12 megapixels."""
     images: int = 32
@@ -61,7 +65,7 @@ class Arguments:
     rounds: int = 3
     """How often everything is measured in turn."""
     trained: int = 1000
-    """Photographs to train on, of the shape of `trained_side`; 0: none."""
+    """Photographs to train on."""
     tested: int = 1000
     """Photographs to compare accuracy on."""
     trained_side: int = 1700
@@ -154,22 +158,21 @@ def differences(images: Iterator[tuple[str, np.ndarray]], factor: int, gap: int)
     """Return name -> differences, where images are decoded at 1/`factor` with so small a gap."""
     from vggkeras.data import windows
 
-    side = 100
     before = decoding.GAP_TENTHS
     decoding.GAP_TENTHS = windows.GAP_TENTHS = gap
     try:
         return {
-            name: changed(jpeg(image, i % 8 + 1), min(image.shape[:2]) * 10 // (gap * factor), 96)
+            name: changed(jpeg(image, i % 8 + 1), TEXTURE, TEXTURE - 3)
             for i, (name, image) in enumerate(images)
-            if decoding.reduction(image.shape[:2], side) == factor
+            if decoding.reduction(image.shape[:2], TEXTURE) == factor
         }
     finally:
         decoding.GAP_TENTHS = windows.GAP_TENTHS = before
 
 
 def sized(gap: int, factor: int) -> tuple[int, int]:
-    """Return the smallest (height, width) that is reduced by `factor` for S = 100."""
-    height = -(-gap * factor * 100 // 10)
+    """Return the smallest (height, width) of a texture that is reduced by `factor`."""
+    height = -(-gap * factor * TEXTURE // 10)
     return height, height * 9 // 8
 
 
@@ -277,17 +280,18 @@ def main(arguments: Arguments) -> None:
     result: dict = {"arguments": {k: str(v) for k, v in dataclasses.asdict(arguments).items()}}
     try:
         split = sources.load_data(arguments.data).split("train")
-        count = arguments.photographs
         sets = {PLAIN: photograph_like(60)}
         for name, grain in (("12 MP", 0), ("12 MP with grain", GRAIN)):
-            sets[name] = held(name, enlarged(split, count, PHONE, grain))
+            if arguments.parts != ("accuracy",):
+                sets[name] = held(name, enlarged(split, arguments.photographs, PHONE, grain))
         sizes = {n: sum(len(d) for _, d, _ in s.examples()) / s.count for n, s in sets.items()}
         result["megabytes"] = {name: size / 1e6 for name, size in sizes.items()}
         console.print(result["megabytes"])
         for name, measure in (("speed", speeds), ("pixels", lambda s, _: pixels(s))):
-            result[name] = measure(sets, arguments)
-            show(name, result[name])
-        if arguments.trained:
+            if name in arguments.parts:
+                result[name] = measure(sets, arguments)
+                show(name, result[name])
+        if "accuracy" in arguments.parts:
             result["accuracy"] = accuracy(arguments)
             console.print(result["accuracy"])
         if arguments.json:

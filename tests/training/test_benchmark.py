@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from vggkeras import configs, files
 from vggkeras.__main__ import cli
 from vggkeras.commands.benchmark import FIGURES
-from vggkeras.training.benchmark import CROPS, PLAIN, STEP, TRAINING, photograph_like
+from vggkeras.training.benchmark import (
+    CROPS,
+    PIPELINE,
+    PLAIN,
+    STEP,
+    TRAINING,
+    in_threads,
+    photograph_like,
+    thread_counts,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -36,8 +46,12 @@ def test_the_benchmark_counts_what_it_does(command, tmp_path):
     figures = json.loads((tmp_path / "b.json").read_text())
     parts = figures["parts"]
     assert {name: row["images"] for name, row in parts.items()} == dict.fromkeys(
-        (PLAIN, CROPS, "whole pipeline, with colour", STEP, TRAINING), 16
+        (PLAIN, CROPS, *map(in_threads, thread_counts()), PIPELINE, STEP, TRAINING), 16
     )
+    assert thread_counts() == [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < os.cpu_count()]
+    assert 0 <= figures["waiting"] <= 1
+    assert f"training waits for data {figures['waiting']:.1%} of its time" in out
+    assert f"{figures['pipeline_over_step']:.1f} times what the bare step takes" in out
     assert all(name in out for name in parts)
     multiply_adds = sum(
         layer.multiply_adds

@@ -17,6 +17,8 @@ FIGURES = files.Kind("of `vggkeras benchmark`", files.json_with("parts", "crops_
 class Benchmark:
     """Measure how fast this machine trains: the step alone, the pipeline alone, both together.
 
+    It says whether training is input-bound, and what the pipeline could feed in how many threads.
+
     Attributes:
         arch: A, A-LRN, B, C, D, E or an alias.
         data: generated (JPEGs like photographs, 500 x 375 px), or a data string, whose training
@@ -68,6 +70,7 @@ class Benchmark:
 
         result = benchmark(recipe, self.images, self.steps, self.rounds, console)
         print_table(result.table(), console)
+        console.print(result.verdict(), soft_wrap=True, highlight=False)
         if self.json:
             files.write_json(self.json, result.to_json())
         return 0

@@ -5,6 +5,7 @@ python -m vggkeras benchmark --arch D --scale 256:512 --batch-size 16
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import time
@@ -29,10 +30,12 @@ from vggkeras.training.devices import check_memory
 from vggkeras.training.optimizer import compile_model
 from vggkeras.training.pipeline import Crops, training_batches
 from vggkeras.training.runs import versions
+from vggkeras.training.waiting import Waiting
 
 WARM = 2  # steps or batches before the clock starts
 PLAIN, CROPS, PIPELINE = "rescale, then crop", "crops in one pass", "whole pipeline, with colour"
 STEP, TRAINING = "bare step", "training, end to end"
+INPUT_BOUND = 0.1  # of its time that training waits for data, at least
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Timing:
 
     images: int
     seconds: float
+    waited: float = 0.0  # seconds of them, for data
 
     @property
     def images_per_second(self) -> float:
@@ -71,6 +75,22 @@ class Benchmark:
     def ratio(self, part: str, other: str) -> float:
         """Return how many times as fast as the other a part is."""
         return self.timings[part].images_per_second / self.timings[other].images_per_second
+
+    @property
+    def waiting(self) -> float:
+        """The fraction of its time that training from the pipeline waits for data."""
+        timing = self.timings[TRAINING]
+        return timing.waited / timing.seconds
+
+    def verdict(self) -> str:
+        """Return in words whether training is input-bound, and what the pipeline could feed."""
+        bound = "input-bound" if self.waiting >= INPUT_BOUND else "not input-bound"
+        return (
+            f"training waits for data {self.waiting:.1%} of its time: it is {bound}. The pipeline "
+            f"could feed {self.timings[PIPELINE].images_per_second:.0f} images/s on "
+            f"{os.cpu_count()} cores, {self.ratio(PIPELINE, STEP):.1f} times what the bare step "
+            "takes"
+        )
 
     def table(self) -> Table:
         """Return the figures for people."""
@@ -122,6 +142,8 @@ class Benchmark:
             "parts": parts,
             "crops_over_plain": self.ratio(CROPS, PLAIN),
             "training_over_step": self.ratio(TRAINING, STEP),
+            "pipeline_over_step": self.ratio(PIPELINE, STEP),
+            "waiting": self.waiting,
             "rounds": self.rounds,
             "cores": os.cpu_count(),
             "versions": versions(),
@@ -176,7 +198,11 @@ def benchmark(
             for part, measure in parts.items():
                 bar.update(task, description=part)
                 total, timing = totals[part], measure(steps if part in (STEP, TRAINING) else images)
-                totals[part] = Timing(total.images + timing.images, total.seconds + timing.seconds)
+                totals[part] = Timing(
+                    total.images + timing.images,
+                    total.seconds + timing.seconds,
+                    total.waited + timing.waited,
+                )
                 bar.advance(task)
     plan = configs.plan(recipe.arch, shape, classes, **sizes)
     operations = 3 * 2 * sum(layer.multiply_adds for layer in plan)
@@ -200,15 +226,41 @@ def _parts(
     crops = Crops(size, scale, recipe.flip)
     colored = Crops(size, scale, recipe.flip, basis)
     resident = _resident(training_batches(split, recipe, colored))
+
+    def feed(images: int, threads: int | None = None) -> Timing:
+        batches = training_batches(split, recipe, colored)
+        return _read(_limited(batches, threads) if threads else batches, images, batch)
+
     return {
         PLAIN: lambda images: _read(_plain_batches(split, recipe, crops), images, batch),
         CROPS: lambda images: _read(training_batches(split, recipe, crops), images, batch),
-        PIPELINE: lambda images: _read(training_batches(split, recipe, colored), images, batch),
+        **{in_threads(n): functools.partial(feed, threads=n) for n in thread_counts()},
+        PIPELINE: feed,
         STEP: lambda steps: _train(model, resident, steps, batch),
         TRAINING: lambda steps: _train(
             model, training_batches(split, recipe, colored), steps, batch
         ),
     }
+
+
+def thread_counts() -> list[int]:
+    """Return the powers of two below the number of cores."""
+    cores = os.cpu_count() or 1
+    return [1 << i for i in range(cores.bit_length()) if 1 << i < cores]
+
+
+def in_threads(count: int) -> str:
+    """Return the name of the part that is the whole pipeline in fewer threads than cores."""
+    return f"{PIPELINE}, {count} thread{'s' * (count > 1)}"
+
+
+def _limited(batches, threads: int):
+    """Return batches whose images are prepared in so many threads at most."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    return batches.with_options(options)
 
 
 def photograph_like(count: int, seed: int = 0) -> Split:
@@ -273,19 +325,21 @@ def _read(batches, images: int, batch: int) -> Timing:
 
 def _train(model: keras.Model, batches, steps: int, batch: int) -> Timing:
     """Measure training steps, once the first are done."""
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
+    waiting = Waiting()
 
     def end(step: int, logs: dict[str, Any]) -> None:
         float(logs["loss"])  # waits for the step, as train() does
-        ends.append(time.perf_counter())
+        ends.append((time.perf_counter(), waiting.seconds))
 
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=end)
     model.fit(
-        batches,
+        waiting.timed(batches),
         steps_per_epoch=WARM + steps,
         epochs=1,
         shuffle=False,
         verbose=0,
         callbacks=[callback],
     )
-    return Timing(steps * batch, ends[-1] - ends[WARM - 1])
+    seconds, waited = np.subtract(ends[-1], ends[WARM - 1]).tolist()
+    return Timing(steps * batch, seconds, waited)
