@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from vggkeras import typed
+from vggkeras.configs import box_outputs
 from vggkeras.errors import InputError
 from vggkeras.processor import Processor
 from vggkeras.recipe import LARGEST_HELD_OUT, Recipe
@@ -34,16 +35,34 @@ class Form(StrEnum):
     CLASSIFIER = "classifier"  # class probabilities of images of one size
     DENSE = "dense"  # class probabilities of images of any size (section 3.2)
     FEATURES = "features"  # fc2's output, averaged over images of any size (Appendix B)
+    BOXES = "boxes"  # a box, or one a class, of images of one size (Appendix A)
+    DENSE_BOXES = "dense_boxes"  # a map of boxes of images of any size
 
     @property
     def takes_any_size(self) -> bool:
         """Whether images may be larger than the training crop."""
-        return self is not Form.CLASSIFIER
+        return self not in (Form.CLASSIFIER, Form.BOXES)
+
+    @property
+    def is_boxes(self) -> bool:
+        """Whether it gives boxes, `card.boxes`, in fractions of the crop."""
+        return self in (Form.BOXES, Form.DENSE_BOXES)
 
     @property
     def output_name(self) -> str:
         """The name of the output tensor in every exported file."""
+        if self.is_boxes:
+            return "boxes"
         return "features" if self is Form.FEATURES else "probabilities"
+
+
+def form_of(any_size: bool, output_name: str) -> Form:
+    """Return the form of a file whose input takes any size or not, by the name of its output."""
+    if output_name == Form.BOXES.output_name:
+        return Form.DENSE_BOXES if any_size else Form.BOXES
+    if not any_size:
+        return Form.CLASSIFIER
+    return Form.FEATURES if output_name == Form.FEATURES.output_name else Form.DENSE
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,7 @@ class ModelCard:
     versions: Mapping[str, str] = field(default_factory=dict)  # package -> version, in training
     initialized: Mapping[str, str | None] = field(default_factory=dict)  # layer -> origin
     pretrained: str = ""  # the source of converted weights
+    boxes: Literal["scr", "pcr"] | None = None  # what a network of boxes gives (see `build`)
 
     # Statistics of the training images, for exact resume.
     rgb_covariance: tuple[tuple[float, ...], ...] = ()
@@ -116,7 +136,8 @@ class ModelCard:
         assert self.input_shape is not None
         h, w, c = self.input_shape
         sides: list[str | int] = ["height", "width"] if self.form.takes_any_size else [h, w]
-        return ["batch", *sides, c], ["batch", self.outputs]
+        cells: list[str | int] = ["rows", "columns"] if self.form is Form.DENSE_BOXES else []
+        return ["batch", *sides, c], ["batch", *cells, self.outputs]
 
     @classmethod
     def from_text(cls, text: str | bytes, where: str | Path) -> ModelCard:
@@ -149,8 +170,11 @@ class ModelCard:
     def _check_together(self) -> None:
         """Raise ValueError where fields contradict each other."""
         classes = len(self.class_names)
-        if self.form is not Form.FEATURES and classes and self.outputs not in (0, classes):
+        expected = box_outputs(self.boxes, classes) if self.boxes else classes
+        if self.form is not Form.FEATURES and classes and self.outputs not in (0, expected):
             raise ValueError(f"it names {classes} classes, and has {self.outputs} outputs")
+        if self.form.is_boxes and not self.boxes:
+            raise ValueError("boxes is missing")
         if self.held_out is not None and not 0 < self.held_out <= LARGEST_HELD_OUT:
             raise ValueError(f"held_out: expected a fraction, received {self.held_out}")
         if not all(side.isdecimal() and side.isascii() for side in self.smallest_sides):
@@ -161,6 +185,7 @@ class ModelCard:
         values = {
             "arch": self.arch,
             "pretrained": self.pretrained,
+            "boxes": self.boxes,
             "recipe": recipe_json(self.recipe),
             "data": self.data,
             "class_names": list(self.class_names),
@@ -201,6 +226,7 @@ class ModelCard:
         output = {"name": self.form.output_name, "type": "float32", "shape": output_shape}
         optional = {
             "target": self.target,
+            "boxes": self.boxes,
             "pixels": self.pixels,
             "tolerance": self.tolerance,
             "processor": self.processor and self.processor.to_json(),
@@ -293,10 +319,12 @@ TRAINED = (
     "unreadable",
     "smallest_sides",
     "exif",
+    "boxes",
 )
 
 # What a description may say beside that.
 EXPORTED = (
+    "boxes",
     "exif",
     "precision",
     "target",
@@ -325,12 +353,12 @@ def _exported(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a card's fields, as JSON, from the description inside an exported file."""
     provenance, output = value["provenance"], value["output"]
     any_size = value["input"]["shape"][1] == "height"
-    form = Form.DENSE if any_size else Form.CLASSIFIER
+    form = form_of(any_size, str(output["name"]))
     shared = {key: value[key] for key in ("class_names", "mean_rgb", "scale")}
     return {
         **_trained({**provenance, "versions": provenance.get("trained_with"), **shared}),
         **{key: value[key] for key in EXPORTED if value.get(key) is not None},
-        "form": Form.FEATURES if output["name"] == "features" else form,
+        "form": form,
         "input_shape": value["input"]["smallest"],
         "outputs": output["shape"][-1],
         "model_sha256": provenance["model_sha256"],

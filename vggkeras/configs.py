@@ -38,6 +38,7 @@ LRN_N, LRN_K, LRN_ALPHA, LRN_BETA = 5, 2.0, 1e-4, 0.75
 
 IMAGENET_MEAN_RGB = (123.68, 116.779, 103.939)
 FC = ("fc1", "fc2", "predictions")  # the fully connected layers
+BOXES = ("scr", "pcr")  # single-class and per-class regression of boxes (Appendix A)
 MINIMUM_SIDE = 32  # five 2 x 2 poolings leave one pixel of it
 LARGEST_SCALE = 8192  # px; beyond it one photograph fills the memory
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -78,8 +79,11 @@ def plan(
     batch_norm: bool = False,
     width: float = 1.0,
     fc_units: int = 4096,
+    boxes: str | None = None,
 ) -> Iterator[Layer]:
     """Yield the layers of a configuration, in order; the networks and the tables are made from it.
+
+    The last one is `predictions`, or `boxes` (Appendix A).
 
     Raises InputError for an unknown configuration, an image below 32 px, and counts below one.
     """
@@ -107,13 +111,24 @@ def plan(
         yield Layer("pool", f"block{number}_pool", (h, w, c))
     units = h * w * c
     yield Layer("flatten", "flatten", (units,))
+    last, last_units = ("boxes", box_outputs(boxes, classes)) if boxes else ("predictions", classes)
     for kind, name, outputs in (
         ("dense", "fc1", fc_units),
         ("dense", "fc2", fc_units),
-        ("predictions", "predictions", classes),
+        ("predictions", last, last_units),
     ):
         yield Layer(kind, name, (outputs,), 0, (units + 1) * outputs, units * outputs)
         units = outputs
+
+
+def box_outputs(boxes: str, classes: int) -> int:
+    """Return the number of outputs of a network of boxes: 4, or 4 a class, class after class.
+
+    They are (center x, center y, width, height), in fractions of the crop.
+    """
+    if boxes not in BOXES:
+        raise InputError(f"boxes must be one of {', '.join(BOXES)}; received {boxes!r}.")
+    return 4 if boxes == "scr" else 4 * classes
 
 
 def _checked_shape(input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -136,3 +151,11 @@ def _checked_shape(input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
 def rescaled_side(crop: int) -> int:
     """Return the smallest side S that images are rescaled to before a crop: 256 for 224."""
     return round(crop * 256 / 224)
+
+
+def rescaled_shape(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return (height, width) of an image, given its own, once its smallest side is `side` px."""
+    h, w = map(int, size)
+    if w <= h:
+        return max(side, round(h * side / w)), side
+    return side, max(side, round(w * side / h))

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import layers
@@ -83,6 +83,7 @@ def build(
     weight_decay: float = 5e-4,
     precision: str | None = None,
     seed: int | None = None,
+    boxes: Literal["scr", "pcr"] | None = None,
 ) -> keras.Model:
     """Return one of the paper's networks, as a functional, uncompiled `keras.Model`.
 
@@ -99,22 +100,21 @@ def build(
         fc_units: units of fc1 and fc2; 4096 in the paper.
         dropout: fraction of fc1's and fc2's outputs to drop while training, in [0, 1).
         classifier_activation: of the last layer; None gives the class scores before soft-max.
-        mean_rgb: what the first layer subtracts, one number a channel, 0-255. ImageNet's when not
-            given (for other than 3 channels, its average).
+        mean_rgb: what the first layer subtracts, a number a channel, 0-255; by default ImageNet's.
         init: "glorot" (uniform; the paper's later finding), "he" (normal), "paper" (normal,
             variance 1e-2).
         weight_decay: w of Caffe's L2 penalty on every kernel, w/2 |kernel|^2 (gradient w * kernel).
         precision: float32, mixed_bfloat16 or mixed_float16; Keras' global policy when not given.
             Weights, centering, LRN and probabilities are float32 in each.
         seed: makes the initial weights and dropout repeatable.
+        boxes: the last layer is `boxes`, of `configs.box_outputs` numbers (Appendix A), linear.
 
     Raises:
-        InputError (a ValueError): unknown arch, init or precision, too small images, numbers out of
-            range, weights that do not fit in memory.
+        InputError (a ValueError): an unknown or bad value; weights that do not fit in memory.
     """
     classes = _checked_classes(classes, class_names)
     sizes: dict[str, Any] = {"batch_norm": batch_norm, "width": width, "fc_units": fc_units}
-    steps = list(configs.plan(arch, input_shape, classes, **sizes))
+    steps = list(configs.plan(arch, input_shape, classes, **sizes, boxes=boxes))
     memory.check(memory.needed_bytes(steps), f"{network_name(arch)} with its weights")
     options = _Options(
         batch_norm, dropout, classifier_activation, init, weight_decay, precision, _seeds(seed)
@@ -200,7 +200,7 @@ def _layer(step: configs.Layer, x: Any, options: _Options) -> Any:
         return _dense_block(step, x, options)
     return layers.Dense(
         step.output_shape[0],
-        activation=options.classifier_activation,
+        activation=None if step.name == "boxes" else options.classifier_activation,
         dtype="float32",
         name=step.name,
         **options.kernel(),
@@ -238,13 +238,15 @@ def _dense_block(step: configs.Layer, x: Any, options: _Options) -> Any:
 
 
 def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
-    """Return a classifier turned fully convolutional, to be run on whole images (section 3.2).
+    """Return a network turned fully convolutional, to be run on whole images (section 3.2).
 
     fc1 becomes a convolution as large as the last feature map (7 x 7 at 224 px), fc2 and
     predictions 1 x 1 ones, none padded, with exactly the classifier's numbers. The result takes
     images of any size from the training crop up and gives a map `[N, h, w, classes]`, h = H // 32 -
-    6 at 224 px. On the training size that is the classifier's own answer, h = w = 1. The weights
-    are a copy: training one model leaves the other as it is.
+    6 at 224 px. On the training size that is the classifier's own answer, h = w = 1. A network of
+    boxes gives a map of its outputs alike: at row i and column j, boxes in fractions of the crop
+    whose corner is (32 i, 32 j). The weights are a copy: training one model leaves the other as it
+    is.
 
     Args:
         model: what `build()` made, or a loaded .keras file of it.
@@ -254,7 +256,7 @@ def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
     Raises:
         InputError (a ValueError): the model has no fc1, fc2 and predictions to convert.
     """
-    _check_classifier(model)
+    _check_has_fc(model)
     h, w, c = model.get_layer("flatten").input.shape[1:]
     images = x = keras.Input((None, None, model.input_shape[-1]), name="images")
     for layer in model.layers[1:]:
@@ -280,16 +282,16 @@ def to_dense(model: keras.Model, *, scores: bool = False) -> keras.Model:
     return keras.Model(images, x, name=f"{model.name}_dense")
 
 
-def _check_classifier(model: Any) -> None:
+def _check_has_fc(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise InputError(
             f"to_dense expects a keras.Model of vggkeras.build(); received {type(model).__name__}."
         )
     names = {layer.name for layer in model.layers}
-    if not {"flatten", *configs.FC} <= names:
+    if not {"flatten", *configs.FC[:-1]} <= names or not {"boxes", configs.FC[-1]} & names:
         raise InputError(
-            "to_dense expects a classifier of vggkeras.build() with layers flatten, fc1, fc2 and "
-            f"predictions; received {model.name!r} with {', '.join(sorted(names))}."
+            "to_dense expects a network of vggkeras.build() with layers flatten, fc1, fc2 and "
+            f"predictions or boxes; received {model.name!r} with {', '.join(sorted(names))}."
         )
 
 
@@ -305,6 +307,8 @@ def dense_classifier(model: keras.Model) -> keras.Model:
             in soft-max.
     """
     dense = to_dense(model, scores=True)
+    if "boxes" in {layer.name for layer in model.layers}:
+        raise InputError(f"Expected a classifier; received {model.name!r}, a network of boxes.")
     if keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
         raise InputError(
             f"Expected a classifier that ends in soft-max; received {model.name!r}, which does "

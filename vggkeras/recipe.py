@@ -24,6 +24,8 @@ ClassWeights = Literal["none", "balanced"]
 Monitor = Literal["val_accuracy", "val_cross_entropy"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Channels = Literal[1, 3]
+Boxes = Literal["scr", "pcr"]
+Tune = Literal["fc", "all"]
 
 LARGEST_HELD_OUT = 0.5  # fraction of the training images
 PAPER_BATCH = 256  # the batch size for which a recipe gives its learning rate
@@ -142,6 +144,13 @@ class Recipe:
     channels: Channels = 3
     """Channels of the images: 3, RGB, or 1, gray (Pillow's L of the crop in RGB, without the color
     shift)."""
+    boxes: Boxes | None = None
+    """Train a network that predicts the box of the image's object (Appendix A), on data with boxes:
+    scr, one box whatever the class, or pcr, one a class. It starts from --init-from, a classifier
+    of these classes, image size and scale."""
+    tune: Tune = "all"
+    """Layers of a network of boxes that are trained: fc (fc1, fc2 and the new last layer), or
+    all."""
 
     def __post_init__(self) -> None:
         """Normalize the text fields and check every field.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from vggkeras.configs import rescaled_shape
 from vggkeras.data import resampling, windows
 from vggkeras.data.decoding import TURNS, UPRIGHT, pixels, whole_of
 from vggkeras.data.reading import read_images
@@ -47,12 +48,7 @@ class Rescaled:
         else:
             self.original = image.shape[1], image.shape[0]
         w, h = self.original
-        if min(h, w) == side:
-            self.shape = (h, w)
-        elif w <= h:
-            self.shape = (max(side, round(h * side / w)), side)
-        else:
-            self.shape = (side, max(side, round(w * side / h)))
+        self.shape = rescaled_shape((h, w), side)
 
     @property
     def is_long(self) -> bool:

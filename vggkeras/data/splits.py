@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vggkeras.data.boxes import Boxes
 from vggkeras.data.decoding import read_file
 from vggkeras.data.order import ALL, Share, shuffled_indices
 from vggkeras.errors import InputError
@@ -74,6 +75,7 @@ class Split:
     sources: Sequence[str | bytes] | Records  # paths, encoded images, or TFDS records
     left_out: frozenset[int] = frozenset()  # indices of records to pass over
     exif: bool = False  # whether its images are turned upright, as their EXIF data say
+    boxes: Boxes | None = None  # by the index of `examples`; where they were asked for
 
     def image_name(self, index: int) -> str:
         """Return an image's name for messages: its path, or its index in the split."""
@@ -96,11 +98,18 @@ class Split:
             sources: Sequence[str | bytes] = self.sources.some(kept)
         else:
             sources = [self.sources[i] for i in kept]
-        return replace(self, count=len(kept), labels=self.labels[kept], sources=sources)
+        boxes = self.boxes and self.boxes.some(kept)
+        labels = self.labels[kept]
+        return replace(self, count=len(kept), labels=labels, sources=sources, boxes=boxes)
 
     def named(self, name: str) -> Split:
         """Return the split under another name."""
         return replace(self, name=name)
+
+    def turned(self, upright: bool) -> Split:
+        """Return the split with images, and boxes, upright by EXIF data or as they are stored."""
+        boxes = self.boxes and self.boxes.turned(upright)
+        return replace(self, exif=upright, boxes=boxes)
 
     def examples(self) -> Iterator[tuple[int, bytes, int]]:
         """Yield (index, encoded image, label) in order. Only TFDS records load TensorFlow."""
@@ -206,7 +215,7 @@ class Data:
 
     def upright(self, exif: bool | None) -> Data:
         """Return the data with images that are turned upright by their EXIF data, or are not."""
-        splits = {name: replace(split, exif=bool(exif)) for name, split in self.splits.items()}
+        splits = {name: split.turned(bool(exif)) for name, split in self.splits.items()}
         return replace(self, splits=splits)
 
     def suited(self, native_size: int, mirrors: bool) -> Data:

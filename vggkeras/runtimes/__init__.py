@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vggkeras.configs import box_outputs
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor as Predictor
 from vggkeras.runtimes.providers import INSTALL, ON_GPU, PROVIDERS, Options
@@ -109,7 +110,8 @@ def load(
 def _check_class_names(predictor: Predictor) -> None:
     """Raise InputError where there are not as many class names as outputs."""
     named = len(predictor.card.class_names)
-    if named not in (0, predictor.outputs) and not predictor.features:
+    outputs = box_outputs(predictor.boxes, named) if predictor.boxes else named
+    if named and outputs != predictor.outputs and not predictor.features:
         raise InputError(
             f"{predictor.path} names {named} classes and has {predictor.outputs} outputs: it is "
             "damaged; train or export it again."

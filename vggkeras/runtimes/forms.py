@@ -16,13 +16,6 @@ def form_path(path: Path, form: Form) -> Path:
     return path.with_name(f"{path.stem}.{form}{path.suffix}")
 
 
-def form_of(any_size: bool, output_name: str) -> Form:
-    """Return the form of a file whose input takes any size or not, by the name of its output."""
-    if not any_size:
-        return Form.CLASSIFIER
-    return Form.FEATURES if output_name == Form.FEATURES.output_name else Form.DENSE
-
-
 def smallest_shape(path: Path, card: ModelCard) -> tuple[int, int, int]:
     """Return the smallest (height, width, channels) that a form of any size takes.
 

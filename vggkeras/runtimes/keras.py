@@ -22,6 +22,12 @@ from vggkeras.runtimes.providers import (
     tensorflow_threads,
 )
 
+MAKERS = {  # of `models`, which loads Keras
+    Form.DENSE: "dense_classifier",
+    Form.FEATURES: "dense_features",
+    Form.DENSE_BOXES: "to_dense",
+}
+
 
 def load(path: Path, options: Options) -> Predictor:
     """Return a predictor over a .keras file; see `vggkeras.load`."""
@@ -61,7 +67,7 @@ def keras_predictor(
     sealed: Sealed = "no" if card != ModelCard() else "foreign"
     any_size = None in model.input_shape[1:]
     shape = smallest_shape(path, card) if any_size else tuple(model.input_shape[1:])
-    form = card.form if any_size else Form.CLASSIFIER
+    form = card.form if any_size else Form.BOXES if card.boxes else Form.CLASSIFIER
     if not card.mean_rgb and any(layer.name == "mean_rgb" for layer in model.layers):
         card = replace(card, mean_rgb=layers.mean_rgb(model))
     backend = keras.backend.backend()
@@ -75,7 +81,7 @@ def keras_predictor(
         threads, run = None, taking_turns(model.predict_on_batch)
 
     def make_form(form: Form) -> Predictor:
-        make = models.dense_classifier if form is Form.DENSE else models.dense_features
+        make = getattr(models, MAKERS[form])
         other_card = replace(card, input_shape=shape, form=form)
         return keras_predictor(make(model), other_card, path, options)
 

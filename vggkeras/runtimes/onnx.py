@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vggkeras.card import ModelCard
+from vggkeras.card import ModelCard, form_of
 from vggkeras.errors import InputError
 from vggkeras.runtimes import tensorrt
-from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
+from vggkeras.runtimes.forms import check_takes_bytes, forms_beside, smallest_shape
 from vggkeras.runtimes.predictor import Predictor
 from vggkeras.runtimes.providers import INSTALL, ON_CPU, ONNX_PROVIDERS, Options, cores
 from vggkeras.runtimes.seal import card_of

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from vggkeras.card import form_of
 from vggkeras.errors import InputError
-from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
+from vggkeras.runtimes.forms import check_takes_bytes, forms_beside, smallest_shape
 from vggkeras.runtimes.predictor import Predictor, taking_turns
 from vggkeras.runtimes.providers import Options, cores
 from vggkeras.runtimes.seal import card_of

@@ -24,9 +24,10 @@ class Predictor:
 
     A dense one takes images of any size from `input_shape` up and answers as
     `models.dense_classifier` does. One of features takes images of any size too, and answers
-    `models.dense_features`', float32 `[N, units]`, instead. Any thread may call it: where a runtime
-    holds the state of a call (LiteRT, MNN, OpenVINO, Keras without TensorFlow, GPUs), calls take
-    turns.
+    `models.dense_features`', float32 `[N, units]`, instead. One of boxes answers `build(boxes=)`'s,
+    float32 `[N, outputs]`, and a dense one of boxes a map of them, `[N, h, w, outputs]`. Any thread
+    may call it: where a runtime holds the state of a call (LiteRT, MNN, OpenVINO, Keras without
+    TensorFlow, GPUs), calls take turns.
     """
 
     path: Path
@@ -34,7 +35,7 @@ class Predictor:
     version: str
     provider: str  # what really computes: cpu, cuda, tensorrt, mnn or openvino
     input_shape: tuple[int, int, int]  # (H, W, C)
-    outputs: int  # number of classes, or of features
+    outputs: int  # number of classes, of features, or of the boxes' numbers
     input_name: str
     output_name: str
     card: ModelCard = field(repr=False)
@@ -52,7 +53,8 @@ class Predictor:
         """Names of the classes, or their numbers where the file has no names; [] of features."""
         if self.features:
             return []
-        return list(self.card.class_names or map(str, range(self.outputs)))
+        classes = 0 if self.boxes == "scr" else self.outputs // (4 if self.boxes else 1)
+        return list(self.card.class_names or map(str, range(classes)))
 
     @property
     def dense(self) -> bool:
@@ -63,6 +65,11 @@ class Predictor:
     def features(self) -> int:
         """How many features it gives; 0 where it gives probabilities."""
         return self.outputs if self.form is Form.FEATURES else 0
+
+    @property
+    def boxes(self) -> Literal["scr", "pcr"] | None:
+        """Whether it gives one box or one a class; None where it gives none."""
+        return self.card.boxes if self.form.is_boxes else None
 
     @property
     def scale(self) -> int:
@@ -76,12 +83,13 @@ class Predictor:
             InputError (a ValueError): there is none, it is of another model, or this one gives
                 features.
         """
-        check_probabilities(self)
+        if not self.boxes:
+            check_probabilities(self)
         if self.dense:
             return self
         if self.make_form is None:
             raise InputError(f"{self.path} has no dense form.")
-        return self.make_form(Form.DENSE)
+        return self.make_form(Form.DENSE_BOXES if self.boxes else Form.DENSE)
 
     def features_form(self) -> Predictor:
         """Return the same network's features; of a file, the one that `--features` wrote.
@@ -91,7 +99,7 @@ class Predictor:
         """
         if self.features:
             return self
-        if self.make_form is None or self.dense:
+        if self.make_form is None or self.dense or self.boxes:
             raise InputError(
                 f"{self.path} has no form that gives features: give the classifier that it is a "
                 "form of."
@@ -157,7 +165,12 @@ def taking_turns(run: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarra
 
 
 def check_probabilities(predictor: Predictor) -> None:
-    """Raise InputError when a predictor gives features, which name no class."""
+    """Raise InputError when a predictor gives boxes, or features, which name no class."""
+    if predictor.boxes:
+        raise InputError(
+            f"{predictor.path} gives boxes, not probabilities: expected a classifier, such as the "
+            "one that training began with."
+        )
     if predictor.features:
         classifier = predictor.path.with_name(predictor.path.name.replace(".features", ""))
         advice = "the one it was made of" if classifier == predictor.path else classifier

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vggkeras.card import form_of
 from vggkeras.errors import InputError
-from vggkeras.runtimes.forms import check_takes_bytes, form_of, forms_beside, smallest_shape
+from vggkeras.runtimes.forms import check_takes_bytes, forms_beside, smallest_shape
 from vggkeras.runtimes.operators import check_operators
 from vggkeras.runtimes.predictor import Predictor
 from vggkeras.runtimes.providers import (
