@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vggkeras.recipe import OPTIMIZER_DEFAULTS, Recipe
+from vggkeras.recipe import Recipe
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -17,7 +17,7 @@ def recipe_text(recipe: Recipe) -> str:
 
 def departures(recipe: Recipe) -> list[str]:
     """Return what differs from the paper, a few words each."""
-    plain, usual = Recipe(), OPTIMIZER_DEFAULTS[recipe.optimizer]
+    plain, usual = Recipe(), recipe.defaults
     decays = recipe.optimizer == "adamw"
     cosine = "cosine schedule" + (f" (warmup {recipe.warmup})" if recipe.warmup else "")
     texts = {
@@ -44,7 +44,11 @@ def departures(recipe: Recipe) -> list[str]:
         "monitor": "best epoch by cross-entropy",
     }
     fields = [f for f in texts if f != "init" or recipe.init == "he"]  # the paper has the others
+    if recipe.boxes:  # the paper's start from a classifier (Appendix A)
+        fields.remove("init_from")
     parts = [texts[f] for f in fields if getattr(recipe, f) != getattr(plain, f)]
+    if recipe.boxes and not recipe.init_from:
+        parts.append("boxes from random weights")
     if recipe.learning_rate != usual["learning_rate"]:
         parts.append(f"learning rate {recipe.learning_rate:g}")
     if decays or recipe.weight_decay != usual["weight_decay"]:

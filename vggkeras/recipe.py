@@ -33,11 +33,15 @@ OPTIMIZER_DEFAULTS = {  # of fields that are None
     "sgd": {"learning_rate": 1e-2, "weight_decay": 5e-4},
     "adamw": {"learning_rate": 1e-3, "weight_decay": 5e-2},
 }
+BOXES_RATE = 1e-3  # the learning rate of boxes, with either optimizer (Appendix A)
 TRAINED_LAYERS: dict[str, tuple[str, ...] | None] = {  # by `freeze`; None: all layers
     "none": None,
     "conv": ("fc1", "fc2", "predictions"),
     "features": ("predictions",),
 }
+OF_CLASSIFIERS = (  # fields that a network of boxes has not
+    *("freeze", "label_smoothing", "class_weights", "monitor", "mixup", "randaugment"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Recipe:
     weight decay."""
     learning_rate: float | None = None
     """Initial learning rate for a batch of 256; other batch sizes scale it in proportion. By
-    default 1e-2, and 1e-3 for adamw."""
+    default 1e-2, and 1e-3 for adamw and for boxes."""
     momentum: float = 0.9
     """Momentum of stochastic gradient descent, in [0, 1)."""
     weight_decay: float | None = None
@@ -162,7 +166,7 @@ class Recipe:
         for field in ("scale", "init_from"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, str(getattr(self, field)))
-        for field, value in OPTIMIZER_DEFAULTS.get(self.optimizer, {}).items():
+        for field, value in self.defaults.items():
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
         for field, (good, expected) in self._checks().items():
@@ -207,6 +211,25 @@ class Recipe:
             "leave one of them out.",
         )
         yield (
+            self.boxes is None and self.tune != plain.tune,
+            "tune is of networks of boxes: set boxes to scr or pcr, or leave tune out.",
+        )
+        yield (
+            self.tune == "fc" and self.init_from is None,
+            "tune fc keeps the convolutions as they are: set init_from, the classifier that has "
+            "them.",
+        )
+        others = [f for f in OF_CLASSIFIERS if getattr(self, f) != getattr(plain, f)]
+        yield (
+            self.boxes is not None and bool(others),
+            f"{', '.join(others)} apply to classifiers, and boxes is {self.boxes}: leave one of "
+            "them out (tune says which layers of a network of boxes are trained).",
+        )
+        yield (
+            self.boxes is not None and ":" in (self.scale or ""),
+            f"boxes are trained at one scale, without jitter; received {self.scale}.",
+        )
+        yield (
             self.mixup > 0 and self.class_weights != "none",
             "class_weights weighs an image by its class, and mixup gives it two: leave one of them "
             "out.",
@@ -249,6 +272,8 @@ class Recipe:
             "init": _one_of(self.init, Init),
             "monitor": _one_of(self.monitor, Monitor),
             "freeze": _one_of(self.freeze, Freeze),
+            "boxes": (self.boxes in (None, *get_args(Boxes)), "scr or pcr"),
+            "tune": _one_of(self.tune, Tune),
             "precision": _one_of(self.precision, Precision),
             "copied_rate": (0 < self.copied_rate <= 1, "in (0, 1]"),
             "accumulate": (
@@ -256,6 +281,19 @@ class Recipe:
                 divides,
             ),
         }
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The numbers of fields that are None."""
+        usual = OPTIMIZER_DEFAULTS.get(self.optimizer, {})
+        return {**usual, "learning_rate": BOXES_RATE} if usual and self.boxes else usual
+
+    @property
+    def trained_layers(self) -> tuple[str, ...] | None:
+        """The names of the layers that are trained; None: all."""
+        if self.boxes:
+            return ("fc1", "fc2", "boxes") if self.tune == "fc" else None
+        return TRAINED_LAYERS[self.freeze]
 
     @property
     def first_rate(self) -> float:

@@ -79,7 +79,7 @@ class Rescaled:
             yield from grid_crops(self.whole, crop, grid)
             return
         (height, width), (w, h) = self.shape, self.original
-        for top, left in _corners(self.shape, crop, grid):
+        for top, left in corners(self.shape, crop, grid):
             yield resampling.window(
                 self._picture, (h, height, top, crop[0]), (w, width, left, crop[1])
             )
@@ -120,11 +120,11 @@ def grid_crops(image: np.ndarray, crop: tuple[int, int], grid: int) -> Iterator[
     Raises:
         InputError (a ValueError): the image is smaller than the crop.
     """
-    for y, x in _corners(image.shape[:2], crop, grid):
+    for y, x in corners(image.shape[:2], crop, grid):
         yield image[y : y + crop[0], x : x + crop[1]]
 
 
-def _corners(shape: tuple[int, ...], crop: tuple[int, int], grid: int) -> Iterator[tuple[int, int]]:
+def corners(shape: tuple[int, ...], crop: tuple[int, int], grid: int) -> Iterator[tuple[int, int]]:
     """Yield the corner (top, left) of each crop of `grid_crops`."""
     # Corner of the last crop.
     top, left = (side - extent for side, extent in zip(shape, crop, strict=True))
@@ -241,7 +241,25 @@ def _mirror(image, uniform, flip: bool):
 
     if not flip:
         return image
-    return tf.cond(uniform[3] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.cond(_is_mirrored(uniform), lambda: tf.reverse(image, [1]), lambda: image)
+
+
+def _is_mirrored(uniform):
+    return uniform[3] < 0.5
+
+
+def placed(shape, crop: int, uniform, flip: bool):
+    """Return where a training crop is: its corner (top, left) and whether it is mirrored.
+
+    Args:
+        shape: height and width of the rescaled image, int32 `[2]`.
+        crop: side of the crop, px.
+        uniform: the numbers of `draws`.
+        flip: whether crops are mirrored at all.
+    """
+    import tensorflow as tf
+
+    return _corner(shape, crop, uniform), tf.logical_and(flip, _is_mirrored(uniform))
 
 
 def _corner(size, crop: int, uniform):

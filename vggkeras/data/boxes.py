@@ -29,6 +29,11 @@ class Boxes:
         """The largest box of every image, float64 `[count, 4]`: what training takes."""
         return np.stack([boxes[0] for boxes in self.corners])
 
+    @property
+    def most(self) -> int:
+        """The largest number of boxes of one image."""
+        return max(map(len, self.corners))
+
     def some(self, indices: Sequence[int]) -> Boxes:
         """Return the boxes of some of the images."""
         corners = tuple(self.corners[i] for i in indices)

@@ -118,7 +118,7 @@ def decoded(
     """
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(_opened(source))
+            file = stack.enter_context(opened(source))
             image = stack.enter_context(_identified(file))
             orientation = orientation_of(image) if exif else UPRIGHT
             if _checked_bytes(image, file, orientation) > LARGE:
@@ -185,7 +185,7 @@ def _reduced(image: Image.Image, side: int, orientation: int) -> Whole | None:
     return Whole(size, (left, top, left + w / factor, top + h / factor))
 
 
-def _opened(source: bytes | str | os.PathLike) -> BinaryIO:
+def opened(source: bytes | str | os.PathLike) -> BinaryIO:
     """Open an image; a pipe or a device would be waited for, or never end."""
     if isinstance(source, bytes):
         return io.BytesIO(source)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggkeras.data import formats, imagenet
+from vggkeras.data import box_files, formats, imagenet
+from vggkeras.data.box_files import Box
 from vggkeras.data.decoding import check_names
 from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
@@ -29,6 +30,7 @@ class Labeled(NamedTuple):
     source: str | bytes  # path of its file, or the file itself
     class_name: str
     key: str  # decides whether it is held out: class and file name
+    boxes: tuple[Box, ...] | None = None  # of its class; None: nobody asked for them
 
 
 def check_fraction(fraction: float) -> None:
@@ -134,7 +136,9 @@ def _made(
         if not kept:
             raise InputError(f"{spec}: split {split} has no readable image.")
         labels = np.array([numbers[image.class_name] for image in kept], np.int64)
-        made[split] = Split(f"{name}/{split}", len(kept), labels, [i.source for i in kept])
+        full_name, sources = f"{name}/{split}", [image.source for image in kept]
+        boxes = None if kept[0].boxes is None else box_files.to_boxes(full_name, kept)
+        made[split] = Split(full_name, len(kept), labels, sources, boxes=boxes)
     return made, skipped
 
 

@@ -3,6 +3,8 @@
 image    the path of its file, from the list's folder on; in .parquet also the file itself
 label    its class: text or a whole number
 split    train, validation (or val, valid) or test; where there is none, images are held out
+
+With xmin, ymin, xmax, ymax, a row is a box (see `box_files`), and an image may have several.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vggkeras.data import labeled
+from vggkeras.data import box_files, labeled
+from vggkeras.data.box_files import Box
 from vggkeras.data.decoding import NAMED, read_file, some
 from vggkeras.data.labeled import Labeled
 from vggkeras.data.splits import VALIDATION_NAMES, Data
@@ -28,7 +31,7 @@ COLUMNS = {  # by the names that they may have
     "image": ("image", "path", "file", "filename", "file_name", "filepath"),
     "label": ("label", "class", "class_name", "category"),
     "split": ("split", "subset"),
-}
+} | {name: (name,) for name in box_files.CORNERS}
 SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(VALIDATION_NAMES, "validation")
 
 
@@ -39,9 +42,10 @@ class _Table(NamedTuple):
     labels: Sequence[Any]
     splits: Sequence[Any] | None
     class_names: list[str] | None = None  # of labels that are numbers
+    corners: Sequence[Sequence[Any]] | None = None  # of a box a row
 
 
-def load(path: Path, held_out: float, skip_unreadable: bool, whole: bool) -> Data:
+def load(path: Path, held_out: float, skip_unreadable: bool, whole: bool, boxes: bool) -> Data:
     """Return the data of a list; see `sources.load_data`.
 
     Raises:
@@ -59,12 +63,13 @@ def load(path: Path, held_out: float, skip_unreadable: bool, whole: bool) -> Dat
     names = _class_names(path, table)
     sources = [_source(path, number, image) for number, image in enumerate(table.images, 1)]
     in_files = [source for source in sources if isinstance(source, str)]
-    _check_files(path, in_files)
+    _check_files(path, list(dict.fromkeys(in_files)) if table.corners else in_files)
     if 0 < len(in_files) < len(sources):  # some inside, some beside the list
         sources = [read_file(s) if isinstance(s, str) else s for s in sources]
     images: dict[str, list[Labeled]] = {}
-    for source, name, split in zip(sources, names, _splits(path, table, whole), strict=True):
-        images.setdefault(split, []).append(Labeled(source, name, _key(source, name)))
+    splits = _splits(path, table, whole)
+    for source, name, split, found in _images(path, table, sources, names, splits, boxes):
+        images.setdefault(split, []).append(Labeled(source, name, _key(source, name), found))
     images = {
         split: images[split] for split in ("train", "validation", "test", "all") if split in images
     }
@@ -102,7 +107,8 @@ def _csv(path: Path) -> _Table:
             "field a column; quote fields that contain the separator."
         )
     columns = {name: [row[column] for row in rows] for name, column in found.items()}
-    return _Table(columns["image"], columns["label"], columns.get("split"))
+    corners = _corners(columns)
+    return _Table(columns["image"], columns["label"], columns.get("split"), None, corners)
 
 
 def _parquet(path: Path) -> _Table:
@@ -120,7 +126,8 @@ def _parquet(path: Path) -> _Table:
         raise InputError(f"{path} is no .parquet file ({str(error)[:200]}).") from error
     columns = {name: table.column(column).to_pylist() for name, column in found.items()}
     names = _hub_names(schema, found["label"])
-    return _Table(columns["image"], columns["label"], columns.get("split"), names)
+    corners = _corners(columns)
+    return _Table(columns["image"], columns["label"], columns.get("split"), names, corners)
 
 
 def _hub_names(schema: Any, column: str) -> list[str] | None:
@@ -162,6 +169,62 @@ def find_columns(
                 f"received {', '.join(map(str, columns)) or 'none'}."
             )
     return found
+
+
+def _corners(columns: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]] | None:
+    """Return the corners of each row, where the table has all four columns."""
+    if not set(box_files.CORNERS) <= columns.keys():
+        return None
+    return list(zip(*(columns[name] for name in box_files.CORNERS), strict=True))
+
+
+def boxes_of_files(path: Path) -> dict[str, list[Box]]:
+    """Return the boxes in a .csv file, by the paths of their images.
+
+    Raises:
+        InputError (a ValueError): a column is missing, or a row has no image, label or good box.
+    """
+    path = path.resolve()
+    table = _csv(path)
+    names = _class_names(path, table)
+    found: dict[str, list[Box]] = {}
+    for number, (image, name) in enumerate(zip(table.images, names, strict=True), 1):
+        file = os.path.normpath(str(_source(path, number, image)))
+        found.setdefault(file, []).append(_box(path, table, number, name))
+    return found
+
+
+def _box(path: Path, table: _Table, number: int, name: str) -> Box:
+    """Return the box of a row, by its number."""
+    if table.corners is None:
+        raise InputError(
+            f"{path} has no boxes: expected the columns {', '.join(box_files.CORNERS)}, px."
+        )
+    return box_files.box(name, table.corners[number - 1], f"{path}: row {number}")
+
+
+def _images(
+    path: Path,
+    table: _Table,
+    sources: Sequence[str | bytes],
+    names: Sequence[str],
+    splits: Sequence[str],
+    boxes: bool,
+) -> Iterator[tuple[str | bytes, str, str, tuple[Box, ...] | None]]:
+    """Yield (source, class, split, boxes) of every image; where rows are boxes, it has several."""
+    rows: dict[str | bytes | int, list[int]] = {}
+    for i, source in enumerate(sources):
+        rows.setdefault(i if table.corners is None else source, []).append(i)
+    for first, *others in rows.values():
+        for other in others:
+            for what, values in (("class", names), ("split", splits)):
+                if values[first] != values[other]:
+                    raise InputError(
+                        f"{path}: row {other + 1} has another {what}, {values[other]!r}, for the "
+                        f"image of row {first + 1}, {values[first]!r}: expected one an image."
+                    )
+        found = (_box(path, table, i + 1, names[i]) for i in (first, *others))
+        yield sources[first], names[first], splits[first], tuple(found) if boxes else None
 
 
 def _class_names(path: Path, table: _Table) -> list[str]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vggkeras.data import fetching, imagenet
+import numpy as np
+
+from vggkeras.data import box_files, fetching, imagenet
+from vggkeras.data.decoding import EXCHANGED
 from vggkeras.data.splits import Data, Records, Split
 from vggkeras.errors import InputError
 
@@ -20,7 +24,7 @@ EXPECTED = (
 )
 
 
-def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
+def load(spec: str, held_out: float, fetch: bool, whole: bool, boxes: bool) -> Data:
     """Return a data set of TensorFlow Datasets; see `sources.load_data`."""
     builder = _builder(spec, fetch)
     name, available = spec.removeprefix("tfds:"), builder.info.splits
@@ -47,13 +51,85 @@ def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
             f"{spec} has too few images to hold out {held_out:.6g} of them: {empty[0]} would get "
             "none. Give another --validation, or data with a validation split."
         )
+    no_box: dict[str, int] = {}
+    if boxes:
+        splits, no_box = _with_boxes(spec, splits)
     return Data(
         spec,
         imagenet.readable(list(builder.info.features["label"].names)),
         splits,
         validation="" if whole else f"split {tfds_names['validation']}",
         held_out=held_out if divided else None,
+        no_box=no_box,
     )
+
+
+def _with_boxes(spec: str, splits: dict[str, Split]) -> tuple[dict[str, Split], dict[str, int]]:
+    """Return the splits with their boxes, and how many images of each have none.
+
+    Those are left out, and splits that have no other: pets' test images have no boxes.
+    """
+    boxed = {name: with_boxes(spec, split) for name, split in splits.items()}
+    no_box = {name: split.count - boxed[name].count for name, split in splits.items()}
+    kept = {name: split for name, split in boxed.items() if split.count}
+    if "train" in splits and not kept.keys() >= {"train", "validation"} & splits.keys():
+        raise InputError(f"{spec} has no boxes of its training or validation images.")
+    return kept, {name: count for name, count in no_box.items() if count}
+
+
+def with_boxes(spec: str, split: Split) -> Split:
+    """Return a split of records with their boxes, without the images that have none.
+
+    TFDS' boxes are fractions of the image as it is stored, for it turns no image upright.
+
+    Raises:
+        InputError (a ValueError): the data set has no feature of boxes.
+    """
+    import tensorflow_datasets as tfds
+
+    assert isinstance(split.sources, Records)
+    builder, features = split.sources.builder, split.sources.builder.info.features
+    name = _box_feature(spec, features)
+    skipped = {n: tfds.decode.SkipDecoding() for n in features if _is_image(features[n])}
+    examples = builder.as_dataset(split=split.sources.split, shuffle_files=False, decoders=skipped)
+    corners, measured, without = [], [], []
+    for index, example in enumerate(examples.as_numpy_iterator()):
+        found = example[name]["bbox"] if isinstance(example[name], dict) else example[name]
+        size, orientation = box_files.measure(example["image"])
+        height, width = (size or (0, 0))[:: -1 if orientation >= EXCHANGED else 1]
+        boxes = found.reshape(-1, 4)[:, [1, 0, 3, 2]] * np.array([width, height] * 2)
+        good = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+        if not len(good):
+            without.append(index)
+        corners.append(good if len(good) else np.zeros((1, 4)))
+        measured.append((size, orientation))
+    boxes_of_all = box_files.made(corners, measured, upright=False)
+    return replace(split.without(without), boxes=boxes_of_all)
+
+
+def _box_feature(spec: str, features: Any) -> str:
+    """Return the name of the feature of boxes, or of the sequence that holds them."""
+    import tensorflow_datasets as tfds
+
+    def is_boxes(feature: Any) -> bool:
+        inside = getattr(feature, "feature", None)
+        if isinstance(inside, tfds.features.FeaturesDict):
+            return "bbox" in inside and is_boxes(inside["bbox"])
+        return isinstance(feature, tfds.features.BBoxFeature)
+
+    names = [name for name in features if is_boxes(features[name])]
+    if len(names) != 1:
+        raise InputError(
+            f"{spec} has no boxes: expected a feature of boxes, as in stanford_dogs, "
+            f"oxford_iiit_pet or caltech_birds2011; received {', '.join(features)}."
+        )
+    return names[0]
+
+
+def _is_image(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.Image)
 
 
 def _cut(count: int, held_out: float) -> str:

@@ -38,6 +38,7 @@ def load_data(
     skip_unreadable: bool = False,
     fetch: bool = True,
     whole: bool = False,
+    boxes: bool = False,
 ) -> Data:
     """Find a data set's splits and class names, and check the first bytes of every file.
 
@@ -52,15 +53,16 @@ def load_data(
             where a model's file names the data: then only what is on this machine is read.
         whole: hold nothing out, and ask for no training split: to score a model on other data than
             it was trained on.
+        boxes: read the boxes of the images too (see `box_files`), into `Split.boxes`.
 
     Raises:
         InputError (a ValueError): unknown string; missing, empty or one-class folder; a file that
             is not an image; data that would have to be fetched; a `validation` out of its range, or
-            of data that have a validation split.
+            of data that have a validation split; no boxes, or bad ones, where they are asked for.
     """
     if validation is not None:
         labeled.check_fraction(validation)
-    data = _load(spec, validation or labeled.HELD_OUT, skip_unreadable, fetch, whole)
+    data = _load(spec, validation or labeled.HELD_OUT, skip_unreadable, fetch, whole, boxes)
     if validation is not None and not whole and data.held_out is None:
         raise InputError(
             f"{spec} has validation images of its own, {data.validation}: leave out --validation, "
@@ -75,6 +77,7 @@ def load_data_of(
     *,
     skip_unreadable: bool = False,
     fetch: bool = True,
+    boxes: bool = False,
 ) -> Data:
     """Load data as `load_data` does, and hold out what the training of some models held out.
 
@@ -87,9 +90,10 @@ def load_data_of(
         spec: the data string.
         skip_unreadable: as for `load_data`.
         fetch: as for `load_data`.
+        boxes: as for `load_data`.
     """
     held_out = min(map(_held_out_by, cards), default=labeled.HELD_OUT)
-    return _load(spec, held_out, skip_unreadable, fetch, whole=False)
+    return _load(spec, held_out, skip_unreadable, fetch, whole=False, boxes=boxes)
 
 
 def trained_on(cards: Iterable[ModelCard], spec: str | Data) -> list[ModelCard]:
@@ -115,7 +119,7 @@ def as_trained(
         data: from `load_data(..., whole=True)`.
         names: of the splits that are asked for, as `Data.split` takes them.
         cards: of the models.
-        options: skip_unreadable and fetch, as for `load_data`.
+        options: skip_unreadable, fetch and boxes, as for `load_data`.
     """
     if "validation" in data.splits and data.held_out is None:  # training holds out no other images
         return data
@@ -133,7 +137,20 @@ def _held_out_by(card: ModelCard) -> float:
 
 
 def _load(
-    spec: str | Data, held_out: float, skip_unreadable: bool, fetch: bool, whole: bool
+    spec: str | Data, held_out: float, skip_unreadable: bool, fetch: bool, whole: bool, boxes: bool
+) -> Data:
+    data = _found(spec, held_out, skip_unreadable, fetch, whole, boxes)
+    if boxes and any(split.boxes is None for split in data.splits.values()):
+        raise InputError(
+            f"{data.spec} has no boxes: expected a folder with boxes.csv or Pascal VOC's .xml, a "
+            "list with the columns xmin, ymin, xmax, ymax, or a data set of TensorFlow Datasets "
+            "with a feature of boxes."
+        )
+    return data
+
+
+def _found(
+    spec: str | Data, held_out: float, skip_unreadable: bool, fetch: bool, whole: bool, boxes: bool
 ) -> Data:
     if isinstance(spec, Data):
         return spec
@@ -147,14 +164,14 @@ def _load(
     if not fetch and spec.startswith(("//", "\\\\")):
         raise InputError(f"{spec} is on another machine, and a model's file names it: give --data.")
     if spec.startswith("tfds:"):
-        return records.load(spec, held_out, fetch, whole)
+        return records.load(spec, held_out, fetch, whole, boxes)
     if spec.startswith("hf:"):
         return hub.load(spec, held_out, fetch, whole)
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return folders.load(path, held_out, skip_unreadable, whole)
+        return folders.load(path, held_out, skip_unreadable, whole, boxes)
     if path.is_file():
-        return lists.load(path, held_out, skip_unreadable, whole)
+        return lists.load(path, held_out, skip_unreadable, whole, boxes)
     raise InputError(
         f"Unknown data {spec!r}: {records.EXPECTED}; there is nothing of that name here."
     )

@@ -212,6 +212,7 @@ class Data:
     unread: Mapping[str, int] = field(default_factory=dict)
     validation: str = ""  # where the validation images come from, in words
     held_out: float | None = None  # their fraction of the training images, where these were divided
+    no_box: Mapping[str, int] = field(default_factory=dict)  # split -> images left out for that
 
     def upright(self, exif: bool | None) -> Data:
         """Return the data with images that are turned upright by their EXIF data, or are not."""
@@ -334,7 +335,12 @@ class Data:
             raise InputError(f"{self.spec}: {name} has no images: choose a larger part.")
         records = Records(builder, name)
         name, exif = f"{self.spec.removeprefix('tfds:')}/{name}", self._any_split.exif
-        return Split(name, count, None, records, exif=exif)
+        split = Split(name, count, None, records)
+        if self._any_split.boxes:
+            from vggkeras.data.records import with_boxes
+
+            split = with_boxes(self.spec, split)
+        return split.turned(exif)
 
 
 def _joined(splits: Sequence[Split]) -> Split:
@@ -345,14 +351,21 @@ def _joined(splits: Sequence[Split]) -> Split:
     folder = first.name.rpartition("/")[0]
     name = f"{folder}/{'+'.join(split.name.removeprefix(f'{folder}/') for split in splits)}"
     count = sum(split.count for split in splits)
+    boxed = [split.boxes for split in splits if split.boxes]
+    boxes = Boxes.joined(boxed) if boxed else None
     if isinstance(first.sources, Records):
         split = "+".join(s.sources.split for s in splits if isinstance(s.sources, Records))
-        return Split(name, count, None, Records(first.sources.builder, split), exif=first.exif)
+        records = Records(first.sources.builder, split)
+        starts = np.cumsum([0, *(s.count + len(s.left_out) for s in splits)]).tolist()
+        left_out = frozenset(
+            start + i for start, s in zip(starts, splits, strict=False) for i in s.left_out
+        )
+        return Split(name, count, None, records, left_out, first.exif, boxes)
     parts = [s.sources for s in splits if not isinstance(s.sources, Records)]
     stored = [part for part in parts if isinstance(part, Stored)]
     sources = Stored.joined(stored) if stored else [source for part in parts for source in part]
     labels = np.concatenate([split.labels for split in splits if split.labels is not None])
-    return Split(name, count, labels, sources, exif=first.exif)
+    return Split(name, count, labels, sources, exif=first.exif, boxes=boxes)
 
 
 def stratified(split: Split, count: int) -> Split:

@@ -11,7 +11,7 @@ from vggkeras.data import in_memory
 from vggkeras.data.splits import Data
 from vggkeras.departures import recipe_text
 from vggkeras.pages import data_title
-from vggkeras.recipe import OPTIMIZER_DEFAULTS, Recipe
+from vggkeras.recipe import Recipe
 from vggkeras.report.sources import ReportSource
 
 
@@ -61,7 +61,7 @@ def command(recipe: Recipe) -> list[str]:
     parts += [["--arch", recipe.arch], ["--data", recipe.data]]
     for field in dataclasses.fields(Recipe):
         value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
-        default = OPTIMIZER_DEFAULTS[recipe.optimizer].get(field.name, field.default)
+        default = recipe.defaults.get(field.name, field.default)
         if field.name in ("arch", "data") or value == default:
             continue
         if isinstance(value, bool):

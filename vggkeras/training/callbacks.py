@@ -153,7 +153,8 @@ class StopTogether(RunCallback):
 class KeepBestModel(RunCallback):
     """Saves the model with the best validation accuracy, of equal ones the lower cross-entropy.
 
-    With few validation images many epochs have the same accuracy. The schedule waits on accuracy
+    With few validation images many epochs have the same accuracy. For boxes it is that of
+    localization, and of equal ones the higher mean IoU is better. The schedule waits on accuracy
     alone. Where the recipe monitors the cross-entropy, both are about that alone.
     """
 
@@ -185,7 +186,7 @@ class KeepBestModel(RunCallback):
 
 def _score(row: dict[str, float], monitor: str) -> tuple[float, float]:
     accuracy = row["val_accuracy"] if monitor == "val_accuracy" else 0.0
-    return accuracy, -row["val_cross_entropy"]
+    return accuracy, row["val_iou"] if "val_iou" in row else -row["val_cross_entropy"]
 
 
 class SaveCheckpoint(RunCallback):
@@ -199,6 +200,8 @@ class SaveCheckpoint(RunCallback):
         batch = self.job.recipe.images_per_step // self.job.hosts.count
         images = np.zeros((batch, *self.model.input_shape[1:]), np.uint8)
         labels = np.zeros(batch, np.int64)
+        if self.job.recipe.boxes:
+            labels = np.zeros((batch, 5), np.float32)
         if self.job.recipe.one_hot:
             labels = np.zeros((batch, len(self.job.data.class_names)), np.float32)
         self.model.test_on_batch(images, labels)
@@ -252,13 +255,14 @@ class PrintEpoch(RunCallback):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Print the epoch's line."""
         row, recipe = self.state.rows[-1], self.job.recipe
+        what = "localized" if recipe.boxes else "accuracy"
         seconds = time.monotonic() - self.start
         images = (self.job.steps - self.first_step) * recipe.images_per_step
         monitored = recipe.monitor == "val_cross_entropy"
         cross_entropy = f", cross-entropy {row['val_cross_entropy']:.4f}" if monitored else ""
         self.job.console.print(
             f"epoch {epoch + 1:3d}/{recipe.epochs}  loss {row['loss']:.4f}  "
-            f"accuracy {row['accuracy']:.4f}  validation {row['val_accuracy']:.4f}"
+            f"{what} {row['accuracy']:.4f}  validation {row['val_accuracy']:.4f}"
             f"{cross_entropy}{' best' if self.state.best is row else '     '}  "
             f"learning rate {row['learning_rate']:.1e}  "
             f"{seconds:.0f} s, {images / seconds:.0f} images/s{self._waited()}{self._plateau()}",

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from vggkeras import recipe as recipe_module
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
+from vggkeras.localization import regression
 from vggkeras.recipe import Recipe
 from vggkeras.training.devices import gpus
 from vggkeras.training.schedule import cosine
@@ -28,13 +28,18 @@ def freeze(model: keras.Model, recipe: Recipe, copied: Mapping[str, str | None])
     Raises:
         InputError (a ValueError): a frozen layer would keep random weights.
     """
-    trained = recipe_module.TRAINED_LAYERS[recipe.freeze]
+    trained = recipe.trained_layers
     if trained is None:
         return
     frozen = [layer for layer in model.layers if layer.weights and layer.name not in trained]
     random = [layer.name for layer in frozen if not copied.get(layer.name)]
     if random:
         names = ", ".join(random[:3]) + (" …" if len(random) > 3 else "")
+        if recipe.boxes:
+            raise InputError(
+                f"--tune fc would keep {names} at random weights, for {recipe.init_from} does not "
+                "give them: give --tune all, or another --init-from."
+            )
         instead = "conv" if all(name.startswith("fc") for name in random) else "none"
         raise InputError(
             f"--freeze {recipe.freeze} would freeze {names} at random weights, for "
@@ -97,7 +102,8 @@ def compile_model(
     """Compile with a recipe's optimizer and loss: the paper's is SGD with momentum.
 
     The L2 penalty is in the model (`build(weight_decay=...)`). Metrics are plain, whatever the loss
-    smooths or weighs, so that they can be compared between recipes. XLA is used where it helps:
+    smooths or weighs, so that they can be compared between recipes. For boxes, accuracy is the
+    fraction that is localized, and iou the mean overlap. XLA is used where it helps:
     always by JAX, by TensorFlow on a GPU; on a CPU it halves TensorFlow's speed. Gradients of
     float16 are scaled, and steps in which they overflow are left out.
 
@@ -111,19 +117,22 @@ def compile_model(
     optimizer = _optimizer(recipe, copied, steps)
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    loss: keras.losses.Loss = keras.losses.SparseCategoricalCrossentropy()
+    loss: Any = keras.losses.SparseCategoricalCrossentropy()
     accuracy: type = keras.metrics.SparseCategoricalAccuracy
     cross_entropy: type = keras.metrics.SparseCategoricalCrossentropy
     if recipe.one_hot:
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
         accuracy = keras.metrics.CategoricalAccuracy
         cross_entropy = keras.metrics.CategoricalCrossentropy
+    metrics = [accuracy(name="accuracy"), cross_entropy(name="cross_entropy")]
+    if recipe.boxes:
+        loss = regression.euclidean
+        wrapped = keras.metrics.MeanMetricWrapper
+        metrics = [wrapped(regression.localized, "accuracy"), wrapped(regression.overlap, "iou")]
     model.compile(
         optimizer=optimizer,
         loss=loss,
-        metrics=None
-        if padded
-        else [accuracy(name="accuracy"), cross_entropy(name="cross_entropy")],
+        metrics=None if padded else metrics,
         weighted_metrics=_counted(recipe) if padded else None,
         jit_compile=keras.backend.backend() == "jax" or bool(gpus()),
         auto_scale_loss=False,
@@ -131,6 +140,8 @@ def compile_model(
 
 
 def _counted(recipe: Recipe) -> list[Counted]:
+    if recipe.boxes:
+        return [Counted(regression.localized, "accuracy"), Counted(regression.overlap, "iou")]
     accuracy = keras.metrics.sparse_categorical_accuracy
     cross_entropy = keras.metrics.sparse_categorical_crossentropy
     if recipe.one_hot:

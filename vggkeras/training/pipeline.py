@@ -11,10 +11,13 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from vggkeras.configs import rescaled_shape
 from vggkeras.data import augment
+from vggkeras.data.boxes import Boxes
 from vggkeras.data.order import ALL, Share, shuffled_indices
 from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split
+from vggkeras.localization import regression
 from vggkeras.recipe import Recipe
 from vggkeras.terminal import progress_bar
 from vggkeras.training.augmentation import KeyedMixUp, KeyedRandAugment
@@ -86,7 +89,7 @@ def training_batches(
 ):
     """Return an endless tf.data.Dataset of (images `[B, size, size, C]`, labels int64 `[B]`).
 
-    Where the recipe smooths or mixes labels, they are float32 `[B, classes]`.
+    Where the recipe smooths or mixes labels, they are float32 `[B, classes]`; for boxes, targets.
     A batch is what one step sees. Every epoch has a new order. Which image comes when, its scale,
     crop, mirroring, RandAugment and color shift are pure functions of (seed, epoch, index of the
     image), and what MixUp mixes is one of (seed, step). Batches straddle the epochs, so that all
@@ -105,7 +108,7 @@ def training_batches(
     import tensorflow as tf
 
     read = ALL if recipe.mixup else share
-    example = _augmented(recipe, crops)
+    example = _augmented(split, recipe, crops)
 
     def of_rescaled(epoch, index):
         def crop(uniform):
@@ -128,12 +131,13 @@ def training_batches(
     return _batches(data, recipe, start, classes, share).prefetch(2)
 
 
-def _augmented(recipe: Recipe, crops: Crops) -> Callable:
+def _augmented(split: Split, recipe: Recipe, crops: Crops) -> Callable:
     """Return (epoch, index, crop, label) -> (image, label), as TensorFlow ops.
 
     `crop` makes the crop of the uniform numbers of `augment.draws`.
     """
     random_augment = KeyedRandAugment(recipe.seed) if recipe.randaugment else None
+    target = _box_targets(split, crops) if recipe.boxes else lambda index, label, uniform: label
 
     def example(epoch, index, crop, label):
         uniform, normal = augment.draws(recipe.seed, epoch, index)
@@ -143,9 +147,32 @@ def _augmented(recipe: Recipe, crops: Crops) -> Callable:
         image = augment.crop_in_channels(image, crops.channels)
         if crops.basis is not None:
             image = augment.color_shift(image, crops.basis, normal)
-        return image, label
+        return image, target(index, label, uniform)
 
     return example
+
+
+def _box_targets(split: Split, crops: Crops) -> Callable:
+    """Return (index, label, numbers of `draws`) -> `regression.targets`, as TensorFlow ops."""
+    import tensorflow as tf
+
+    boxes, (scale, _), crop = split.boxes, crops.scale, (crops.size, crops.size)
+    assert boxes
+    shapes = np.array([rescaled_shape(size, scale) for size in boxes.sizes.tolist()], np.int32)
+
+    def target(index, label, offset, mirror) -> np.ndarray:
+        return regression.targets(boxes, int(index), int(label), scale, offset, crop, bool(mirror))
+
+    def of_crop(index, label, uniform):
+        corner, mirrored = augment.placed(
+            tf.constant(shapes)[index], crops.size, uniform, crops.flip
+        )
+        made = tf.numpy_function(
+            target, [index, label, corner, mirrored], tf.float32, stateful=False
+        )
+        return tf.ensure_shape(made, [1 + 4 * boxes.most])
+
+    return of_crop
 
 
 def _batches(data, recipe: Recipe, start: int, classes: int, share: Share):
@@ -228,8 +255,8 @@ def validation_batches(
     """Return a tf.data.Dataset of (central crops uint8 `[B, size, size, C]`, labels int64 `[B]`).
 
     These are the same crops that `evaluate` reads. Where `one_hot` is the number of classes, labels
-    are float32 `[B, one_hot]`. With `padding`, a batch is of this host's rows, and has weights
-    float32 `[B]` as well.
+    are float32 `[B, one_hot]`; of a split with boxes they are the targets of `regression`. With
+    `padding`, a batch is of this host's rows, and has weights float32 `[B]` as well.
     """
     import tensorflow as tf
 
@@ -238,17 +265,20 @@ def validation_batches(
         indices = split.indices()
         others = set(indices) - {indices[row] for row in padding.own if row < split.count}
         own = split.without(others) if others else split
+    boxes, crop_size = own.boxes, (size, size)
+    target = np.zeros(1 + 4 * boxes.most, np.float32) if boxes else np.zeros((), np.int64)
 
-    def crops() -> Iterator[tuple[np.ndarray, int, float]]:
-        for _, crop, label in augment.center_crops(own, (size, size), scale):
-            yield augment.in_channels(crop, channels), label, padding.weight if padding else 1.0
+    def crops() -> Iterator[tuple[np.ndarray, int | np.ndarray, float]]:
+        for index, crop, label in augment.center_crops(own, crop_size, scale):
+            true = _central_target(boxes, index, label, scale, size) if boxes else label
+            yield augment.in_channels(crop, channels), true, padding.weight if padding else 1.0
         for _ in range(count - own.count):
-            yield np.zeros((size, size, channels), np.uint8), 0, 0.0
+            yield np.zeros((size, size, channels), np.uint8), target, 0.0
 
     count = len(padding.own) if padding else split.count
     signature = (
         tf.TensorSpec((size, size, channels), tf.uint8),
-        tf.TensorSpec((), tf.int64),
+        tf.TensorSpec(target.shape, target.dtype),
         tf.TensorSpec((), tf.float32),
     )
     data = tf.data.Dataset.from_generator(crops, output_signature=signature)
@@ -261,3 +291,10 @@ def validation_batches(
     if one_hot:
         data = data.map(lambda images, labels, *w: (images, tf.one_hot(labels, one_hot), *w))
     return data.prefetch(2)
+
+
+def _central_target(boxes: Boxes, index: int, label: int, scale: int, size: int) -> np.ndarray:
+    """Return the target of an image's central crop."""
+    crop = size, size
+    corner = next(augment.corners(rescaled_shape(tuple(boxes.sizes[index]), scale), crop, 1))
+    return regression.targets(boxes, index, label, scale, corner, crop)

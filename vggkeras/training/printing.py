@@ -50,7 +50,7 @@ def print_job(job: Job, model: keras.Model, devices: str) -> None:
     parts += [recipe.precision, f"seed {recipe.seed}"]
     if recipe.channels == 1:
         parts.append("gray, so without the color shift")
-    trained = recipe_module.TRAINED_LAYERS[recipe.freeze]
+    trained = recipe.trained_layers
     if trained:
         parts.append(f"trained: {', '.join(trained)}")
     if recipe.copied_rate != 1:
@@ -58,6 +58,11 @@ def print_job(job: Job, model: keras.Model, devices: str) -> None:
     if job.class_weights:
         least, most = min(job.class_weights.values()), max(job.class_weights.values())
         parts.append(f"class weights {least:.3g} to {most:.3g}")
+    if recipe.boxes:
+        how = "one whatever the class" if recipe.boxes == "scr" else "one a class"
+        parts.append(f"boxes, {how}; localized: of the true class, IoU > 0.5, in the central crop")
+        if not recipe.init_from:
+            parts.append("without a classifier to start from: all weights are random")
     job.console.print(", ".join(parts), highlight=False, soft_wrap=True)
     job.console.print(recipe_text(recipe), highlight=False, soft_wrap=True)
     small = sum(count for side, count in job.card.smallest_sides.items() if int(side) < low)

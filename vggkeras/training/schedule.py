@@ -25,6 +25,7 @@ def is_over(state: State, patience: int) -> bool:
 def monitored(recipe: Recipe, row: Mapping[str, float]) -> str:
     """Return what a recipe monitors, with its value in an epoch's row, in words."""
     name = recipe.monitor.removeprefix("val_").replace("cross_entropy", "cross-entropy")
+    name = "localization (IoU > 0.5)" if recipe.boxes else name
     return f"validation {name} {row[recipe.monitor]:.4f}"
 
 

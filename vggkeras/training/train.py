@@ -19,6 +19,7 @@ from vggkeras import files, locks, models
 from vggkeras import recipe as recipe_module
 from vggkeras.card import ModelCard
 from vggkeras.data import in_memory, sources
+from vggkeras.data.decoding import some
 from vggkeras.data.reading import unread
 from vggkeras.data.splits import Data
 from vggkeras.errors import InputError
@@ -133,7 +134,8 @@ def _train(
         if resume:
             console.print(f"{out} holds no run to resume: a new one begins", soft_wrap=True)
         if recipe.init_from:
-            _check_source(recipe)  # its faults are reported before long work
+            # Its faults are reported before long work.
+            _check_source(recipe, size, scale[0], data.class_names)
         data, card, reading = read_through(data, recipe, console, hosts)
         card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
@@ -158,20 +160,20 @@ def _train(
 
 def _data(recipe: Recipe, given: Data | None, begun: RunRecord | None, console: Console) -> Data:
     """Return the data of a recipe, with the split that a begun run began with."""
-    skip = recipe.skip_unreadable
+    options = {"skip_unreadable": recipe.skip_unreadable, "boxes": recipe.boxes is not None}
     if begun:
-        data = sources.load_data_of([begun.card], given or recipe.data, skip_unreadable=skip)
+        data = sources.load_data_of([begun.card], given or recipe.data, **options)
     else:
-        data = sources.load_data(
-            given or recipe.data, validation=recipe.validation, skip_unreadable=skip
-        )
+        data = sources.load_data(given or recipe.data, validation=recipe.validation, **options)
     data = data.upright(begun.card.exif if begun else recipe.exif)
     if data.unread:
         console.print(unread(data.unread), soft_wrap=True, highlight=False)
+    for name, count in data.no_box.items():
+        console.print(f"{name}: {count:,} images have no box and are left out", highlight=False)
     return data
 
 
-def _check_source(recipe: Recipe) -> None:
+def _check_source(recipe: Recipe, size: int, scale: int, class_names: Sequence[str]) -> None:
     """Raise InputError where the weights to start from cannot be those of such a network."""
     source = identify.open_source(str(recipe.init_from))
     channels = source.input_shape[2]
@@ -179,6 +181,22 @@ def _check_source(recipe: Recipe) -> None:
         raise InputError(
             f"--init-from {source.name} takes images of {channels} channels, and --channels is "
             f"{recipe.channels}: give --channels {channels}, or weights of such a network."
+        )
+    if not recipe.boxes:
+        return
+    there, side = source.input_shape[0], source.card.scale or scale
+    if (there, side) != (size, scale):
+        raise InputError(
+            f"--init-from {source.name} is a classifier of {there} px at scale {side}, and the "
+            f"boxes are to be of {size} px at scale {scale}: give --image-size {there} --scale "
+            f"{side}, or such a classifier."
+        )
+    names = source.card.class_names
+    missing = [name for name in class_names if name not in names]
+    if names and missing:
+        raise InputError(
+            f"--init-from {source.name} has no class {some(missing)}, of which there are boxes: "
+            "train a classifier of these classes (it may itself start from another), and give that."
         )
 
 
@@ -203,6 +221,7 @@ def _with_the_run(
     return dataclasses.replace(
         card,
         arch=recipe.arch,
+        boxes=recipe.boxes,
         recipe=recipe,
         data=data.spec,
         class_names=tuple(data.class_names),
@@ -256,7 +275,9 @@ def _run(
     job, model = _compiled_model(job, begun is None, strategy)
     # Mixed precision is for training: the saved file computes in float32, as does all that is made
     # from it.
-    kept = model if recipe.precision == "float32" else _network(job, "float32")
+    # What is compiled for boxes could not be loaded without this package.
+    shared = recipe.precision == "float32" and not recipe.boxes
+    kept = model if shared else _network(job, "float32")
     print_job(job, model, devices.device_text(strategy, job.hosts.count))
     progress = Progress(job, stop, begun)
     if begun and progress.restore(model):
@@ -333,4 +354,5 @@ def _network(job: Job, precision: str) -> keras.Model:
         weight_decay=recipe.l2_penalty,
         precision=precision,
         seed=recipe.seed,
+        boxes=recipe.boxes,
     )

@@ -165,6 +165,11 @@ def _open_own(spec: str) -> _File:
         layers = {
             layer["config"].get("name"): layer["config"] for layer in config["config"]["layers"]
         }
+        if "boxes" in layers:
+            raise InputError(
+                f"{path} is a network of boxes: expected a classifier, such as the one that its "
+                "training began with."
+            )
         height, width, channels = map(operator.index, layers["images"]["batch_shape"][1:])
         mean = tuple(map(float, _mean(layers["mean_rgb"])))
         if min(height, width) < 32 or len(mean) != channels or not np.isfinite(mean).all():

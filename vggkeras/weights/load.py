@@ -61,7 +61,7 @@ def init_from(
     - The same configuration: every layer.
     - A shallower one: its first four convolutions (with their batch normalization) and its FC
       layers, as the paper did; the rest keeps its initialization.
-    - With other classes: not the last layer, `predictions`.
+    - With other classes, or boxes instead: not the last layer, `predictions`.
     - With images of another size, so that fc1 covers another map, or from a source without FC
       layers: none of the FC layers.
 
@@ -99,7 +99,8 @@ def _taken(model: keras.Model, source: Source, class_names: Sequence[str]) -> li
     """Return the layers whose weights a network takes from a source, in the source's order."""
     layers = weighted(model)
     batch_norm = any("_bn" in name for name in layers)
-    surplus = [name for name in source.shapes if name not in layers]
+    last = {"predictions"} if "boxes" in layers else set()  # which boxes take the place of
+    surplus = [name for name in source.shapes if name not in {*layers, *last}]
     if surplus:
         raise InputError(
             f"--init-from {source.name} is {source.network} with a layer {surplus[0]!r} that "
@@ -111,7 +112,7 @@ def _taken(model: keras.Model, source: Source, class_names: Sequence[str]) -> li
             f"--init-from {source.name} is {source.network} without batch normalization, which "
             f"{model.name} has: start from a run with --batch-norm, or train without it."
         )
-    taken = list(source.shapes)
+    taken = [name for name in source.shapes if name in layers]
     convolutions = [name for name in taken if "_conv" in name]
     if len(convolutions) < sum("_conv" in name for name in layers):
         first = convolutions[:FIRST_CONVOLUTIONS]
@@ -138,7 +139,7 @@ def _other_map(model: keras.Model, source: Source) -> bool:
 def explain(copied: dict[str, str | None], source: Source, model: keras.Model) -> list[str]:
     """Return what `init_from` did not copy and why, a sentence each."""
     fresh = [name for name, origin in copied.items() if origin is None]
-    middle = [name for name in fresh if name not in FC]
+    middle = [name for name in fresh if name not in (*FC, "boxes")]
     sentences = []
     if middle:
         listed = ", ".join(middle[:3]) + (" …" if len(middle) > 3 else "")
@@ -157,6 +158,8 @@ def explain(copied: dict[str, str | None], source: Source, model: keras.Model) -
             f"fc1 starts anew: its kernel covers {' x '.join(map(str, there))} there and "
             f"{' x '.join(map(str, here))} here; so do fc2 and predictions, which read it"
         )
+    elif "boxes" in fresh:
+        sentences.append(f"boxes starts anew: {source.name} is a classifier")
     elif "predictions" in fresh:
         classes = model.output_shape[-1]
         if source.classes is None:
