@@ -17,7 +17,7 @@ import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from onnx import numpy_helper
-from PIL import Image
+from PIL import ExifTags, Image
 
 import export
 import vggkeras
@@ -25,6 +25,7 @@ from export import artifact
 from export import golden as golden_module
 from vggkeras import certificate, configs, containers, files, models
 from vggkeras.card import Form, ModelCard
+from vggkeras.data import decoding
 from vggkeras.recipe import Recipe
 from vggkeras.training import checkpoints
 from vggkeras.training.train import train
@@ -47,6 +48,21 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+STORED = {  # what undoes `decoding.TURNS`
+    o: {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(o, turn)
+    for o, turn in decoding.TURNS.items()
+}
+
+
+def stored(image: Image.Image, orientation: int, kind: str = "PNG", **options) -> bytes:
+    """Encode an image as a camera would that was held in another way."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    if orientation in STORED:
+        image = image.transpose(STORED[orientation])
+    return encoded(image, kind, exif=exif.tobytes(), **options)
 
 
 RGB = Image.fromarray(photo(1))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import cut_at, encoded, history, photo, tiny
+from helpers import cut_at, encoded, history, photo, stored, tiny
 from PIL import ExifTags, Image, ImageOps
 
 import vggkeras
@@ -19,19 +19,6 @@ from vggkeras.errors import InputError
 from vggkeras.training.train import train
 
 ORIENTATIONS = range(1, 9)
-STORED = {  # what undoes `decoding.TURNS`
-    o: {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(o, turn)
-    for o, turn in decoding.TURNS.items()
-}
-
-
-def stored(image: Image.Image, orientation: int, kind: str = "PNG", **options) -> bytes:
-    """Encode an image as a camera would that was held in another way."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    if orientation in STORED:
-        image = image.transpose(STORED[orientation])
-    return encoded(image, kind, exif=exif.tobytes(), **options)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
