@@ -211,7 +211,7 @@ def test_a_textured_rectangle_is_found_on_images_held_out(tmp_path):
             out=tmp_path / "boxes",
             boxes="pcr",
             init_from=str(classifier),
-            epochs=30,
+            epochs=12,
             schedule="cosine",
             learning_rate=1.6e-2,
         )
