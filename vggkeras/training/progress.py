@@ -237,12 +237,13 @@ class Progress:
     def diverged(self, what: str) -> InputError:
         """Return the error that `what` became NaN or infinite, with the files that are good."""
         out, state = self.job.out, self.state
+        is_classifier = not self.job.recipe.boxes  # boxes start from no other boxes
         kept = [f"{out / 'model.keras'} of epoch {state.best['epoch']}"] if state.best else []
         kept += [str(path) for path in checkpoints.newest_first(out / "resume")[:1]]
         return InputError(
             f"{what} became NaN or infinite at step {state.step} of epoch {state.epoch + 1}, "
             f"learning rate {self.learning_rate:g}: start another run with a lower --learning-rate"
-            + (f", perhaps with --init-from {out}" if state.best else "")
+            + (f", perhaps with --init-from {out}" if state.best and is_classifier else "")
             + f"; kept as last good: {' and '.join(kept) or 'nothing yet'}."
         )
 
