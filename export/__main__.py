@@ -41,9 +41,18 @@ def main() -> int:
         return 0
     if serving != Serving():
         raise InputError("--provider and --batch-sizes are Triton's: give --triton DIR too.")
+    values = vars(request).copy()
+    web, bundle = values.pop("web"), values.pop("bundle")
+    if web or bundle:
+        from export.web import write_page
+
+        if web is None:
+            raise InputError("--bundle goes with --web DIR, which says where to write the page.")
+        write_page(web, request.model, bundle, Console())
+        return 0
     # The exporters', whatever backend the model was trained on.
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    entries = export_model(**vars(request), console=Console())
+    entries = export_model(**values, console=Console())
     return 0 if all(entry["passed"] for entry in entries.values()) else 1
 
 

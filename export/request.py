@@ -71,6 +71,14 @@ class Request:
     """Private key, a PEM file of an elliptic curve: model.sig signs every file of the folder, for
     `export.verify --public-key`. Without it, a signature that no longer holds is removed."""
 
+    web: Path | None = None
+    """Export nothing; write a folder for any static server instead: a page that runs the smallest
+    .onnx file of --model (or a FILE.onnx, or an export's folder) that passed its proof, and proves
+    it again in the browser."""
+    bundle: Path | None = None
+    """node_modules whose onnxruntime-web --web copies into the page; by default the page loads it
+    from a CDN."""
+
     @property
     def form(self) -> Form:
         """The form of the model that is written."""

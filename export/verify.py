@@ -32,9 +32,9 @@ from PIL import Image
 from export import artifact, parity, signature
 from export import golden as golden_module
 from export.formats import tolerance_of
-from export.golden import GoldenFile
+from export.golden import Golden, GoldenFile
 from vggkeras import certificate, containers, files, runtimes
-from vggkeras.card import INPUT_NAME
+from vggkeras.card import INPUT_NAME, ModelCard
 from vggkeras.certificate import Entry
 from vggkeras.errors import InputError, refuse_empty_arguments, run_command, visible
 from vggkeras.processor import this_processor
@@ -140,8 +140,7 @@ def _answer_problems(
     """Return how a file's answers differ from the golden ones inside it, and from those beside."""
     card, golden = contents.card, contents.golden
     assert golden is not None
-    # int8 is compared with itself elsewhere; its distance from Keras was measured when it was made.
-    answers = golden.answers if card.precision == "int8" else golden.probabilities
+    answers, tolerance = expected_answers(card, golden, candidate.runtime)
     _, height, width, channels = golden.images.shape
     expected = replace(
         candidate,
@@ -154,8 +153,7 @@ def _answer_problems(
         form=card.form,
         run=lambda _: answers,
     )
-    tolerance = tolerance_of(card.precision, candidate.runtime, card.tolerance)
-    gate = parity.Gate(tolerance or INT8_TOLERANCE)
+    gate = parity.Gate(tolerance)
     result = parity.compare((expected, answers), candidate, golden.images, gate=gate)
     on_cpu = candidate.runtime == "onnxruntime" and candidate.provider == "cpu"
     if card.precision == "int8" and on_cpu:
@@ -176,6 +174,17 @@ def _answer_problems(
     result = parity.compare((expected, shown), candidate, beside.images[:SHOWN], gate=gate)
     file = golden_module.golden_path(candidate.path.parent, card.form).name
     return [f"{file}: {failure}" for failure in result.failures]
+
+
+def expected_answers(
+    card: ModelCard, golden: Golden, runtime: str = "onnxruntime"
+) -> tuple[np.ndarray, float]:
+    """Return the answers that a file must give to its golden images, and the largest error.
+
+    int8 is compared with itself elsewhere; its distance from Keras was measured when it was made.
+    """
+    answers = golden.answers if card.precision == "int8" else golden.probabilities
+    return answers, tolerance_of(card.precision, runtime, card.tolerance) or INT8_TOLERANCE
 
 
 def certified_how(path: Path) -> str:
