@@ -2,6 +2,7 @@
 // The page starts it from a blob, so that the page's Content-Security-Policy is its own too.
 
 const BAND = 1 << 22; // pixels of a picture that are copied at once
+const FRACTION = 22; // bits of a weight
 let base, about, ort, session;
 
 self.onmessage = async ({ data: { kind, picture, ...given } }) => {
@@ -168,25 +169,25 @@ function centralCrop(bitmap) {
 }
 
 // Which of `length` pixels those from `from` on of `size` are made of, and by what weights: a
-// triangle as wide as the reduction.
+// triangle as wide as the reduction, in Pillow's fixed point.
 function triangles(length, size, from, count) {
   const ratio = length / size, support = Math.max(1, ratio);
   return Array.from({ length: count }, (_, i) => {
     const middle = (from + i + 0.5) * ratio;
     const first = Math.max(0, Math.floor(middle - support + 0.5));
     const last = Math.min(length, Math.floor(middle + support + 0.5));
-    const weights = Float64Array.from({ length: last - first }, (_, k) =>
-      Math.max(0, 1 - Math.abs(first + k + 0.5 - middle) / support),
+    const weights = Array.from({ length: last - first }, (_, k) =>
+      Math.max(0, 1 - Math.abs((first + k - middle + 0.5) * (1 / support))),
     );
-    const total = weights.reduce((a, b) => a + b);
-    return { first, weights: weights.map((weight) => weight / total) };
+    const one = 1 / weights.reduce((a, b) => a + b);
+    return { first, weights: Int32Array.from(weights, (w) => 0.5 + w * one * (1 << FRACTION)) };
   });
 }
 
 function weighted(values, start, step, weights) {
-  let total = 0;
+  let total = 1 << (FRACTION - 1);
   for (let k = 0; k < weights.length; k++) total += weights[k] * values[start + k * step];
-  return Math.round(total);
+  return Math.min(255, total >> FRACTION);
 }
 
 // ITU-R 601, as Pillow's "L".

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
+from browsers import chromium
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium of the system."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
-    chromium = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if chromium is None:
-        pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as started:
+        yield started
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
