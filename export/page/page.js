@@ -3,11 +3,14 @@
 const MOST_PIXELS = 64e6; // of a picture: decoded, it takes four bytes a pixel
 const HEIC = /^.{4}ftyp(hei|hev|mif1|msf1)/s; // how such files begin
 const NAMES = { wasm: "WebAssembly", webgpu: "WebGPU", webnn: "WebNN" };
-const READY = "Ready: choose, drop or paste a picture.";
+const READY = "Ready for a picture.";
 
 const [status, proof, problem, backend, results, answers, preview] = [
   "status", "proof", "problem", "backend", "results", "answers", "preview",
 ].map((id) => document.getElementById(id));
+for (const element of document.querySelectorAll(".camera, .desk")) {
+  element.hidden = element.classList.contains("desk") === navigator.maxTouchPoints > 0;
+}
 const inputs = [...document.querySelectorAll("input[type=file]")];
 let about, code, worker, shown, address;
 
@@ -65,12 +68,13 @@ function begin(name, chosen = false, note = "") {
 
 function proven({ error, off }, note) {
   const { images, tolerance } = about.golden;
-  const whose = about.precision === "int8" ? "its own where it was proven" : "those of Keras";
-  const decoded = `; its photograph, decoded here, by ${off?.toFixed(2)} of 255 levels on average`;
+  const whose = about.precision === "int8" ? "its own where it was made" : "those of Keras";
+  const photograph =
+    off === undefined ? "" : ` The golden photograph is off by ${off.toFixed(2)} of 255 levels.`;
   proof.textContent =
-    `Proven, largest error ${error.toExponential(1)} (${tolerance} at most): its answers to ` +
-    `${images} golden images, here and now on ${NAMES[backend.value]}, differ from ${whose} by ` +
-    `no more${off === undefined ? "" : decoded}.${note}`;
+    `Proven, largest error ${error.toExponential(1)} (${tolerance} at most): the answers to ` +
+    `${images} golden images, on ${NAMES[backend.value]} just now, against ${whose}.` +
+    `${photograph}${note}`;
   proof.hidden = false;
   status.textContent = READY;
   enable(true);
@@ -128,8 +132,8 @@ function answered({ probabilities, total, network }) {
   answers.replaceChildren(...rows);
   results.hidden = false;
   status.textContent =
-    `${about.labels[best[0]]}, ${percent(probabilities[best[0]])}. ${total.toFixed(0)} ms, of ` +
-    `which the network ${network.toFixed(0)}, on ${NAMES[backend.value]}.`;
+    `${about.labels[best[0]]}, ${percent(probabilities[best[0]])}, in ${total.toFixed(0)}\u00a0ms on ` +
+    `${NAMES[backend.value]} (the network alone: ${network.toFixed(0)}\u00a0ms).`;
 }
 
 function row(label, probability) {

@@ -25,6 +25,7 @@ import export
 import vggkeras
 from export import web
 from export.__main__ import cli
+from vggkeras.data import augment, decoding
 from vggkeras.errors import InputError
 
 pytestmark = pytest.mark.integration
@@ -172,10 +173,62 @@ def test_it_gives_pythons_answers_and_proves_itself(
             assert len(set(labels)) == 5
             np.testing.assert_allclose(shown, probabilities[best], atol=0.005)
             np.testing.assert_allclose(shown, probabilities[[int(x) for x in labels]], atol=0.005)
-            assert re.search(r"\d+ ms, of which the network \d+, on Web", it.text("status"))
+            assert re.search(r"in \d+\sms on Web.* alone: \d+\sms\)", it.text("status"))
         assert it.messages == []
         others = [url for url in it.requests if not url.startswith((it.address, "blob:"))]
         assert others == ["data:,"] * len(others)  # the icon, which is nothing
+
+
+# What the worker makes of a picture, in the page.
+CROP = """async ([encoded, given]) => {
+    const code = await (await fetch("worker.js")).text();
+    const crop = new Function("given", `${code}; about = given; return [decoded, centralCrop]`);
+    const [decode, centralCrop] = crop(given);
+    const bytes = Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0));
+    return [...centralCrop(await decode(new Blob([bytes])))];
+}"""
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_its_crops_are_pillows(page, pictures, browser, tmp_path, channels):
+    large = tmp_path / "large.png"  # which is copied in two bands
+    Image.fromarray(photo(5, 2200, 2501)).save(large)
+    narrow = tmp_path / "narrow.png"
+    Image.fromarray(photo(6, 700, 3)).save(narrow)
+    with opened(browser, page, bypass_csp=True) as it:
+        for picture in [*pictures, large, narrow]:
+            encoded = base64.b64encode(picture.read_bytes()).decode()
+            given = {"input": [32, 30, channels], "scale": 37}
+            crop = np.array(it.tab.evaluate(CROP, [encoded, given])).reshape(32, 30, channels)
+            image = decoding.decode(picture.read_bytes(), exif=True)
+            expected = augment.in_channels(augment.center_crop(image, 37, (32, 30)), channels)
+            if picture.suffix == ".jpg":  # another decoder may round the other way
+                assert np.abs(crop - expected.astype(int)).mean() < 0.5
+            else:
+                np.testing.assert_array_equal(crop, expected)
+
+
+def test_webgpu_is_taken_by_itself_and_webassembly_where_it_fails(pages, browser, tmp_path):
+    page = Path(shutil.copytree(pages["model.onnx"], tmp_path / "page"))
+    card = "navigator.gpu.requestAdapter = async () => ({ info: { isFallbackAdapter: false } })"
+    for missing in (False, True):
+        if missing:
+            (page / "runtime" / "ort.webgpu.bundle.min.mjs").unlink()
+        with served(page) as address:
+            context = browser.new_context()
+            context.add_init_script(f"if (navigator.gpu) {card}")
+            it = Opened(context.new_page(), address)
+            it.tab.goto(address)
+            told = it.begun()
+            if not it.tab.evaluate("!!navigator.gpu"):
+                pytest.skip("this Chromium has no WebGPU")
+            if missing:
+                assert "on WebAssembly just now" in told
+                assert "Not on WebGPU: " in told
+                assert "cannot be fetched" in told
+            else:
+                assert "on WebGPU just now" in told
+            context.close()
 
 
 def test_a_model_that_was_changed_is_refused(page, browser):
