@@ -34,7 +34,7 @@ try {
   for (const [name, there] of [["webgpu", navigator.gpu], ["webnn", navigator.ml]]) {
     if (there) backend.add(new Option(NAMES[name], name));
   }
-  navigator.serviceWorker?.register("sw.js");
+  navigator.serviceWorker?.register("sw.js").catch(() => {}); // then a network is needed
   begin(await usual(), true);
 } catch (error) {
   refuse(`the page cannot be loaded (${error.message}): serve the whole folder.`);
@@ -100,7 +100,7 @@ function say(message) {
 async function show(file) {
   if (!file || inputs[0].disabled) return;
   problem.hidden = results.hidden = true;
-  shown = { name: file.name, start: await file.slice(0, 12).text() };
+  shown = { name: file.name, start: await file.slice(0, 12).text().catch(() => "") };
   URL.revokeObjectURL(address);
   address = URL.createObjectURL(file);
   const image = new Image(); // says how large a picture is before it is decoded
@@ -131,9 +131,10 @@ function answered({ probabilities, total, network }) {
   const rows = best.slice(0, 5).map((i) => row(about.labels[i], probabilities[i]));
   answers.replaceChildren(...rows);
   results.hidden = false;
+  const [whole, alone] = [total, network].map((ms) => `${ms.toFixed(0)}\u00a0ms`);
   status.textContent =
-    `${about.labels[best[0]]}, ${percent(probabilities[best[0]])}, in ${total.toFixed(0)}\u00a0ms on ` +
-    `${NAMES[backend.value]} (the network alone: ${network.toFixed(0)}\u00a0ms).`;
+    `${about.labels[best[0]]}, ${percent(probabilities[best[0]])}, in ${whole} on ` +
+    `${NAMES[backend.value]} (the network alone: ${alone}).`;
 }
 
 function row(label, probability) {

@@ -46,22 +46,25 @@ async function fetched({ url, integrity }) {
     throw new Error(`${url} is not the file that this page was made for: its digest differs.`);
   }
   if (!response.ok) throw new Error(`${address} cannot be fetched: ${response.status}.`);
-  if (self.caches) {
-    const cache = await caches.open(`vggkeras ${base}`);
-    const kept = await cache.match(address);
-    if (!kept) await cache.put(address, response.clone()).catch(() => {}); // a full disk
+  const cache = await kept();
+  if (cache && !(await cache.match(address))) {
+    await cache.put(address, response.clone()).catch(() => {}); // a full disk
   }
   return response.arrayBuffer();
 }
 
+// Returns what the browser keeps for when there is no network; null where it keeps nothing.
+async function kept() {
+  return self.caches ? caches.open(`vggkeras ${base}`).catch(() => null) : null;
+}
+
 // Removes files of an earlier version of this page from what is kept for when there is no network.
 async function forgetOthers() {
-  if (!self.caches) return;
   const { wasm, gpu } = about.runtime;
   const files = [about.model, about.golden, wasm.script, wasm.wasm, gpu.script, gpu.wasm];
   const wanted = new Set(files.map(({ url }) => new URL(url, base).href));
-  const cache = await caches.open(`vggkeras ${base}`);
-  for (const { url } of await cache.keys()) {
+  const cache = await kept();
+  for (const { url } of (await cache?.keys()) ?? []) {
     if (new URL(url).search && !wanted.has(url)) await cache.delete(url);
   }
 }
@@ -83,7 +86,7 @@ async function proof(golden) {
       error = difference <= error ? error : Number.isNaN(difference) ? Infinity : difference;
     }
   }
-  const relative = error / Math.max(...answers);
+  const relative = error / answers.reduce((a, b) => Math.max(a, b));
   if (!(error <= tolerance && relative <= tolerance)) {
     throw new Error(
       `the answers to the golden images are off by up to ${error.toPrecision(2)} ` +

@@ -9,9 +9,12 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ pytestmark = pytest.mark.integration
 AXE = "axe-core@4.14.1"
 # WebGPU on the processor, by SwiftShader.
 WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+PATIENCE = 300_000  # ms
 ENDED = "body.ready, #problem:not([hidden])"
 ANSWERED = "#results:not([hidden]), #problem:not([hidden])"
 
@@ -88,7 +92,7 @@ class Opened:
 
     def begun(self) -> str:
         """What the page says of its proof once that has ended; raises what it says against it."""
-        self.tab.locator(ENDED).first.wait_for(timeout=120_000)
+        self.tab.locator(ENDED).first.wait_for()
         assert self.tab.locator("body.ready").count(), self.text("problem")
         return self.text("proof")
 
@@ -109,6 +113,7 @@ def opened(browser, page: Path, backend: str = "wasm", **options: Any) -> Iterat
     """Serve a page, open it, and choose a backend."""
     with served(page) as address:
         context = browser.new_context(**options)
+        context.set_default_timeout(PATIENCE)
         tab = context.new_page()
         it = Opened(tab, address)
         tab.on("console", lambda message: it.messages.append(message.text))
@@ -216,6 +221,7 @@ def test_webgpu_is_taken_by_itself_and_webassembly_where_it_fails(pages, browser
             (page / "runtime" / "ort.webgpu.bundle.min.mjs").unlink()
         with served(page) as address:
             context = browser.new_context()
+            context.set_default_timeout(PATIENCE)
             context.add_init_script(f"if (navigator.gpu) {card}")
             it = Opened(context.new_page(), address)
             it.tab.goto(address)
@@ -336,36 +342,51 @@ def test_the_keyboard_is_enough(page, pictures, browser):
         assert pictures[0].name in it.tab.get_attribute("#preview", "alt")
 
 
-def test_from_a_cdn_only_the_pinned_files_are_taken(folder, node_modules, browser, tmp_path):
+@contextmanager
+def cdn(folder: Path) -> Iterator[str]:
+    """Serve a folder to pages of other addresses."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def end_headers(self):
+            self.send_header("Access-Control-Allow-Origin", "*")
+            super().end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_from_a_cdn_only_the_pinned_files_are_taken(
+    folder, node_modules, browser, tmp_path, monkeypatch
+):
     page = web.write_page(tmp_path / "page", folder)
     assert sorted(path.name for path in page.iterdir()) == [
         *("about.json", "golden.bin", "index.html", "model.int8.onnx"),
         *("page.css", "page.js", "sw.js", "worker.js"),
     ]
-    dist = node_modules / web.PACKAGE / "dist"
+    assert page.joinpath("index.html").read_text().count(f"{web.CDN}/") == len(web.PINNED)
 
-    def give(route):
-        name = route.request.url.removeprefix(f"{web.CDN}/")
-        route.fulfill(path=dist / name, headers={"Access-Control-Allow-Origin": "*"})
-
-    def give_another(route):
-        route.fulfill(body="changed", headers={"Access-Control-Allow-Origin": "*"})
-
-    says = {
-        give: "",
-        give_another: "its digest differs.",
-        lambda route: route.abort(): f"{web.INSTALL}` and write the page with --bundle",
-    }
-    with served(page) as address:
-        for answer, message in says.items():
-            context = browser.new_context(service_workers="block")  # their requests pass routes by
-            context.route(f"{web.CDN}/*", answer)
-            it = Opened(context.new_page(), address)
-            it.tab.goto(address)
+    def says() -> str:
+        """What a page against the CDN that is set says once it has ended."""
+        page = web.write_page(tmp_path / "other", folder)
+        with opened(browser, page) as it:
             it.tab.locator(ENDED).first.wait_for()
-            assert message in it.text("problem")
-            assert it.tab.locator("body.ready").count() == (not message)
-            context.close()
+            shutil.rmtree(page)
+            return it.text("proof") + it.text("problem")
+
+    dist = shutil.copytree(node_modules / web.PACKAGE / "dist", tmp_path / "dist")
+    with cdn(dist) as address:
+        monkeypatch.setattr(web, "CDN", address)
+        assert says().startswith("Proven")
+        for name in web.PINNED:
+            (tmp_path / "dist" / name).write_text("changed")
+        assert says().endswith("its digest differs.")
+    assert "cannot be fetched" in says()
+    assert f"{web.INSTALL}` and write the page with --bundle" in says()
 
 
 def test_the_pinned_digests_are_those_of_the_package(node_modules):
