@@ -48,6 +48,11 @@ def main() -> int:
 
         if web is None:
             raise InputError("--bundle goes with --web DIR, which says where to write the page.")
+        if request != Request(model=request.model, web=web, bundle=bundle):
+            raise InputError(
+                "--web takes --model and --bundle alone, and files that were exported before: "
+                "export first, and give --model FILE.onnx to choose one."
+            )
         write_page(web, request.model, bundle, Console())
         return 0
     # The exporters', whatever backend the model was trained on.

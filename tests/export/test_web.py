@@ -423,6 +423,7 @@ def test_bad_input(folder, command, tmp_path, monkeypatch):
     assert "No artifact at" in refused(*page, tmp_path / "model.onnx")
     assert f"{web.INSTALL}" in refused(*page, folder, "--bundle", tmp_path)
     assert "--bundle goes with --web" in refused("--model", folder, "--bundle", tmp_path)
+    assert "--web takes --model and --bundle alone" in refused(*page, folder, "--dense")
     broken = Path(shutil.copy(folder / "model.onnx", tmp_path))
     broken.write_bytes(broken.read_bytes()[:-1])
     assert "is not proven here" in refused(*page, broken)
