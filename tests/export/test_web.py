@@ -155,9 +155,9 @@ def pictures(tmp_path_factory) -> list[Path]:
     [
         ("model.onnx", "wasm"),
         ("model.onnx", "webgpu"),
-        ("model.float16.onnx", "wasm"),
+        pytest.param("model.float16.onnx", "wasm", marks=pytest.mark.slow),
         ("model.int8.onnx", "wasm"),
-        ("model.int8.onnx", "webgpu"),
+        pytest.param("model.int8.onnx", "webgpu", marks=pytest.mark.slow),
     ],
 )
 def test_it_gives_pythons_answers_and_proves_itself(
