@@ -15,6 +15,7 @@ from vggkeras.commands.doctor import Doctor
 from vggkeras.commands.evaluate import Evaluate
 from vggkeras.commands.features import Features
 from vggkeras.commands.info import Info
+from vggkeras.commands.localize import Localize
 from vggkeras.commands.predict import Predict
 from vggkeras.commands.report import Report
 from vggkeras.commands.train import Train
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "benchmark": Benchmark,
     "evaluate": Evaluate,
+    "localize": Localize,
     "features": Features,
     "report": Report,
     "predict": Predict,

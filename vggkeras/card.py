@@ -37,6 +37,7 @@ class Form(StrEnum):
     FEATURES = "features"  # fc2's output, averaged over images of any size (Appendix B)
     BOXES = "boxes"  # a box, or one a class, of images of one size (Appendix A)
     DENSE_BOXES = "dense_boxes"  # a map of boxes of images of any size
+    MAP = "map"  # class probabilities at every place of images of any size, to rate boxes
 
     @property
     def takes_any_size(self) -> bool:

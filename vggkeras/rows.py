@@ -37,6 +37,9 @@ class Column:
     each: tuple[str, ...] | None = None  # of a list: its columns in a .csv file, an item each
 
 
+BOX = Column("box", "number", ("xmin", "ymin", "xmax", "ymax"))  # px of the image
+
+
 def probabilities(class_names: Sequence[str]) -> Column:
     """Return the column of the probabilities of all classes, in the order of the model."""
     return Column("probabilities", "number", tuple(f"p_{name}" for name in class_names))

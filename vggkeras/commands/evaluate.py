@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
@@ -21,6 +22,7 @@ from vggkeras.terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
     from vggkeras.data.splits import Data, Split
+    from vggkeras.evaluation.paper import Errors
     from vggkeras.evaluation.statistics import Evaluation
     from vggkeras.runtimes import Predictor
 
@@ -62,6 +64,8 @@ class Evaluate:
         skip_unreadable: Go on without images that cannot be read, and say which.
     """
 
+    boxes: ClassVar[bool] = False  # whether boxes are scored, not classes
+
     model: tuple[Path, ...]
     data: str
     compute: tyro.conf.OmitArgPrefixes[Compute]
@@ -82,7 +86,6 @@ class Evaluate:
         from vggkeras.data.sources import as_trained, load_data
         from vggkeras.data.splits import stratified
         from vggkeras.evaluation import tables
-        from vggkeras.evaluation.paper import paper_errors
 
         if not self.model:
             raise InputError("--model expects one model or more; received none.")
@@ -92,15 +95,16 @@ class Evaluate:
             files.check_file(self.json, FIGURES)
         if self.per_image:
             per_image.check(self.per_image)
+        options = {"skip_unreadable": True, "boxes": self.boxes}
         # What is wrong with the data is told before a model is loaded, which may take long.
-        data = load_data(self.data, skip_unreadable=True, whole=True)
-        data = as_trained(data, self.split, (), skip_unreadable=True)
+        data = load_data(self.data, **options, whole=True)
+        data = as_trained(data, self.split, (), **options)
         split = self._split(data)
         if data.skipped and not self.skip_unreadable:
             raise _unreadable(data, split)
         predictors = self.compute.load(*self.model)
         cards = [predictor.card for predictor in predictors]
-        data = as_trained(data, self.split, cards, skip_unreadable=True)
+        data = as_trained(data, self.split, cards, **options)
         data = data.upright(turns_upright(cards, self.exif))
         split, skipped = self._split(data), list(data.skipped)
         of_all = f" of {split.count:,}, each class in proportion" if self.images else ""
@@ -109,10 +113,10 @@ class Evaluate:
         start = time.monotonic()
         rows = self._rows(predictors, data, split, skipped)
         seconds = time.monotonic() - start
-        errors = [paper_errors(predictors, row) for row in rows]
+        errors = [self._paper(predictors, row) for row in rows]
         title = (
             f"{self.data}, {self._name(data)}: {rows[0].images:,} images{of_all}, "
-            f"{len(data.class_names)} classes; errors with Wilson 95% intervals"
+            f"{len(data.class_names)} classes{self._setting()}; errors with Wilson 95% intervals"
         )
         print_table(tables.table(rows, errors, title), console)
         image_name = split.image_name
@@ -136,6 +140,15 @@ class Evaluate:
             files.write_json(self.json, tables.records(rows, errors, image_name, about))
         return 0
 
+    def _setting(self) -> str:
+        """Return what the table's title says of how the images are scored."""
+        return ""
+
+    def _paper(self, predictors: Sequence[Predictor], row: Evaluation) -> Errors | None:
+        from vggkeras.evaluation.paper import paper_errors
+
+        return paper_errors(predictors, row)
+
     def _name(self, data: Data) -> str:
         return "+".join(self.split) or data.default_split
 
@@ -155,24 +168,34 @@ class Evaluate:
     ) -> list[Evaluation]:
         from vggkeras.evaluation.scoring import evaluate
 
+        with self._pass(predictors, data, split, skipped) as options:
+            mirrors = self.mirrors and data.mirrors
+            return evaluate(predictors, split, data.class_names, **options, mirrors=mirrors)
+
+    @contextmanager
+    def _pass(
+        self,
+        predictors: Sequence[Predictor],
+        data: Data,
+        split: Split,
+        skipped: list[str],
+    ) -> Iterator[dict[str, Any]]:
+        """Give the arguments of `scoring.evaluate` that any pass over the images has."""
+        name, boxes = self._name(data), self.boxes
         with (
-            per_image.writing(self.per_image, predictors, data, split, self._name(data)) as sink,
+            per_image.writing(self.per_image, predictors, data, split, name, boxes) as sink,
             progress_bar(console) as bar,
         ):
-            return evaluate(
-                predictors,
-                split,
-                data.class_names,
-                self.protocol,
-                self.scales,
-                mirrors=self.mirrors and data.mirrors,
-                fuse=self.fuse,
-                skipped=skipped if self.skip_unreadable else None,
-                track=lambda items, total: bar.track(
+            yield {
+                "protocols": self.protocol,
+                "scales": self.scales,
+                "fuse": self.fuse,
+                "skipped": skipped if self.skip_unreadable else None,
+                "track": lambda items, total: bar.track(
                     items, total=total, description=f"evaluating on {split.name}"
                 ),
-                sink=sink,
-            )
+                "sink": sink,
+            }
 
 
 def _unreadable(data: Data, split: Split) -> InputError:

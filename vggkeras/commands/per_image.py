@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vggkeras import rows
 from vggkeras.rows import Column
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from vggkeras.data.splits import Data, Split
     from vggkeras.evaluation.protocols import Row
-    from vggkeras.evaluation.scoring import Answers, Sink
+    from vggkeras.evaluation.scoring import Answers
+    from vggkeras.localization.evaluation import Answers as BoxAnswers
     from vggkeras.runtimes import Predictor
 
 PER_IMAGE = rows.kind(
@@ -30,9 +31,14 @@ def check(path: Path) -> None:
 
 @contextmanager
 def writing(
-    path: Path | None, predictors: Sequence[Predictor], data: Data, split: Split, name: str
-) -> Iterator[Sink | None]:
-    """Give what `scoring.evaluate` hands its answers to, or None where there is no path.
+    path: Path | None,
+    predictors: Sequence[Predictor],
+    data: Data,
+    split: Split,
+    name: str,
+    boxes: bool = False,
+) -> Iterator[Callable[..., None] | None]:
+    """Give what an evaluation hands its answers to, or None where there is no path.
 
     The file takes its place when the block ends; if it fails, nothing is left.
 
@@ -42,6 +48,7 @@ def writing(
         data: its classes name labels and predictions.
         split: what is evaluated.
         name: of the split.
+        boxes: whether the answers are `localization.evaluation`'s, not `scoring`'s.
 
     Raises:
         InputError (a ValueError): as `rows.writing`.
@@ -51,34 +58,43 @@ def writing(
         return
     names, image_name = data.class_names, split.image_name
     about = {"data": data.spec, "class_names": names}
-    with rows.writing(path, _columns(names), about) as write:
+    with rows.writing(path, _columns(names, boxes), about) as write:
 
-        def keep(row: Row, answers: Answers, posteriors: np.ndarray) -> None:
+        def keep(
+            row: Row, answers: Answers | BoxAnswers, posteriors: np.ndarray | None = None
+        ) -> None:
             constant = {
                 "split": name,
                 "protocol": row.protocol,
                 "scales": " ".join(map(str, row.scales)),
                 "model": " + ".join(str(predictors[m].path) for m in row.models),
             }
-            for i, p in enumerate(posteriors):
-                write(
-                    {
-                        "image": image_name(int(answers.indices[i])),
-                        "label": names[answers.labels[i]],
-                        "prediction": names[answers.predictions[i]],
-                        "confidence": float(answers.confidences[i]),
-                        "probabilities": p,
-                        **constant,
+            for i, index in enumerate(answers.indices):
+                found = {
+                    "image": image_name(int(index)),
+                    "label": names[answers.labels[i]],
+                    "prediction": names[answers.predictions[i]],
+                    "confidence": float(answers.confidences[i]),
+                }
+                if posteriors is None:
+                    of_boxes = cast("BoxAnswers", answers)
+                    found |= {
+                        "box": of_boxes.boxes[i],
+                        "overlap": float(of_boxes.overlaps[i]),
+                        "overlap_of_label": float(of_boxes.given_class[i]),
                     }
-                )
+                else:
+                    found["probabilities"] = posteriors[i]
+                write(found | constant)
 
         yield keep
 
 
-def _columns(class_names: Sequence[str]) -> list[Column]:
+def _columns(class_names: Sequence[str], boxes: bool) -> list[Column]:
+    box = [rows.BOX, Column("overlap", "number"), Column("overlap_of_label", "number")]
     return [
         *map(Column, ("image", "split", "label", "prediction")),
         Column("confidence", "number"),
-        rows.probabilities(class_names),
+        *(box if boxes else [rows.probabilities(class_names)]),
         *map(Column, ("protocol", "scales", "model")),
     ]

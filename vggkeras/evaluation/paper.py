@@ -14,10 +14,10 @@ from vggkeras.runtimes.predictor import Predictor
 
 
 class Errors(NamedTuple):
-    """Top-1 and top-5 error, %."""
+    """Top-1 and top-5 error, %; of localization the paper has one of them."""
 
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
 
 
 JITTERED = "256:512"  # S drawn from [256, 512] for every image
@@ -60,6 +60,36 @@ TABLES_5_AND_6 = {
     (("D", "E"), "multicrop"): Errors(23.9, 7.2),
     (("D", "E"), "both"): Errors(23.7, 6.8),
 }
+
+# Localization (Appendix A), D. The central crop, S = Q = 384, the class given; by regression, and
+# which layers are tuned.
+TABLE_8 = {
+    ("scr", "fc"): Errors(36.4, None),
+    ("pcr", "fc"): Errors(34.3, None),
+    ("pcr", "all"): Errors(33.1, None),
+}
+# Dense, PCR, all layers tuned; by S, and Q.
+TABLE_9 = {
+    ("256", (256,)): Errors(None, 29.5),
+    ("384", (384,)): Errors(None, 28.2),
+    ("384", (352, 384)): Errors(None, 27.5),
+}
+
+
+def paper_localization(
+    predictors: Sequence[Predictor], row: Evaluation, class_given: bool
+) -> Errors | None:
+    """Return the paper's error for a row of a network of boxes; None where it has none."""
+    models = [model for model in predictors if str(model.path) in row.models]
+    if len(row.class_names) != imagenet.CLASSES or len(models) != 1 or _arch(models[0]) != "D":
+        return None
+    (model,), trained = models, _training_scale(models[0])
+    tune = model.card.recipe.tune if model.card.recipe else ""
+    if class_given:
+        is_384 = row.protocol == "center" and trained == "384" and row.scales == (384,)
+        return TABLE_8.get((str(model.boxes), tune)) if is_384 else None
+    is_best = row.protocol == "dense" and (model.boxes, tune) == ("pcr", "all")
+    return TABLE_9.get((trained, row.scales)) if is_best else None
 
 
 def paper_errors(predictors: Sequence[Predictor], row: Evaluation) -> Errors | None:

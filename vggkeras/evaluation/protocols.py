@@ -179,7 +179,7 @@ class Plan:
         for model in models:
             scales_by_protocol = [checked_scales(model, name, scales) for name in protocols]
             self.scales.append(scales_by_protocol[0])  # all alike
-            check_probabilities(model)
+            self.check(model)
             check_channels(model)
         parts = dict.fromkeys(part for protocol in protocols for part in PROTOCOLS[protocol])
         self.dense = [model.dense_form() for model in models] if "dense" in parts else []
@@ -189,6 +189,10 @@ class Plan:
             for part in parts
             for q in self.scales[m]
         }
+
+    def check(self, model: Predictor) -> None:
+        """Raise InputError for a model that does not give what the plan asks for."""
+        check_probabilities(model)
 
     def rows(self, fuse: bool) -> list[Row]:
         """Return the rows of each model, then of the fusion.
@@ -291,18 +295,30 @@ def of_whole_images(model: Predictor, images: list[np.ndarray], mirrors: bool) -
     Returns:
         float32 `[n, classes]`, or `[n, features]`.
     """
+    answers = np.empty((len(images), model.outputs), np.float32)
+    views = 2 if mirrors else 1
+    for some in of_one_shape(model, images, views):
+        batch = np.stack(list(_with_mirrors((images[i] for i in some), mirrors)))
+        answers[some] = model(batch).reshape(len(some), views, -1).mean(axis=1)
+    return answers
+
+
+def of_one_shape(
+    model: Predictor, images: Sequence[np.ndarray], views: int = 1
+) -> Iterator[list[int]]:
+    """Yield indices of images of one shape, in batches of as many pixels as a full one of crops.
+
+    Args:
+        model: that takes images of any size.
+        images: rescaled, `[h, w, C]` each.
+        views: how often each image is shown.
+    """
     h, w = model.input_shape[:2]
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         by_shape.setdefault(image.shape, []).append(i)
-    answers = np.empty((len(images), model.outputs), np.float32)
-    views = 2 if mirrors else 1
     for shape, indices in sorted(by_shape.items()):
-        count = max(1, MAX_BATCH * h * w // (shape[0] * shape[1] * views))
-        for some in windows(indices, count):
-            batch = np.stack(list(_with_mirrors((images[i] for i in some), mirrors)))
-            answers[some] = model(batch).reshape(len(some), views, -1).mean(axis=1)
-    return answers
+        yield from windows(indices, max(1, MAX_BATCH * h * w // (shape[0] * shape[1] * views)))
 
 
 def _with_mirrors(images: Iterable[np.ndarray], mirrors: bool) -> Iterator[np.ndarray]:
@@ -358,6 +374,11 @@ def checked_scales(
 def check_classes(predictor: Predictor, class_names: Sequence[str]) -> None:
     """Raise InputError when a model has no classes, or others than the data."""
     check_probabilities(predictor)
+    check_names(predictor, class_names)
+
+
+def check_names(predictor: Predictor, class_names: Sequence[str]) -> None:
+    """Raise InputError when a model has other classes than the data."""
     if len(class_names) != len(predictor.class_names):
         raise InputError(
             f"{predictor.path} has {len(predictor.class_names)} classes and the data "

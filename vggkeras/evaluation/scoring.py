@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def evaluate(
     rows = plan.rows(fuse)
     plan.warm_up()
     images = readable_images({split.name: split}, plan.shown, split.name, skipped, track)
-    examples = _labeled(images, split, len(class_names))
+    examples = labeled(images, split, len(class_names))
     answers = _scored(plan, rows, examples, sink)
     if not answers[0]:
         raise InputError(f"{split.name} has no image that can be read.")
@@ -104,7 +104,7 @@ def _scored(
     return answers
 
 
-def _labeled(images: Iterator[Example], split: Split, classes: int) -> Iterator[Example]:
+def labeled(images: Iterator[Example], split: Split, classes: int) -> Iterator[Example]:
     """Yield the images; raise InputError at a label that is not a class."""
     for example in images:
         if not 0 <= example.label < classes:
@@ -127,15 +127,21 @@ def _answers(posteriors: np.ndarray, indices: np.ndarray, labels: np.ndarray) ->
 def _evaluation(
     plan: Plan, row: Row, class_names: Sequence[str], parts: list[Answers]
 ) -> Evaluation:
-    models = [plan.models[m] for m in row.models]
     answers = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    return Evaluation(
-        models=tuple(str(model.path) for model in models),
-        runtime=" + ".join(dict.fromkeys(f"{model.runtime} {model.version}" for model in models)),
-        provider=" + ".join(dict.fromkeys(model.provider for model in models)),
-        protocol=row.protocol,
-        scales=row.scales,
-        class_names=list(class_names),
-        seconds=sum(plan.seconds[view] for view in row.views),
-        **answers._asdict(),
-    )
+    return Evaluation(**described(plan, row, class_names), **answers._asdict())
+
+
+def described(plan: Plan, row: Row, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return what an `Evaluation` says of its models, protocol and cost."""
+    models = [plan.models[m] for m in row.models]
+    return {
+        "models": tuple(str(model.path) for model in models),
+        "runtime": " + ".join(
+            dict.fromkeys(f"{model.runtime} {model.version}" for model in models)
+        ),
+        "provider": " + ".join(dict.fromkeys(model.provider for model in models)),
+        "protocol": row.protocol,
+        "scales": row.scales,
+        "class_names": list(class_names),
+        "seconds": sum(plan.seconds[view] for view in row.views),
+    }

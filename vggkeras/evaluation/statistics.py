@@ -7,6 +7,7 @@ McNemar test.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,19 @@ class Evaluation:
         gaps = np.bincount(bins, self.confidences.astype(np.float64) - self.right, CALIBRATION_BINS)
         return float(np.abs(gaps).sum() / self.images)
 
+    @property
+    def has_top5(self) -> bool:
+        """Whether the five most probable classes are not simply all of them."""
+        return len(self.class_names) > 5
+
+    def figures(self) -> dict[str, Any]:
+        """Return what JSON says of the row beside its errors."""
+        return {"calibration_error": self.calibration_error()}
+
+    def cells(self) -> dict[str, str]:
+        """Return what a table says of the row beside its errors, by column."""
+        return {"ECE": f"{self.calibration_error():.3f}"}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -112,6 +126,12 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
     interval = binomtest(successes, trials).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def with_interval(errors: int, images: int) -> str:
+    """Return an error rate with its 95% Wilson interval, %: 19.46 [18.2, 20.7]."""
+    low, high = wilson(errors, images)
+    return f"{100 * errors / images:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from vggkeras.evaluation.paper import paper_errors
 from vggkeras.evaluation.statistics import Comparison, Evaluation, wilson
+from vggkeras.evaluation.statistics import with_interval as with_interval
 from vggkeras.runtimes.predictor import Predictor
 
 # Beside a row: the paper's top-1 and top-5 error, %, or None.
-PaperErrors = tuple[float, float] | None
+PaperErrors = tuple[float | None, float | None] | None
 
 CAPTION = (
     "gained, lost: images that this row alone has right, or row 1 alone; p: exact McNemar test"
@@ -78,7 +79,7 @@ def table(rows: Sequence[Evaluation], paper: Sequence[PaperErrors], title: str) 
     several, has_paper = len(rows) > 1, any(paper)
     short = short_names([path for row in rows for path in row.models])
     columns = ["", "model", "protocol", "Q", "top-1 error, %", "top-5 error, %"]
-    columns += ["correct", "ECE", "images/s"]
+    columns += [*rows[0].cells(), "correct", "images/s"]
     columns += ["the paper's"] * has_paper + ["gained", "lost", "p"] * several
     result = Table(title=title, caption=CAPTION if several else None)
     for column in columns:
@@ -87,7 +88,7 @@ def table(rows: Sequence[Evaluation], paper: Sequence[PaperErrors], title: str) 
     for number, (row, errors) in enumerate(zip(rows, paper, strict=True), start=1):
         cells = [str(number), " + ".join(short[path] for path in row.models), *_cells(row)]
         if has_paper:
-            cells.append(f"{errors[0]} / {errors[1]}" if errors else "")
+            cells.append(" / ".join("-" if e is None else f"{e}" for e in errors or ()))
         if several:
             cells += _comparison_cells(rows[0], row) if number > 1 else [""] * 3
         last_of_model = number == len(rows) or rows[number].models != row.models
@@ -97,15 +98,15 @@ def table(rows: Sequence[Evaluation], paper: Sequence[PaperErrors], title: str) 
 
 def _cells(row: Evaluation) -> list[str]:
     """Return the cells of a row that need no other row, from protocol to images/s."""
-    top5 = with_interval(row.images - row.correct5, row.images) if len(row.class_names) > 5 else "-"
+    top5 = with_interval(row.images - row.correct5, row.images) if row.has_top5 else "-"
     speed = row.images / row.seconds
     return [
         row.protocol,
         " ".join(map(str, row.scales)),
         with_interval(row.images - row.correct, row.images),
         top5,
+        *row.cells().values(),
         f"{row.correct:,}",
-        f"{row.calibration_error():.3f}",
         f"{speed:.0f}" if speed > 10 else f"{speed:.2f}",
     ]
 
@@ -130,12 +131,6 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
         if len(set(short.values())) == len(short):
             return short
     return {path: path for path in paths}
-
-
-def with_interval(errors: int, images: int) -> str:
-    """Return an error rate with its 95% Wilson interval, %: 19.46 [18.2, 20.7]."""
-    low, high = wilson(errors, images)
-    return f"{100 * errors / images:.2f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def cost_ratios(rows: Sequence[Evaluation]) -> list[str]:
@@ -186,7 +181,7 @@ def _record(row: Evaluation, paper: PaperErrors, about: Mapping[str, Any]) -> di
     runtime = version = row.runtime
     if len(row.models) == 1:
         runtime, version = row.runtime.split(" ", 1)
-    matrix = row.confusion_matrix()
+    matrix, (top1, top5) = row.confusion_matrix(), paper or (None, None)
     return {
         "model": " + ".join(row.models),
         "runtime": runtime,
@@ -202,9 +197,9 @@ def _record(row: Evaluation, paper: PaperErrors, about: Mapping[str, Any]) -> di
         "top1_error_interval": wilson(row.images - row.correct, row.images),
         "top5_error": 1 - row.accuracy5,
         "top5_error_interval": wilson(row.images - row.correct5, row.images),
-        "paper_top1_error": paper[0] / 100 if paper else None,
-        "paper_top5_error": paper[1] / 100 if paper else None,
-        "calibration_error": row.calibration_error(),
+        "paper_top1_error": top1 and top1 / 100,
+        "paper_top5_error": top5 and top5 / 100,
+        **row.figures(),
         "recall": {
             label: None if np.isnan(recall) else float(recall)
             for label, recall in zip(row.class_names, row.recalls(), strict=True)

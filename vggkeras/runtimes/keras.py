@@ -26,6 +26,7 @@ MAKERS = {  # of `models`, which loads Keras
     Form.DENSE: "dense_classifier",
     Form.FEATURES: "dense_features",
     Form.DENSE_BOXES: "to_dense",
+    Form.MAP: "to_dense",
 }
 
 

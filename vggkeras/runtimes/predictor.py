@@ -106,6 +106,20 @@ class Predictor:
             )
         return self.make_form(Form.FEATURES)
 
+    def map_form(self) -> Predictor:
+        """Return a classifier's probabilities at every place, `[N, h, w, classes]`: of a run's.
+
+        Raises:
+            InputError (a ValueError): this one gives no probabilities, or is an exported file.
+        """
+        check_probabilities(self)
+        if self.runtime != "keras" or self.make_form is None or self.dense:
+            raise InputError(
+                f"{self.path} gives no probabilities at every place of an image, which rate the "
+                "boxes there: give the run's folder, or its .keras file."
+            )
+        return self.make_form(Form.MAP)
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32 probabilities `[N, classes]` of uint8 images `[N, H, W, C]`.
 
