@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vggkeras.evaluation.protocols import posteriors as posteriors
     from vggkeras.features.extraction import extract_features as extract_features
     from vggkeras.layers import LRN as LRN
+    from vggkeras.localization.votes import locate as locate
     from vggkeras.models import build as build
     from vggkeras.models import to_dense as to_dense
     from vggkeras.recipe import Recipe as Recipe
@@ -46,6 +47,7 @@ _HOME = {
     "load": "runtimes",
     "load_data": "data.sources",
     "load_weights": "weights.load",
+    "locate": "localization.votes",
     "paper_callbacks": "training.schedule",
     "posteriors": "evaluation.protocols",
     "pretrained": "weights.load",

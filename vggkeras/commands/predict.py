@@ -39,6 +39,9 @@ class Predict:
             For a folder of labels also patterns, .csv or .parquet lists, and URLs (s3://, gs://).
         model: A run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder.
         top: How many classes to show, most probable first; 0 is all of them.
+        classifier: Of a network of boxes (`train --boxes`): the run, or the file, that names the
+            classes.
+        draw: Of a network of boxes: write each image with its box into this folder.
         json: Print one JSON object per line, as soon as an image is classified, instead of a table.
         out: Write a row per image to this .csv, .jsonl or .parquet file; or label any number of
             images into this folder, a name without a suffix.
@@ -56,6 +59,8 @@ class Predict:
     compute: tyro.conf.OmitArgPrefixes[Compute]
     model: Path = Path("runs/latest")
     top: int = 5
+    classifier: Path | None = None
+    draw: Path | None = None
     json: bool = False
     out: Path | None = None
     resume: bool = False
@@ -76,6 +81,15 @@ class Predict:
         self._check_few()
         images = image_files(list(map(Path, self.files)), unread)
         (predictor,) = self.compute.load(self.model)
+        if predictor.boxes:
+            return self._locate(predictor, images)
+        if self.classifier or self.draw:
+            raise InputError(
+                f"--classifier and --draw are of networks of boxes, and {self.model} is none: give "
+                "one that `train --boxes` trained."
+            )
+        if self.out:
+            rows.check_out(self.out, PREDICTIONS)
         tally = self._classified(predictor, images)
         if not self.json:
             show(tally, notes)
@@ -142,6 +156,20 @@ class Predict:
         for line in self._notes(str(self.model), tally, unread):
             console.print(line, soft_wrap=True, highlight=False)
         return self._exit_code(tally)
+
+    def _locate(self, predictor: Predictor, images: Sequence[str]) -> int:
+        from vggkeras.commands import locating
+
+        classifier = self.compute.load(self.classifier)[0] if self.classifier else None
+        return locating.run(
+            predictor,
+            classifier,
+            images,
+            self.top,
+            locating.Output(self.json, self.out, self.draw),
+            exif=self.exif,
+            skip_unreadable=self.skip_unreadable,
+        )
 
     def _classified(self, predictor: Predictor, images: Sequence[str]) -> Tally:
         """Classify, print and write each image as soon as its answer is there."""
