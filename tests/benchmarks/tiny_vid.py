@@ -5,6 +5,8 @@
 A classifier is trained, and for every seed four networks of boxes from it (one box or one a class;
 the fully connected layers alone or all), on the first 150 images of each class, of which a tenth
 chooses the epoch. The last 30 are the test. What is trained is kept in --work, and not done again.
+Each comparison has the error of both sides, %, averaged over the seeds, their difference with its
+95% interval (Student's t over the seeds), and the exact McNemar test of each seed.
 """
 
 from __future__ import annotations
@@ -19,13 +21,33 @@ from typing import Any
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 import tyro
 from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
 
 import vggkeras
+from vggkeras import files
+from vggkeras.data.splits import Data
+from vggkeras.evaluation.statistics import Comparison
+from vggkeras.localization.evaluation import Localization, evaluate_boxes
 from vggkeras.recipe import Recipe
 
 console = Console()
+LARGER = 128  # the second test scale, px
+# Before, after; "given": the class is given, else class and box must be right.
+COMPARISONS = (
+    ("scr-fc, given", "pcr-fc, given"),
+    ("scr-all, given", "pcr-all, given"),
+    ("scr-fc, given", "scr-all, given"),
+    ("pcr-fc, given", "pcr-all, given"),
+    ("pcr-all, center", "pcr-all, dense"),
+    ("pcr-all, center", "pcr-all, multicrop"),
+    ("pcr-all, dense", "pcr-all, dense, two scales"),
+    ("pcr-all, multicrop", "pcr-all, multicrop, two scales"),
+    ("pcr-all, multicrop", "pcr-all + scr-all, multicrop"),
+)
 NETWORKS = (("scr", "fc"), ("pcr", "fc"), ("scr", "all"), ("pcr", "all"))
 MODERN: dict[str, Any] = {
     "optimizer": "adamw",
@@ -55,15 +77,79 @@ class Arguments:
     """S, px; crops are of 64 px."""
     epochs: tuple[int, int] = (25, 15)
     """Of the classifier, and of the boxes."""
+    json_file: Path | None = None
+    """Write the errors of every way, a number a seed, to this file too."""
 
 
 def main(arguments: Arguments) -> None:
-    """Train what is not there yet."""
-    data = _list(arguments)
-    _train(arguments, data, 0)
-    for seed in range(arguments.seeds):
-        for boxes, tune in NETWORKS:
-            _train(arguments, data, seed, boxes, tune)
+    """Train what is not there yet, and print the comparisons."""
+    path = _list(arguments)
+    classifier = _train(arguments, path, 0)
+    runs = [
+        {f"{boxes}-{tune}": _train(arguments, path, seed, boxes, tune) for boxes, tune in NETWORKS}
+        for seed in range(arguments.seeds)
+    ]
+    data = vggkeras.load_data(str(path), boxes=True, validation=0.1)
+    rows = [_rows(arguments, data, classifier, of_seed) for of_seed in runs]
+    table = Table(
+        title=f"error on {rows[0][COMPARISONS[0][0]].images} images, %; {len(rows)} seeds"
+    )
+    for column in ("", "instead of", "error", "its", "difference [95%]", "p of each seed"):
+        table.add_column(column, justify="left" if column in ("", "instead of") else "right")
+    for before, after in COMPARISONS:
+        table.add_row(after, before, *_compared([(of[before], of[after]) for of in rows]))
+    console.print(table)
+    for name in dict.fromkeys(name for pair in COMPARISONS for name in pair):
+        overlaps = [float(of_seed[name].given_class.mean()) for of_seed in rows]
+        errors = [100 * of_seed[name].class_errors / of_seed[name].images for of_seed in rows]
+        console.print(
+            f"{name}: mean IoU {_list_of(overlaps, 3)}; class error {_list_of(errors, 1)}"
+        )
+    if arguments.json_file:
+        errors = {name: [1 - of[name].accuracy for of in rows] for name in rows[0]}
+        files.write_json(arguments.json_file, errors)
+
+
+def _list_of(values: list[float], digits: int) -> str:
+    return " ".join(f"{value:.{digits}f}" for value in values)
+
+
+def _compared(pairs: list[tuple[Localization, Localization]]) -> list[str]:
+    """Return the mean errors after and before, their difference and p values, as text."""
+    before, after = (
+        np.array([100 * (1 - r.accuracy) for r in of]) for of in zip(*pairs, strict=True)
+    )
+    difference = after - before
+    half = 0.0
+    if len(pairs) > 1:
+        spread = difference.std(ddof=1) / len(pairs) ** 0.5
+        half = float(student.ppf(0.975, len(pairs) - 1) * spread)
+    mean = difference.mean()
+    interval = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+    p = " ".join(f"{Comparison.of(a, b).p:.2g}" for a, b in pairs)
+    return [f"{after.mean():.1f}", f"{before.mean():.1f}", interval, p]
+
+
+def _rows(
+    arguments: Arguments, data: Data, classifier: Path, runs: dict[str, Path]
+) -> dict[str, Localization]:
+    """Return each way's answers on the test images, by its name in `COMPARISONS`."""
+    split = data.split("test").turned(upright=True)  # as training had them
+    clf = vggkeras.load(classifier)
+    models = {name: vggkeras.load(path) for name, path in runs.items()}
+    names, best, scale = data.class_names, models["pcr-all"], arguments.scale
+    rows = {}
+    for name, model in models.items():
+        (rows[f"{name}, given"],) = evaluate_boxes(model, split, names)
+    protocols = ("center", "dense", "multicrop")
+    for row in evaluate_boxes(best, split, names, protocols, (scale, LARGER), classifier=clf):
+        if row.scales == (scale,):
+            rows[f"pcr-all, {row.protocol}"] = row
+        elif len(row.scales) == 2:
+            rows[f"pcr-all, {row.protocol}, two scales"] = row
+    both = [best, models["scr-all"]]
+    fused = evaluate_boxes(both, split, names, "multicrop", classifier=clf, fuse=True)
+    return {**rows, "pcr-all + scr-all, multicrop": fused[-1]}
 
 
 def _list(arguments: Arguments) -> Path:

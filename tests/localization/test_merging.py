@@ -72,7 +72,7 @@ def test_match_scores_are_what_a_second_reading_gives(numbers):
 def test_close_boxes_become_one_and_the_surer_of_two_wins():
     boxes = np.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 2, 10, 12], [50, 50, 60, 60]])
     scores = np.array([[0.2, 0.1], [0.2, 0.0], [0.2, 0.1], [0.5, 0.9]])
-    merged, sums = merging.merge(boxes, scores)
+    merged, sums = merging.merge(boxes, scores, 1.0)
     np.testing.assert_allclose(merged, [[1 / 3, 2 / 3, 31 / 3, 32 / 3], [50, 50, 60, 60]])
     np.testing.assert_allclose(sums, [[0.6, 0.2], [0.5, 0.9]])
     found, rated = merging.best(boxes[:, None], scores)

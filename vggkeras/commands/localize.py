@@ -34,7 +34,7 @@ class Localize(Evaluate):
         data: A folder with boxes.csv or with Pascal VOC's .xml files, a .csv or .parquet list with
             xmin, ymin, xmax, ymax, or tfds:NAME of a data set with boxes.
         protocol: One or more: center (the central crop), dense (every place of the whole image
-            votes for a box, and close boxes are merged).
+            votes for a box, and close boxes are merged), multicrop (25 crops on a grid vote).
         scales: Smallest sides Q that images are rescaled to, px; each is shown alone, and their
             boxes merged. By default the one the network was trained for.
         fuse: Also merge the boxes of all networks.
@@ -47,7 +47,7 @@ class Localize(Evaluate):
 
     boxes: ClassVar[bool] = True
 
-    protocol: tuple[Literal["center", "dense"], ...] = ("center",)  # type: ignore[assignment]
+    protocol: tuple[Literal["center", "dense", "multicrop"], ...] = ("center",)  # type: ignore[assignment]
     classifier: Path | None = None
     mirrors: tyro.conf.Suppress[bool] = False
 

@@ -111,7 +111,7 @@ def _print_notes(
 
 
 def _located(
-    locator: Any, images: Sequence[str], exif: bool
+    locator: Locator, images: Sequence[str], exif: bool
 ) -> Iterator[tuple[str, Located | str]]:
     """Yield each image with its boxes, or why it cannot be read, a window in memory at a time."""
     from vggkeras.evaluation.protocols import WINDOW, prepared, windows
@@ -185,27 +185,10 @@ def _pictures(images: Sequence[str], folder: Path) -> dict[str, Path]:
 def draw(path: str, found: Located, picture: Path, exif: bool = True) -> None:
     """Write an image with its first box, in its own size, as a JPEG."""
     label = f"{found.classes[0]} {found.probabilities[0]:.2f}" if found.classes else ""
+    from vggkeras.localization.drawing import with_box
+
     image = decoding.decoded(path, path, Image.Image.copy, exif=exif)
     with_box(image, found.boxes[0], label)
     picture.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(picture) as beside:
         image.save(beside, "JPEG", quality=90, comment=MARK)
-
-
-def with_box(image: Image.Image, box: Any, label: str = "", color: str = "#ff7a1a") -> None:
-    """Draw a box, corners in px, and a label on an image, in lines that suit its size."""
-    from PIL import ImageDraw, ImageFont
-
-    line = max(1, round(max(image.size) / 200))
-    canvas = ImageDraw.Draw(image)
-    xmin, ymin, xmax, ymax = (float(x) for x in box)
-    right, bottom = max(xmin, xmax), max(ymin, ymax)  # a network may predict a negative extent
-    canvas.rectangle((xmin, ymin, right, bottom), outline=color, width=line)
-    if label:
-        font = ImageFont.load_default(size=max(10, round(max(image.size) / 30)))
-        left, top, end, low = canvas.textbbox((0, 0), visible(label), font=font)
-        width, height = end - left + 2 * line, low - top + 2 * line
-        x = min(max(xmin, 0), max(image.width - width, 0))
-        y = ymin - height if ymin >= height else min(max(ymin, 0), image.height - height)
-        canvas.rectangle((x, y, x + width, y + height), fill=color)
-        canvas.text((x + line - left, y + line - top), visible(label), fill="black", font=font)

@@ -123,7 +123,7 @@ def evaluate_boxes(
         predictors: one network of boxes or more.
         split: labeled images with boxes.
         class_names: of the data; the models must have the same.
-        protocols: center, dense or both (see `votes`).
+        protocols: one or more of center, dense and multicrop (see `votes`).
         scales: test scales Q, px; by default the one each network was trained for.
         classifier: names the class; without one it is given.
         fuse: also score all networks' boxes together.

@@ -19,7 +19,7 @@ import numpy as np
 
 from vggkeras.localization import geometry
 
-THRESHOLD = 1.0  # two squares of one size match up to a shift by 41% of their side
+THRESHOLD = 1.5  # two squares of one size match up to a shift by 69% of their side
 
 
 def merge(

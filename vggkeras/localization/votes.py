@@ -2,6 +2,7 @@
 
 center      one place: the central crop of the image rescaled to smallest side Q
 dense       the networks made fully convolutional, on the whole rescaled image: every place votes
+multicrop   the crops of a 5 x 5 grid over the rescaled image vote, each seen alone, as in training
 
 Several scales Q, and several networks, vote together. A class's votes are merged (`merging`); those
 of a place count as much as the classification network is sure of the class there.
@@ -11,6 +12,7 @@ of a place count as much as the classification network is sure of the class ther
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -19,9 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from vggkeras.configs import rescaled_shape
 from vggkeras.data import augment, decoding
 from vggkeras.errors import InputError
 from vggkeras.evaluation.protocols import (
+    GRID,
     WINDOW,
     Plan,
     Row,
@@ -36,7 +40,7 @@ from vggkeras.evaluation.protocols import (
 from vggkeras.localization import geometry, merging
 from vggkeras.runtimes.predictor import MAX_BATCH, Predictor, check_probabilities
 
-BOX_PROTOCOLS = ("center", "dense")
+BOX_PROTOCOLS = ("center", "dense", "multicrop")
 STRIDE = 32  # px of the rescaled image between two places: five poolings of 2
 TOP = 5  # classes whose boxes are an answer
 
@@ -90,13 +94,13 @@ class BoxPlan(Plan):
             raise InputError(
                 f"Boxes are located by {' or '.join(BOX_PROTOCOLS)}; received {unknown[0]!r}."
             )
-        super().__init__(models, protocols, scales, mirrors=False, grid=1)
+        super().__init__(models, protocols, scales, mirrors=False, grid=GRID)
         if classifier:
             check_probabilities(classifier)
             check_channels(classifier)
-        elif self.dense:
+        elif protocols != ["center"]:
             raise InputError(
-                "The dense protocol rates boxes by a classifier's probabilities: give --classifier,"
+                "Boxes of many places are rated by a classifier's probabilities: give --classifier,"
                 " the run that training began with, or use --protocol center."
             )
         self.map = classifier.map_form() if classifier and self.dense else None
@@ -140,7 +144,7 @@ class BoxPlan(Plan):
         scores: dict[tuple[str, int], tuple[list[np.ndarray], float]] = {}
         for view in self.seconds:
             start = time.perf_counter()
-            parts = [image.parts[view][0] for image in images]
+            parts = [image.parts[view] for image in images]
             of_classes: list[np.ndarray] | None = None
             passed = 0.0
             if self.classifier:
@@ -155,42 +159,44 @@ class BoxPlan(Plan):
             maps = _maps(self.models[view.model], dense, view.part, parts)
             for i, (image, outputs) in enumerate(zip(images, maps, strict=True)):
                 boxes = self._corners(view, image.size, outputs)
-                rated = None if of_classes is None else _flat(of_classes[i])
-                found[i][view] = Votes(boxes, rated)
+                found[i][view] = Votes(boxes, None if of_classes is None else of_classes[i])
             self.seconds[view] += time.perf_counter() - start + passed
         return found
 
     def _corners(self, view: View, size: tuple[int, int], outputs: np.ndarray) -> np.ndarray:
-        """Return a map of boxes `[h, w, outputs]` as corners in px, `[h * w, 1 or classes, 4]`."""
+        """Return what places predict `[places, outputs]` as corners in px, `[places, n, 4]`."""
         h, w, _ = self.models[view.model].input_shape
-        if view.part == "center":
-            shape = augment.rescaled_shape(size, view.scale)
-            offsets = list(augment.corners(shape, (h, w), 1))
+        shape = rescaled_shape(size, view.scale)
+        if view.part == "dense":
+            down, across = (
+                side // STRIDE - crop // STRIDE + 1
+                for side, crop in zip(shape, (h, w), strict=True)
+            )
+            offsets = [(STRIDE * i, STRIDE * j) for i in range(down) for j in range(across)]
         else:
-            rows, columns = outputs.shape[:2]
-            offsets = [(STRIDE * i, STRIDE * j) for i in range(rows) for j in range(columns)]
-        boxes = _flat(outputs).reshape(len(offsets), -1, 4)
+            grid = self.grid if view.part == "multicrop" else 1
+            offsets = list(augment.corners(shape, (h, w), grid))
+        boxes = outputs.reshape(len(outputs), -1, 4)
         at = zip(boxes, offsets, strict=True)
         return np.stack(
             [geometry.to_image(box, size, view.scale, offset, (h, w)) for box, offset in at]
         )
 
 
-def _flat(values: np.ndarray) -> np.ndarray:
-    return values.reshape(-1, values.shape[-1])
-
-
 def _maps(
-    model: Predictor, dense: Predictor | None, part: str, images: Sequence[np.ndarray]
+    model: Predictor, dense: Predictor | None, part: str, images: Sequence[list[np.ndarray]]
 ) -> list[np.ndarray]:
-    """Return a model's answers on central crops or whole images, float32 `[h, w, outputs]` each."""
-    if part == "center":
-        batches = windows(images, MAX_BATCH)
-        return [answer[None, None] for batch in batches for answer in model(np.stack(batch))]
+    """Return a model's answers on crops or whole images, float32 `[places, outputs]` each."""
+    if part != "dense":
+        batches = windows(itertools.chain.from_iterable(images), MAX_BATCH)
+        answers = np.concatenate([model(np.stack(batch)) for batch in batches])
+        return list(answers.reshape(len(images), -1, answers.shape[-1]))
     assert dense
     maps: dict[int, np.ndarray] = {}
-    for some in of_one_shape(dense, images):
-        maps |= zip(some, dense(np.stack([images[i] for i in some])), strict=True)
+    wholes = [whole for (whole,) in images]
+    for some in of_one_shape(dense, wholes):
+        found = dense(np.stack([wholes[i] for i in some]))
+        maps |= zip(some, found.reshape(len(some), -1, found.shape[-1]), strict=True)
     return [maps[i] for i in range(len(images))]
 
 
@@ -228,7 +234,7 @@ def locate(
         images: paths of image files, or RGB arrays uint8 `[H, W, 3]`.
         classifier: says which classes an image shows, and where; a network of one box for all
             classes needs none for the central crop.
-        protocol: center or dense (see the module).
+        protocol: center, dense or multicrop (see the module).
         scales: test scales Q, px; by default the one each network was trained for.
         top: of how many classes a box is returned, where there is a classifier.
         threshold: match score up to which boxes are merged (see `merging`).

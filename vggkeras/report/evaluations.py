@@ -25,7 +25,7 @@ class ErrorRow:
     top5: str
     paper: str | None  # the paper's errors, %
     images: int
-    ece: float  # expected calibration error
+    ece: float | None  # expected calibration error; None of boxes
     # Against the first row of its group; None in that row:
     gained: int | None
     lost: int | None
@@ -94,7 +94,7 @@ def _row(
         top5=top5 if len(record["recall"]) > 5 else "-",
         paper=None if None in paper else " / ".join(f"{100 * error:.1f}" for error in paper),
         images=images,
-        ece=float(record["calibration_error"]),
+        ece=record.get("calibration_error"),
         gained=len(against["gained"]) if against else None,
         lost=len(against["lost"]) if against else None,
         p=f"{against['mcnemar_p']:.2g}" if against else None,

@@ -92,6 +92,19 @@ def reliability(evaluation: Evaluation) -> str:
     return svg(figure, "reliability", label)
 
 
+def overlap_histogram(overlaps: np.ndarray) -> str:
+    """Draw how many images have which intersection over union, 0 to 1; above 0.5 it is right."""
+    figure, axes = new_figure()
+    counts, edges = np.histogram(overlaps, np.linspace(0, 1, 21))
+    colors = [VALIDATION if low >= 0.5 else TRAINING for low in edges[:-1]]
+    axes.bar(edges[:-1], counts, 0.045, align="edge", color=colors, alpha=0.8)
+    axes.axvline(0.5, **DOTTED)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("intersection over union")
+    axes.set_ylabel("images")
+    return svg(figure, "overlaps", "Images by intersection over union of true and predicted box")
+
+
 def new_figure(rows: int = 1, height: float = 3.0) -> tuple[Figure, Any]:
     """Return a figure as wide as a phone and its axes.
 
@@ -151,7 +164,8 @@ def _accuracy(source: ReportSource) -> Curve:
     _plot(axes, source, "val_accuracy", VALIDATION)
     _plot_best(axes, source, "val_accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return _curve(source, figure, "accuracy", "Accuracy")
+    what = "Localized: IoU above 0.5" if source.card.boxes else "Accuracy"
+    return _curve(source, figure, "accuracy", what)
 
 
 def _learning_rate(source: ReportSource) -> Curve:

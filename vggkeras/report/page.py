@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,12 @@ import numpy as np
 from rich.console import Console
 
 from vggkeras import files
-from vggkeras.data.splits import Data
+from vggkeras.data.splits import Data, Split
 from vggkeras.evaluation import paper, scoring, tables
 from vggkeras.evaluation.statistics import Evaluation, wilson
+from vggkeras.localization.evaluation import evaluate_boxes
 from vggkeras.pages import render
+from vggkeras.report.boxes import Boxed, boxed
 from vggkeras.report.evaluations import ErrorGroup, error_group, read_evaluation
 from vggkeras.report.figures import curves, reliability
 from vggkeras.report.grad_cam import Looks, explain
@@ -90,7 +92,12 @@ def report(
     recipe = source.card.recipe
     skip_unreadable |= recipe is not None and recipe.skip_unreadable
     source, images = _load(source, data, console, skip_unreadable)
-    scored = _score(source, images, console, skip_unreadable) if images else None
+    scored = boxes = None
+    if images and source.card.boxes:
+        boxes = _score_boxes(source, images, console, skip_unreadable)
+    elif images:
+        scored = _score(source, images, console, skip_unreadable)
+    of_report = [shown.errors for shown in (scored, boxes) if shown]
     text = render(
         TEMPLATE,
         source=source,
@@ -98,8 +105,9 @@ def report(
         facts=run_facts(source),
         command=command(source.card.recipe) if source.card.recipe else None,
         curves=curves(source),
-        groups=[scored.errors, *groups] if scored else groups,
+        groups=[*of_report, *groups],
         scored=scored,  # classes, confidence, mistakes, where it looks
+        boxed=boxes,  # of a network of boxes
         kernels=kernels(source.network) if source.network else None,
         artifacts=artifacts(source),
         speeds=speeds,
@@ -138,6 +146,34 @@ def _load(
     return source, images
 
 
+def _score_boxes(
+    source: ReportSource, data: Data, console: Console, skip_unreadable: bool
+) -> Boxed:
+    """Locate what the validation images show by the central crop, the class given."""
+    split, skipped = data.split("validation"), list(data.skipped)
+    with progress_bar(console) as bar:
+        rows = evaluate_boxes(
+            source.predictors,
+            split,
+            data.class_names,
+            skipped=skipped if skip_unreadable else None,
+            track=lambda items, total: bar.track(
+                items, total=total, description=f"locating on {split.name}"
+            ),
+        )
+    first = rows[0]
+    counts = f"{first.correct:,} of {first.images:,} images of {split.name} are localized"
+    console.print(counts, highlight=False)
+    name = _image_names(split, data)
+    return boxed(rows, source.predictors, split, name, data.spec, skipped)
+
+
+def _image_names(split: Split, data: Data) -> Callable[[int], str]:
+    """Return what the page calls an image, by its index."""
+    folder = data.spec.removeprefix("tfds:") + "/"
+    return lambda index: split.image_name(index).removeprefix(folder)
+
+
 def _score(source: ReportSource, data: Data, console: Console, skip_unreadable: bool) -> Scored:
     """Evaluate a source's models on the validation images."""
     split, skipped = data.split("validation"), list(data.skipped)
@@ -157,9 +193,7 @@ def _score(source: ReportSource, data: Data, console: Console, skip_unreadable: 
     counts = f"{first.correct:,} of {first.images:,} images of {split.name} are right"
     console.print(counts, highlight=False)
 
-    def name(index: int) -> str:
-        return split.image_name(index).removeprefix(data.spec.removeprefix("tfds:") + "/")
-
+    name = _image_names(split, data)
     papers = [paper.paper_errors(source.predictors, row) for row in rows]
     records = tables.records(rows, papers, name, {"data": data.spec, "split": split.name})
     by_confidence = np.argsort(-first.confidences, kind="stable")

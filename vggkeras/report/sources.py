@@ -173,7 +173,11 @@ def load_evaluation_data(
     try:
         trained = sources.trained_on([source.card], spec)
         loaded = sources.load_data_of(
-            trained, spec, skip_unreadable=skip_unreadable, fetch=bool(data)
+            trained,
+            spec,
+            skip_unreadable=skip_unreadable,
+            fetch=bool(data),
+            boxes=source.card.boxes is not None,
         )
         return loaded.upright(source.card.exif)
     except InputError as error:
