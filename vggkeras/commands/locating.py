@@ -191,4 +191,4 @@ def draw(path: str, found: Located, picture: Path, exif: bool = True) -> None:
     with_box(image, found.boxes[0], label)
     picture.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(picture) as beside:
-        image.save(beside, "JPEG", quality=90, comment=MARK)
+        image.save(beside, "JPEG", quality=90, subsampling=0, comment=MARK)
