@@ -14,7 +14,7 @@ from export import golden, parity, subjects
 from export.activations import activations
 from vggkeras.data import augment, decoding, sources
 from vggkeras.errors import InputError
-from vggkeras.evaluation import protocols
+from vggkeras.evaluation import checks, protocols
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,7 +132,7 @@ def parity_images(
     skipped = set() if spec else set(reference.card.skipped)
     data = _data_of_proof(reference, spec, bool(skipped), whole)
     if not reference.features:  # for which any images do
-        protocols.check_classes(reference, data.class_names)
+        checks.check_classes(reference, data.class_names)
         if not reference.card.class_names:
             card = replace(reference.card, class_names=tuple(data.class_names))
             reference = replace(reference, card=card)

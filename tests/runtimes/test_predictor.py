@@ -18,7 +18,7 @@ import vggkeras
 from vggkeras.__main__ import cli
 from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
-from vggkeras.evaluation import protocols, scoring
+from vggkeras.evaluation import checks, protocols, scoring
 from vggkeras.runtimes import providers
 from vggkeras.runtimes.keras import keras_predictor
 
@@ -136,7 +136,7 @@ def test_data_of_other_classes_is_refused(predictors, photos):
     with pytest.raises(InputError, match="has 10 classes and the data 2"):
         scoring.evaluate(predictors["model.onnx"], data.split("val"), data.class_names)
     with pytest.raises(InputError, match="name class 3 differently, '3' and 'x'"):
-        protocols.check_classes(predictors["model.onnx"], [*"012", "x", *"456789"])
+        checks.check_classes(predictors["model.onnx"], [*"012", "x", *"456789"])
 
 
 def test_a_model_of_one_channel_sees_grey(photos):

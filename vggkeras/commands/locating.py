@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from vggkeras import files
-from vggkeras.commands import rows
+from vggkeras import files, rows
 from vggkeras.commands.common import console, print_note
 from vggkeras.data import decoding
 from vggkeras.errors import InputError, visible

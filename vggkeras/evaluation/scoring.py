@@ -10,7 +10,8 @@ import numpy as np
 from vggkeras.data.reading import Example, Track, readable_images, untracked
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
-from vggkeras.evaluation.protocols import GRID, WINDOW, Plan, Row, as_list, check_classes, windows
+from vggkeras.evaluation.checks import check_classes
+from vggkeras.evaluation.protocols import GRID, WINDOW, Plan, Row, as_list, windows
 from vggkeras.evaluation.statistics import Evaluation
 from vggkeras.runtimes.predictor import Predictor
 

@@ -29,7 +29,7 @@ from vggkeras.data import augment, decoding, formats, sources
 from vggkeras.data.reading import Track, readable_images, untracked
 from vggkeras.data.splits import Data, Split
 from vggkeras.errors import InputError
-from vggkeras.evaluation import protocols
+from vggkeras.evaluation import checks, protocols
 from vggkeras.runtimes.predictor import Predictor
 
 AGGREGATES = ("average", "stack")
@@ -298,7 +298,7 @@ class Extractor:
             raise InputError(
                 f"aggregate must be one of {', '.join(AGGREGATES)}; received {aggregate!r}."
             )
-        protocols.check_channels(predictor)
+        checks.check_channels(predictor)
         self.scales = protocols.checked_scales(predictor, "dense", scales)
         self.form = predictor.features_form()
         self.aggregate, self.mirrors = aggregate, mirrors

@@ -19,7 +19,8 @@ from vggkeras.data.boxes import Boxes
 from vggkeras.data.reading import Example, Track, readable_images, untracked
 from vggkeras.data.splits import Split
 from vggkeras.errors import InputError
-from vggkeras.evaluation.protocols import WINDOW, Row, as_list, check_classes, check_names, windows
+from vggkeras.evaluation.checks import check_classes, check_names
+from vggkeras.evaluation.protocols import WINDOW, Row, as_list, windows
 from vggkeras.evaluation.scoring import described, labeled
 from vggkeras.evaluation.statistics import Evaluation, wilson, with_interval
 from vggkeras.localization import geometry, merging

@@ -24,6 +24,7 @@ from PIL import Image
 from vggkeras.configs import rescaled_shape
 from vggkeras.data import augment, decoding
 from vggkeras.errors import InputError
+from vggkeras.evaluation.checks import check_channels, check_names
 from vggkeras.evaluation.protocols import (
     GRID,
     WINDOW,
@@ -31,8 +32,6 @@ from vggkeras.evaluation.protocols import (
     Row,
     View,
     as_list,
-    check_channels,
-    check_names,
     of_one_shape,
     prepared,
     windows,

@@ -70,17 +70,16 @@ def report(
 
     Args:
         folder: of a run (run.json) or of an export (certificate.json).
-        data: whose validation split to evaluate on; by default the data the model was trained on.
+        data: whose validation split to evaluate on; by default what the model was trained on.
         evaluations: files that `python -m vggkeras evaluate --json` wrote, shown as more rows.
         benchmarks: files that `python -m export.benchmark --json` wrote, shown as bars and rows.
         out: the page; by default report.html in the folder.
-        console: where to print progress and the page's path.
+        console: where to print progress and the path.
         skip_unreadable: go on without images that cannot be read, as a run's recipe may say too.
 
     Raises:
         InputError (a ValueError): no such folder; neither run.json nor certificate.json; a damaged
-            file; data that are not there; a run on another Keras backend than TensorFlow, whose
-            gradients Grad-CAM takes.
+            file; data that are not there; a run on another backend than TensorFlow (Grad-CAM).
         OSError: the page cannot be written.
     """
     console, folder = plain(console), Path(folder)
@@ -89,15 +88,11 @@ def report(
     groups = [read_evaluation(Path(path)) for path in evaluations]
     speeds = [read_benchmark(Path(path), number) for number, path in enumerate(benchmarks)]
     files.check_file(page, REPORT)
-    recipe = source.card.recipe
-    skip_unreadable |= recipe is not None and recipe.skip_unreadable
+    if source.card.recipe:
+        skip_unreadable |= source.card.recipe.skip_unreadable
     source, images = _load(source, data, console, skip_unreadable)
-    scored = boxes = None
-    if images and source.card.boxes:
-        boxes = _score_boxes(source, images, console, skip_unreadable)
-    elif images:
-        scored = _score(source, images, console, skip_unreadable)
-    of_report = [shown.errors for shown in (scored, boxes) if shown]
+    score = _score_boxes if source.card.boxes else _score
+    found = score(source, images, console, skip_unreadable) if images else None
     text = render(
         TEMPLATE,
         source=source,
@@ -105,9 +100,9 @@ def report(
         facts=run_facts(source),
         command=command(source.card.recipe) if source.card.recipe else None,
         curves=curves(source),
-        groups=[*of_report, *groups],
-        scored=scored,  # classes, confidence, mistakes, where it looks
-        boxed=boxes,  # of a network of boxes
+        groups=[*([found.errors] if found else []), *groups],
+        scored=found if isinstance(found, Scored) else None,  # classes, mistakes, where it looks
+        boxed=found if isinstance(found, Boxed) else None,  # of a network of boxes
         kernels=kernels(source.network) if source.network else None,
         artifacts=artifacts(source),
         speeds=speeds,
