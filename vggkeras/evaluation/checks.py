@@ -1,4 +1,4 @@
-"""Check that models fit the data that they are shown, and each other."""
+"""Check that models suit each other, and the data that they are tested on."""
 
 from __future__ import annotations
 

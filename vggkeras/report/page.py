@@ -88,21 +88,20 @@ def report(
     groups = [read_evaluation(Path(path)) for path in evaluations]
     speeds = [read_benchmark(Path(path), number) for number, path in enumerate(benchmarks)]
     files.check_file(page, REPORT)
-    if source.card.recipe:
-        skip_unreadable |= source.card.recipe.skip_unreadable
+    if recipe := source.card.recipe:
+        skip_unreadable |= recipe.skip_unreadable
     source, images = _load(source, data, console, skip_unreadable)
-    score = _score_boxes if source.card.boxes else _score
-    found = score(source, images, console, skip_unreadable) if images else None
+    found = _found(source, images, console, skip_unreadable) if images else None
     text = render(
         TEMPLATE,
         source=source,
         title=page_title(source.card, images),
         facts=run_facts(source),
-        command=command(source.card.recipe) if source.card.recipe else None,
+        command=command(recipe) if recipe else None,
         curves=curves(source),
-        groups=[*([found.errors] if found else []), *groups],
-        scored=found if isinstance(found, Scored) else None,  # classes, mistakes, where it looks
-        boxed=found if isinstance(found, Boxed) else None,  # of a network of boxes
+        groups=[found.errors, *groups] if found else groups,
+        scored=found if isinstance(found, Scored) else None,  # classes, confidence, mistakes …
+        boxed=found if isinstance(found, Boxed) else None,
         kernels=kernels(source.network) if source.network else None,
         artifacts=artifacts(source),
         speeds=speeds,
@@ -139,6 +138,14 @@ def _load(
         source = load_models(source)
         images = load_evaluation_data(source, data, skip_unreadable) if source.predictors else None
     return source, images
+
+
+def _found(
+    source: ReportSource, data: Data, console: Console, skip_unreadable: bool
+) -> Scored | Boxed:
+    """Evaluate a source's models, of classes or of boxes, on the validation images."""
+    score = _score_boxes if source.card.boxes else _score
+    return score(source, data, console, skip_unreadable)
 
 
 def _score_boxes(
