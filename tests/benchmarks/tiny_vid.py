@@ -77,6 +77,8 @@ class Arguments:
     """S, px; crops are of 64 px."""
     epochs: tuple[int, int] = (25, 15)
     """Of the classifier, and of the boxes."""
+    thresholds: tuple[float, ...] = ()
+    """Instead, the validation images' wrong boxes by match score up to which boxes are merged."""
     json_file: Path | None = None
     """Write the errors of every way, a number a seed, to this file too."""
 
@@ -90,6 +92,9 @@ def main(arguments: Arguments) -> None:
         for seed in range(arguments.seeds)
     ]
     data = vggkeras.load_data(str(path), boxes=True, validation=0.1)
+    if arguments.thresholds:
+        _sweep(arguments, data, classifier, runs[0]["pcr-all"])
+        return
     rows = [_rows(arguments, data, classifier, of_seed) for of_seed in runs]
     table = Table(
         title=f"error on {rows[0][COMPARISONS[0][0]].images} images, %; {len(rows)} seeds"
@@ -108,6 +113,22 @@ def main(arguments: Arguments) -> None:
     if arguments.json_file:
         errors = {name: [1 - of[name].accuracy for of in rows] for name in rows[0]}
         files.write_json(arguments.json_file, errors)
+
+
+def _sweep(arguments: Arguments, data: Data, classifier: Path, run: Path) -> None:
+    split = data.split("validation").turned(upright=True)
+    model, clf = vggkeras.load(run), vggkeras.load(classifier)
+    for threshold in arguments.thresholds:
+        rows = evaluate_boxes(
+            model,
+            split,
+            data.class_names,
+            ("dense", "multicrop"),
+            classifier=clf,
+            threshold=threshold,
+        )
+        wrong = ", ".join(f"{row.protocol} {row.box_errors} of {row.images}" for row in rows)
+        console.print(f"threshold {threshold:g}: {wrong}")
 
 
 def _list_of(values: list[float], digits: int) -> str:
