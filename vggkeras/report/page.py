@@ -97,7 +97,7 @@ def report(
         source=source,
         title=page_title(source.card, images),
         facts=run_facts(source),
-        command=command(recipe) if recipe else None,
+        command=command(source.card.recipe) if source.card.recipe else None,
         curves=curves(source),
         groups=[found.errors, *groups] if found else groups,
         scored=found if isinstance(found, Scored) else None,  # classes, confidence, mistakes …
