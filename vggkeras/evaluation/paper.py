@@ -61,8 +61,8 @@ TABLES_5_AND_6 = {
     (("D", "E"), "both"): Errors(23.7, 6.8),
 }
 
-# Localization (Appendix A), D. The central crop, S = Q = 384, the class given; by regression, and
-# which layers are tuned.
+# Localization (Appendix A), D. The central crop, the class given; by regression, and which layers
+# are tuned. S = Q is 256 or 384: the table does not say which.
 TABLE_8 = {
     ("scr", "fc"): Errors(36.4, None),
     ("pcr", "fc"): Errors(34.3, None),
@@ -86,8 +86,9 @@ def paper_localization(
     (model,), trained = models, _training_scale(models[0])
     tune = model.card.recipe.tune if model.card.recipe else ""
     if class_given:
-        is_384 = row.protocol == "center" and trained == "384" and row.scales == (384,)
-        return TABLE_8.get((str(model.boxes), tune)) if is_384 else None
+        own_scale = trained in ("256", "384") and row.scales == (int(trained),)
+        is_first = row.protocol == "center" and own_scale
+        return TABLE_8.get((str(model.boxes), tune)) if is_first else None
     is_best = row.protocol == "dense" and (model.boxes, tune) == ("pcr", "all")
     return TABLE_9.get((trained, row.scales)) if is_best else None
 
