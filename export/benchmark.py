@@ -26,7 +26,8 @@ from export.loadgen import OFFLINE, PERCENTILES, SECONDS, SINGLE, Lengths, Outco
 from export.serving import Loaded, started, with_provider
 from vggkeras import files
 from vggkeras.errors import InputError
-from vggkeras.runtimes.providers import ON_GPU, Options, Provider
+from vggkeras.provider import ON_GPU, Provider
+from vggkeras.runtimes.providers import Options
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -26,7 +26,7 @@ import numpy as np
 from export.loadgen import Lengths, Outcome, Speed, tested, warmed
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor
-from vggkeras.runtimes.providers import PROVIDERS, Options
+from vggkeras.runtimes.providers import ON_GPU, PROVIDERS, Options
 
 IMAGES = 32  # random ones, where a file has no golden ones beside it
 
@@ -76,7 +76,8 @@ def with_provider(path: Path, options: Options) -> tuple[Path, Options]:
     name, _, provider = path.name.rpartition("@")
     if not name or provider not in PROVIDERS or path.exists():
         return path, options
-    return path.with_name(name), dataclasses.replace(options, provider=provider)
+    sizes = options.batch_sizes if provider in ON_GPU else ()
+    return path.with_name(name), dataclasses.replace(options, provider=provider, batch_sizes=sizes)
 
 
 @contextlib.contextmanager

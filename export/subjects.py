@@ -47,6 +47,11 @@ def load(request: Request, targets: Sequence[Target], console: Console) -> Subje
     source = request.source
     with console.status(f"loading {source}"):
         network, card = models.load_model(source)
+    if card.boxes or network.layers[-1].name == "boxes":
+        raise InputError(
+            f"{source} gives boxes, and only classifiers are exported yet: give a classifier; "
+            "`predict` and `localize` take this one as it is."
+        )
     if not to_saved_model.is_vgg(network):
         name = keras_export.applications_network(network)
         if name is None:

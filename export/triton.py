@@ -74,6 +74,12 @@ def write(request: Request, serving: Serving, console: Console) -> list[Path]:
         )
     options = Options(serving.provider, batch_sizes=serving.batch_sizes)
     options.check()
+    used = ("model", "format", "precision", "out", "dense", "features", "target")
+    if request != Request(**{name: getattr(request, name) for name in used}):
+        raise InputError(
+            "--triton exports nothing: beside its own flags it takes --model, --out, --format, "
+            "--precision, --target, --dense and --features alone."
+        )
     files.check_writable(serving.triton)
     name = _name_of(request.source)
     written = []

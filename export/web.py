@@ -147,6 +147,7 @@ def chosen(model: Path) -> Path:
         for name, entry in certificate.read(folder).items()
         if entry.passed
         and name.endswith(".onnx")
+        and entry.target is None
         and not {"dense", "features"} & {*name.split(".")}
     ]
     if not passed:

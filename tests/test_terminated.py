@@ -11,7 +11,7 @@ import pytest
 from export.__main__ import cli as export_cli
 from vggkeras.__main__ import cli
 from vggkeras.data import folders
-from vggkeras.training import first_pass, pipeline
+from vggkeras.training import first_pass, fitting, pipeline
 from vggkeras.training import train as training
 
 TRAIN = ("--arch", "A", "--width", 0.05, "--fc-units", 8, "--image-size", 32, "--batch-size", 4)
@@ -47,7 +47,7 @@ def left_in(folder: Path) -> list[Path]:
         (folders, "_class_files"),
         (first_pass.statistics, "rgb_statistics"),
         (training, "_network"),
-        (training.augment, "color_basis"),
+        (fitting.augment, "color_basis"),
     ],
     ids=["listing", "reading", "building", "before rescaling"],
 )

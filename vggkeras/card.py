@@ -359,7 +359,7 @@ def _exported(value: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_trained({**provenance, "versions": provenance.get("trained_with"), **shared}),
         **{key: value[key] for key in EXPORTED if value.get(key) is not None},
-        "form": form,
+        "form": Form.FEATURES if output["name"] == Form.FEATURES.output_name else form,
         "input_shape": value["input"]["smallest"],
         "outputs": output["shape"][-1],
         "model_sha256": provenance["model_sha256"],

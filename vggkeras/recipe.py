@@ -135,10 +135,6 @@ class Recipe:
     exif: bool = True
     """Turn images upright, as the orientation in their EXIF data says. What the model was trained
     with is recorded in it, and evaluation does the same."""
-    fast_decode: bool = True
-    """Decode a large JPEG of training, whose smallest side is 5.8 S or more, at 1/2, 1/4 or 1/8 of
-    its size before it is rescaled: the same pixels within two levels of 255 on average, several
-    times as fast. Validation never does."""
     validation: float | None = None
     """Fraction of the training images held out for validation, in (0, 0.5], where the data have no
     validation split of their own: of class folders and lists by a hash of class and file name, of
@@ -155,6 +151,10 @@ class Recipe:
     tune: Tune = "all"
     """Layers of a network of boxes that are trained: fc (fc1, fc2 and the new last layer), or
     all."""
+    fast_decode: bool = True
+    """Decode a large JPEG of training, whose smallest side is 5.8 S or more, at 1/2, 1/4 or 1/8 of
+    its size before it is rescaled: the same pixels within two levels of 255 on average, several
+    times as fast. Validation never does."""
 
     def __post_init__(self) -> None:
         """Normalize the text fields and check every field.

@@ -123,7 +123,7 @@ def test_parts_are_all_rows_once(images, size):
     assert rows == list(range(images))
 
 
-EMPTY = Manifest("", "", "", "", "", 1, (1, 1, 3), "", 1, True, 5, (), (), (), (), 1, "")
+EMPTY = Manifest("", "", "", "", "", 1, (1, 1, 3), "", 1, True, False, 5, (), (), (), (), 1, "")
 
 
 def test_an_unreadable_image_changes_no_bit_of_the_others(tmp_path, model):

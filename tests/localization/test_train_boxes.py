@@ -67,7 +67,7 @@ def classifier(textured, tmp_path_factory) -> Path:
 
 
 def boxes(out: Path, textured: Path, **changes) -> Recipe:
-    return tiny(out, data=str(textured), **{"boxes": "pcr", "scale": 37, **changes})
+    return tiny(out, **{"data": str(textured), "boxes": "pcr", "scale": 37, **changes})
 
 
 @pytest.mark.integration

@@ -157,7 +157,8 @@ def test_a_provider_that_cannot_be_there_is_refused(exports, run, monkeypatch):
     ):
         vggkeras.load(exports / "model.onnx", provider="cuda")
     with pytest.raises(
-        InputError, match="provider must be one of cpu, cuda, tensorrt; received 'tpu'"
+        InputError,
+        match="provider must be one of cpu, cuda, tensorrt, mnn, openvino; received 'tpu'",
     ):
         vggkeras.load(exports / "model.onnx", provider="tpu")
     for name, provider in (

@@ -20,7 +20,7 @@ from vggkeras.batch.labelling import Labeller, columns
 from vggkeras.batch.manifest import Manifest
 from vggkeras.batch.parts import Advance, Job, Labelled, summary, write_parts
 from vggkeras.errors import InputError
-from vggkeras.runtimes.providers import ON_CPU, Options
+from vggkeras.runtimes.providers import ON_CPU, ON_GPU, Options
 
 if TYPE_CHECKING:
     from vggkeras.runtimes import Predictor
@@ -142,13 +142,15 @@ def run(
         before = _begun(out, request.resume)
         index = files.partial(out / manifests.INDEX)
         source = sources.load(request.source, index, unread)
-        # The workers load it where it is to compute, which need not be possible here.
-        predictor = load(replace(options, provider="cpu") if on_ray else options)
+        # Ray's workers load it on a GPU, which need not be possible here.
+        away = on_ray and options.provider in ON_GPU
+        predictor = load(replace(options, provider="cpu", batch_sizes=()) if away else options)
         labeller = Labeller(predictor, request.top, exif=request.exif, fast=request.fast_decode)
         names = [column.name for column in columns(predictor, request.top)]
         asked = request.top, request.exif, request.fast_decode
         manifest = Manifest.of(predictor, source, names, *asked)
-        manifest = replace(manifest, provider=options.provider)
+        sizes = options.batch_sizes
+        manifest = replace(manifest, provider=options.provider, batch_sizes=sizes)
         if before and (changed := before.differences(manifest)):
             first = manifests.first_change(out / manifests.INDEX, index)
             raise InputError(

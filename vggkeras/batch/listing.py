@@ -164,7 +164,7 @@ def _text(place: str) -> Iterator[tuple[IO[str], str, str]]:
             first = text.readline()
             text.seek(0)
             yield text, first, lists.separator(first)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{place} is no UTF-8 .csv file ({error}): save it as one.") from error
 
 

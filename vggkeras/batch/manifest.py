@@ -51,6 +51,7 @@ class Manifest:
     rows_per_part: int = ROWS_PER_PART
     batch: int = BATCH
     schema: int = SCHEMA
+    batch_sizes: tuple[int, ...] = ()  # that a GPU is prepared for
     versions: dict[str, str] = field(default_factory=dict)  # package -> version
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from vggkeras.batch.manifest import Manifest
 from vggkeras.batch.parts import Advance, Job
 from vggkeras.batch.parts import write_parts as write_here
 from vggkeras.errors import InputError
+from vggkeras.runtimes.providers import ON_GPU, TF32_OVERRIDE
 from vggkeras.runtimes.stderr import quiet_stderr
 
 LOOPBACK = "127.0.0.1"
@@ -50,14 +52,18 @@ class Worker:
     def _load(self, model: Path) -> Labeller:
         """Return the model; raises InputError where it is another one than the driver's."""
         options, manifest = self.job.options, self.job.manifest
+        if options.provider == "tensorrt":  # in this process nothing has read it yet
+            os.environ.setdefault(TF32_OVERRIDE, "0")
         predictor = runtimes.load(
             model,
             options.provider,
             threads=options.threads,
             trust_saved_model=options.trust_saved_model,
+            batch_sizes=options.batch_sizes,
         )
         asked = manifest.top, manifest.exif, manifest.fast_decode
         found = Manifest.of(predictor, self.job.source, manifest.columns, *asked)
+        found = dataclasses.replace(found, batch_sizes=options.batch_sizes)
         if changed := manifest.differences(found):
             raise InputError(f"not as where the job was started: {'; '.join(changed)}")
         return Labeller(predictor, manifest.top, exif=manifest.exif, fast=manifest.fast_decode)
@@ -96,7 +102,7 @@ def write_parts(
     with contextlib.ExitStack() as stack:
         stack.callback(files.sweep, job.out)  # of workers that were killed
         ray = stack.enter_context(_started())
-        on_gpu = job.options.provider != "cpu"
+        on_gpu = job.options.provider in ON_GPU
         there = ray.cluster_resources()
         fit = int(there.get("GPU", 0) if on_gpu else there["CPU"] // (job.options.threads or 1))
         size = min(workers or max(1, fit), len(numbers))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggkeras import files, rows
 from vggkeras.batch.labelling import Labeller, columns
+from vggkeras.batch.listing import parquet_file
 from vggkeras.batch.manifest import Manifest
 from vggkeras.batch.sources import Reader, Source
 from vggkeras.errors import InputError
@@ -103,12 +104,12 @@ def summary(job: Job, begun: int) -> Labelled:
     Raises:
         InputError (a ValueError): a part is not there, or has not the rows that it should have.
     """
-    from pyarrow import compute, parquet
+    from pyarrow import compute
 
     found = Labelled(job.out, job.manifest.images, begun=begun)
     for number in range(job.manifest.parts()):
         path, expected = job.path(number), len(job.manifest.rows_of(number))
-        with parquet.ParquetFile(path) as file:
+        with parquet_file(str(path)) as file:
             wanted = ["image", "class", "probability", "error"]
             part = file.read([c for c in wanted if c in file.schema_arrow.names], use_threads=False)
         if len(part) != expected:

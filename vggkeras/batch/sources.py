@@ -94,7 +94,9 @@ class Reader:
                         ROWS_AT_ONCE, row_groups=[number], columns=columns, use_threads=False
                     ):
                         ids = _ids(batch, source.id, table.name, row)
-                        yield from zip(ids, map(_content, batch.column(source.image)), strict=True)
+                        cells = batch.column(source.image)
+                        images = (_content(cell, table.file.path) for cell in cells)
+                        yield from zip(ids, images, strict=True)
                         row += len(batch)
 
 
@@ -108,10 +110,16 @@ def _ids(batch: pa.RecordBatch, column: str | None, path: str, first: int) -> li
     return list(map(str, ids))
 
 
-def _content(value: Any) -> str | bytes | None:
-    """Return the bytes or the path of a cell, which Hugging Face datasets writes as both."""
-    value = value.as_py()
-    return (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+def _content(cell: Any, file: str) -> str | bytes | None:
+    """Return the bytes or the path of a cell, which Hugging Face datasets writes as both.
+
+    A path is from the folder of the Parquet file on, as in lists.
+    """
+    value = cell.as_py()
+    value = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+    if isinstance(value, str) and not storage.is_url(value):
+        return os.path.join(os.path.dirname(file), value)
+    return value
 
 
 def load(asked: Sequence[str], index: Path, unread: Counter[str] | None = None) -> Source:

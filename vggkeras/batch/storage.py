@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+)://([^/]*)")  # C:\ is none
-OF_ARROW = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # others are fsspec's
+OF_ARROW = ("file", "s3", "gs", "gcs")  # others are fsspec's
 WILD = re.compile(r"[*?[]")
 NOT_STATED = -1  # the size of a file that is not there, or that was not asked for
 
@@ -67,6 +67,8 @@ def _at(place: str) -> tuple[FileSystem, str]:
         return fs.LocalFileSystem(), place
     scheme, host = match[1], match[2]
     after = place[match.end(1) + len("://") :]
+    if scheme in ("http", "https"):  # fsspec's paths of them are the URLs
+        after = place
     return _file_system(scheme, host), f"/{after}" if scheme == "memory" else after
 
 
@@ -176,6 +178,8 @@ def matching(place: str) -> list[str]:
         return [place]
     if not is_url(place):
         found = sorted(glob.glob(place, recursive=True))
+        if "**" in place:  # it names folders, too, whose files it names anyway
+            found = [path for path in found if not os.path.isdir(path)]
     else:
         folder = place[: WILD.search(place).start()].rpartition("/")[0]  # type: ignore[union-attr]
         parts = re.split(r"(\*\*/?|\*|\?)", place)

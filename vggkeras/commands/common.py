@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vggkeras.runtimes.providers import Provider
+from vggkeras.provider import Provider
 from vggkeras.terminal import Console, load_tensorflow
 
 if TYPE_CHECKING:

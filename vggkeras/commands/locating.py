@@ -123,7 +123,8 @@ def _located(
 
     shown = decoding.in_threads(read, ((path,) for path in images))
     for window in windows(zip(images, shown, strict=True), WINDOW):
-        found = iter(locator([image for _, image in window if not isinstance(image, str)]))
+        read_ones = [image for _, image in window if not isinstance(image, str)]
+        found = iter(locator(read_ones) if read_ones else ())
         for path, image in window:
             yield path, image if isinstance(image, str) else next(found)
 

@@ -122,10 +122,16 @@ class Predict:
 
         if self.json:
             raise InputError(f"--json prints rows, and {out} is a folder for them: give one.")
+        if self.classifier or self.draw:
+            raise InputError(
+                f"--classifier and --draw are of boxes, and {out} is a folder of labels: give "
+                "--out FILE.csv, .jsonl or .parquet for boxes."
+            )
         options = Options(
             self.compute.provider,
             self.compute.threads,
             trust_saved_model=self.compute.trust_saved_model,
+            batch_sizes=self.compute.batch_sizes,
         )
         request = jobs.Request(
             self.files,
@@ -141,7 +147,8 @@ class Predict:
 
         def load(options: Options) -> Predictor:
             provider = cast(Provider, options.provider)
-            there = replace(self.compute, provider=provider, threads=options.threads)
+            threads, sizes = options.threads, options.batch_sizes
+            there = replace(self.compute, provider=provider, threads=threads, batch_sizes=sizes)
             return there.load(self.model)[0]
 
         with progress_bar(console) as bar:
@@ -160,6 +167,8 @@ class Predict:
     def _locate(self, predictor: Predictor, images: Sequence[str]) -> int:
         from vggkeras.commands import locating
 
+        if self.fast_decode:
+            raise InputError("--fast-decode is of classifiers, not of boxes: leave it out.")
         classifier = self.compute.load(self.classifier)[0] if self.classifier else None
         return locating.run(
             predictor,

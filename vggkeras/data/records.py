@@ -88,15 +88,16 @@ def with_boxes(spec: str, split: Split) -> Split:
     import tensorflow_datasets as tfds
 
     assert isinstance(split.sources, Records)
-    builder, features = split.sources.builder, split.sources.builder.info.features
+    features = split.sources.builder.info.features
     name = _box_feature(spec, features)
     skipped = {n: tfds.decode.SkipDecoding() for n in features if _is_image(features[n])}
-    examples = builder.as_dataset(split=split.sources.split, shuffle_files=False, decoders=skipped)
+    examples = split.sources.examples(skipped)
     corners, measured, without = [], [], []
     for index, example in enumerate(examples.as_numpy_iterator()):
         found = example[name]["bbox"] if isinstance(example[name], dict) else example[name]
         size, orientation = box_files.measure(example["image"])
-        height, width = (size or (0, 0))[:: -1 if orientation >= EXCHANGED else 1]
+        size = size or (1, 1)  # reading the image will say what is wrong with it
+        height, width = size[:: -1 if orientation >= EXCHANGED else 1]
         boxes = found.reshape(-1, 4)[:, [1, 0, 3, 2]] * np.array([width, height] * 2)
         good = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
         if not len(good):

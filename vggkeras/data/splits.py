@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,19 @@ class Records:
         """Return a tf.data.Dataset of (encoded image, label), always in the same order."""
         import tensorflow_datasets as tfds
 
-        data = self.builder.as_dataset(
-            split=self.split, shuffle_files=False, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        data = self.examples({"image": tfds.decode.SkipDecoding()})
         return data.map(lambda example: (example["image"], example["label"]))
+
+    def examples(self, decoders: Mapping[str, Any]):
+        """Return a tf.data.Dataset of all features, joined splits one after the other.
+
+        TFDS itself would mix them.
+        """
+        parts = [
+            self.builder.as_dataset(split=part, shuffle_files=False, decoders=decoders)
+            for part in self.split.split("+")
+        ]
+        return functools.reduce(lambda one, other: one.concatenate(other), parts)
 
 
 class Stored(Sequence[bytes]):

@@ -29,7 +29,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     It is 0 where both have no area.
     """
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
     both = areas(np.concatenate([low, high], -1))
     either = areas(a) + areas(b) - both

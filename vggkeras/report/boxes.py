@@ -124,7 +124,7 @@ def _galleries(
     pictures = {}
     for index, image in read_some(split, at, prepare):
         i, ratio = at[index], SIDE / max(image.size)
-        size = (round(image.width * ratio), round(image.height * ratio))
+        size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
         small = image.resize(size, Image.Resampling.BILINEAR)
         for corners in boxes.corners[index]:
             with_box(small, corners * ratio, color=TRUE)

@@ -7,14 +7,12 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from vggkeras.errors import InputError
+from vggkeras.provider import ON_GPU as ON_GPU
+from vggkeras.provider import PROVIDERS as PROVIDERS
 from vggkeras.runtimes.predictor import MAX_BATCH
 
-Provider = Literal["cpu", "cuda", "tensorrt", "mnn", "openvino"]  # mnn, openvino: other engines
-PROVIDERS: tuple[Provider, ...] = get_args(Provider)
-ON_GPU = ("cuda", "tensorrt")
 ONNX_PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",

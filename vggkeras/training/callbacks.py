@@ -302,17 +302,21 @@ class PrintEpoch(RunCallback):
 class StopWhenAsked(RunCallback):
     """Raises KeyboardInterrupt after the step, or the batch of validation, of the user's wish."""
 
+    def _stop(self) -> None:
+        self.job.hosts.gather(None)  # wait until the first host has saved what it had to
+        raise KeyboardInterrupt
+
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Stop within an epoch."""
         if self.progress.stop.is_set() and self.state.step < self.job.steps:
-            raise KeyboardInterrupt
+            self._stop()
 
     def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Stop in a validation, which is made again from the last checkpoint on."""
         if self.progress.stop.is_set():
-            raise KeyboardInterrupt
+            self._stop()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Stop between epochs."""
         if self.progress.stop.is_set() and not self.state.finished:
-            raise KeyboardInterrupt
+            self._stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,8 @@ def training_batches(
     import tensorflow as tf
 
     read = ALL if recipe.mixup else share
+    if rescaled and split.boxes:  # images in memory are numbered without those that are left out
+        split = replace(split, boxes=split.boxes.some(split.indices()))
     example = _augmented(split, recipe, crops)
 
     def of_rescaled(epoch, index):
@@ -266,11 +268,16 @@ def validation_batches(
         others = set(indices) - {indices[row] for row in padding.own if row < split.count}
         own = split.without(others) if others else split
     boxes, crop_size = own.boxes, (size, size)
-    target = np.zeros(1 + 4 * boxes.most, np.float32) if boxes else np.zeros((), np.int64)
+    # As long on every host, whichever images it has.
+    most = split.boxes.most if split.boxes else 0
+    target = np.zeros(1 + 4 * most, np.float32) if most else np.zeros((), np.int64)
 
     def crops() -> Iterator[tuple[np.ndarray, int | np.ndarray, float]]:
         for index, crop, label in augment.center_crops(own, crop_size, scale):
-            true = _central_target(boxes, index, label, scale, size) if boxes else label
+            true: int | np.ndarray = label
+            if boxes:
+                true = _central_target(boxes, index, label, scale, size)
+                true = np.append(true, np.tile(true[-4:], (len(target) - len(true)) // 4))
             yield augment.in_channels(crop, channels), true, padding.weight if padding else 1.0
         for _ in range(count - own.count):
             yield np.zeros((size, size, channels), np.uint8), target, 0.0

@@ -184,6 +184,9 @@ def facts(recipe: Recipe, data: Data, resume: bool) -> dict[str, Any]:
 
 def _content(split: Split) -> Iterator[bytes]:
     """Yield what tells a split from another one, as far as no image has to be read for it."""
+    if split.boxes:
+        yield from (corners.tobytes() for corners in split.boxes.corners)
+        yield split.boxes.sizes.tobytes()
     if isinstance(split.sources, Records):
         yield f"{split.sources.builder.info.full_name} {split.sources.split}".encode()
         yield repr(sorted(split.left_out)).encode()

@@ -165,6 +165,9 @@ def _data(recipe: Recipe, given: Data | None, begun: RunRecord | None, console: 
         data = sources.load_data_of([begun.card], given or recipe.data, **options)
     else:
         data = sources.load_data(given or recipe.data, validation=recipe.validation, **options)
+    if not recipe.boxes:  # data of Python may have them all the same
+        splits = {name: dataclasses.replace(s, boxes=None) for name, s in data.splits.items()}
+        data = dataclasses.replace(data, splits=splits)
     data = data.upright(begun.card.exif if begun else recipe.exif)
     if data.unread:
         console.print(unread(data.unread), soft_wrap=True, highlight=False)
