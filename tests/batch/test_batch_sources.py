@@ -49,6 +49,7 @@ def test_folders_patterns_lists_and_urls_give_the_same_images(photos, tmp_path):
     asked = {
         "photos": [f"photos/{p}" for p in PLACES],
         "photos/*/*.[jp][pn]g": [f"photos/{p}" for p in PLACES],
+        "photos/b/**": [f"photos/{p}" for p in PLACES[3:]],
         "photos/list.csv": PLACES,
         "photos/list.parquet": PLACES,
         "photos/coded.parquet": PLACES,

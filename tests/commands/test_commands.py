@@ -53,7 +53,11 @@ def test_help_loads_nothing_heavy():
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.splitlines()[-1] == "HEAVY []"
-    for choices in ("{cpu,cuda,tensorrt,mnn,openvino}", "{center,dense,multicrop,both}", "{average,stack}"):
+    for choices in (
+        "{cpu,cuda,tensorrt,mnn,openvino}",
+        "{center,dense,multicrop,both}",
+        "{average,stack}",
+    ):
         assert choices in child.stdout
     assert "{None}" not in child.stdout
     commands = [["export", "--help"], ["export.verify", "--help"]]

@@ -269,3 +269,9 @@ def test_int8_goes_where_it_can_be_computed():
 def test_tritons_flags_need_triton(command):
     code, _, err = command(export_command.cli, "--provider", "cuda")
     assert (code, "give --triton DIR too" in err, err.count("\n")) == (2, True, 1)
+
+
+@pytest.mark.integration
+def test_flags_that_do_nothing_are_refused(exported, tmp_path):
+    with pytest.raises(InputError, match="--triton exports nothing"):
+        write(exported, tmp_path / "models", opset=17)

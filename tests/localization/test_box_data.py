@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from helpers import photo, stored, write_photos
 from PIL import Image
+from rich.console import Console
 
 import vggkeras
-from vggkeras.data import records
+from vggkeras.data import decoding, records
 from vggkeras.data.sources import load_data_of
 from vggkeras.errors import InputError
+from vggkeras.recipe import Recipe
+from vggkeras.training.pipeline import Crops, rescaled_images, training_batches
 
 HEADER = ["file", "label", "xmin", "ymin", "xmax", "ymax"]
 
@@ -288,8 +291,14 @@ def features_of(name: str) -> dict:
     }
 
 
+COUNT = 40  # training images, more than TFDS takes from one split before it turns to the next
+
+
 def write_records(name: str, root: Path):
-    """Write a small data set in TFDS' format, with boxes as the real one has them."""
+    """Write a small data set in TFDS' format, with boxes as the real one has them.
+
+    Image number i has the color 5 i, and its box ends at 20 + 0.4 i px.
+    """
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(features_of(name))
@@ -302,17 +311,17 @@ def write_records(name: str, root: Path):
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(10), "test": self._generate_examples(4)}
+            return {"train": self._generate_examples(COUNT), "test": self._generate_examples(4)}
 
         def _generate_examples(self, count):
-            box = tfds.features.BBox(ymin=0.2, xmin=0.25, ymax=1.0, xmax=0.75)
             small = tfds.features.BBox(ymin=0.0, xmin=0.0, ymax=0.1, xmax=0.1)
             none = tfds.features.BBox(ymin=0.0, xmin=0.0, ymax=0.0, xmax=0.0)
             for i in range(count):
+                box = tfds.features.BBox(ymin=0.2, xmin=0.25, ymax=1.0, xmax=0.5 + i / 100)
                 # Pets' test images have no box, nor have some others.
                 head = none if count == 4 or i == 3 else box
                 values = {
-                    "image": photo(i, 50, 40),
+                    "image": np.full((50, 40, 3), 5 * i, np.uint8),
                     "label": i % 2,
                     "image/filename": f"{i}.jpg",
                     "file_name": f"{i}.jpg",
@@ -330,6 +339,17 @@ def write_records(name: str, root: Path):
     return builder
 
 
+def assert_crops_have_their_own_boxes(split) -> None:
+    """Hold the widths of training's targets against the colors, read in turn and from memory."""
+    recipe, crops = Recipe(boxes="scr", batch_size=split.count, color=False), Crops(32, (40, 40))
+    for rescaled in (None, rescaled_images(split, crops.scale, Console(quiet=True))):
+        batches = training_batches(split, recipe, crops, 0, rescaled, 2)
+        images, targets = (np.asarray(part) for part in next(iter(batches)))
+        assert len(np.unique(images[:, 0, 0, 0])) == split.count
+        widths = (10 + 0.08 * images[:, 0, 0, 0].astype(float)) / 32
+        np.testing.assert_allclose(targets[:, 3], widths, atol=1e-6)
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["stanford_dogs", "oxford_iiit_pet", "caltech_birds2011"])
 def test_records_of_tfds_with_boxes(name, tmp_path, monkeypatch):
@@ -341,19 +361,24 @@ def test_records_of_tfds_with_boxes(name, tmp_path, monkeypatch):
     pets = name == "oxford_iiit_pet"
     assert data.no_box == ({"train": 1, "test": 4} if pets else {})
     assert ("test" in data.splits) == (not pets)
-    assert data.split("train").count + data.split("validation").count == 10 - pets
+    assert data.split("train").count + data.split("validation").count == COUNT - pets
     for split in data.splits.values():
         for index, encoded, _ in split.examples():
             assert encoded[:8].startswith(b"\x89PNG")
             assert split.boxes.sizes[index].tolist() == [50, 40]
             boxes = split.boxes.corners[index]
-            assert boxes[0] == pytest.approx([10, 10, 30, 50], abs=1e-5)  # px, the largest first
+            end = 20 + 0.08 * int(decoding.decode(encoded)[0, 0, 0])
+            assert boxes[0] == pytest.approx([10, 10, end, 50], abs=1e-5)  # px, the largest first
             assert len(boxes) == (2 if name == "stanford_dogs" else 1)
     part = data.split("train[:50%]")
-    assert part.boxes.corners[0][0] == pytest.approx([10, 10, 30, 50], abs=1e-5)
+    assert part.boxes.corners[0][0] == pytest.approx(data.splits["train"].boxes.corners[0][0])
     both = data.split("train+validation")
-    assert len(list(both.examples())) == both.count == 10 - pets
-    assert all(both.boxes.corners[i][0][2] == pytest.approx(30) for i in both.indices())
+    assert both.count == COUNT - pets
+    found = {i: int(decoding.decode(encoded)[0, 0, 0]) for i, encoded, _ in both.examples()}
+    assert sorted(found) == both.indices()
+    for index, color in found.items():
+        assert both.boxes.corners[index][0][2] == pytest.approx(20 + 0.08 * color, abs=1e-5)
+    assert_crops_have_their_own_boxes(data.split("train"))
     assert load_data_of([], f"tfds:{name}").split("train").boxes is None
 
 

@@ -11,6 +11,7 @@ from helpers import photo
 from PIL import Image
 
 import vggkeras
+from export.__main__ import cli as export_cli
 from vggkeras.__main__ import cli
 from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
@@ -205,12 +206,28 @@ def test_predict_says_the_class_where_there_is_a_classifier(folder, command, tmp
     np.testing.assert_array_equal(again[1].boxes, found[1].boxes)
 
 
+def test_where_no_image_can_be_read_each_is_said(folder, command, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    code, out, err = command(
+        cli, "predict", tmp_path / "broken.png", "--model", folder / "scr.keras"
+    )
+    assert (code, "1 of 1 images could not be read" in out, err) == (1, True, "")
+
+
+def test_boxes_are_not_exported_as_a_classifier(folder, command, tmp_path):
+    arguments = ["--model", folder / "scr.keras", "--data", "random", "--out", tmp_path / "out"]
+    code, _, err = command(export_cli, *arguments)
+    assert (code, "only classifiers are exported yet" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 WRONG = {
     "a classifier": ("localize", "classes", [], "gives no boxes"),
     "no class for a box a class": ("predict", "pcr", [], "needs to know the class"),
     "no classifier for many places": ("localize", "scr", ["--protocol", "dense"], "--classifier"),
     "boxes for a classifier": ("localize", "scr", ["--classifier", "pcr"], "not probabilities"),
     "other classes": ("localize", "scr", ["--classifier", "others"], "name class 2 differently"),
+    "reduced decoding": ("predict", "scr", ["--fast-decode"], "--fast-decode is of classifiers"),
     "a drawing of a class": ("predict", "classes", ["--draw", "x"], "are of networks of boxes"),
     "boxes to evaluate": ("evaluate", "scr", [], "gives boxes, not probabilities"),
 }
