@@ -82,10 +82,14 @@ def write(request: Request, serving: Serving, console: Console) -> list[Path]:
         )
     files.check_writable(serving.triton)
     name = _name_of(request.source)
-    written = []
-    for target in replace(request, format="onnx").targets():
-        card, sha256 = _proven(target, files.sha256(request.source))
+    proven = [
+        (target, *_proven(target, files.sha256(request.source)))
+        for target in replace(request, format="onnx").targets()
+    ]
+    for target, card, _ in proven:  # all of them, before the first one is placed
         _check_provider(target.path, card, options)
+    written = []
+    for target, card, sha256 in proven:
         folder = serving.triton / target.name.removesuffix(".onnx").replace("model", name, 1)
         text = config(folder.name, card, sha256, options)
         version = _place(folder, target.path, card, sha256, text)

@@ -60,7 +60,8 @@ def check_divides(recipe: Recipe, count: int, what: str) -> None:
     if images % count:
         raise InputError(
             f"A step's {images} images cannot be divided evenly among {count} {what}: give a "
-            f"--batch-size that is a multiple of {count * recipe.accumulate}."
+            f"--batch-size that is a multiple of {count * recipe.accumulate}"
+            f"{', or hide some devices with CUDA_VISIBLE_DEVICES' if what == 'devices' else ''}."
         )
 
 
