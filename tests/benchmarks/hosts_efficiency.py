@@ -26,7 +26,9 @@ BACKWARD = 2  # floating-point operations of the backward pass, in those of the 
 HOSTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LINKS = (10, 25, 100, 400)  # Gbit/s
 HOROVOD = 0.68  # VGG-16 on 512 P100 in 128 servers of 25 Gbit/s: github.com/horovod/horovod
-P100_IMAGES = 154.0  # images/s of VGG-16 on one P100, batch 64: TensorFlow's benchmark page, 2017
+# Images/s of VGG-16 on one P100, 64 a step, May 2017: tensorflow/docs,
+# site/en/r1/guide/performance/benchmarks.md.
+P100_IMAGES = 154.0
 
 
 @dataclass(frozen=True)
