@@ -15,7 +15,7 @@ import pytest
 from helpers import write_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from many import COMMAND, Killing, check_ids, labelled, write_tables
+from many import COMMAND, Killing, check_ids, labelled
 from pyarrow import parquet
 
 import vggkeras
@@ -29,27 +29,6 @@ from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def model(exports) -> Path:
-    return exports / "model.onnx"
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory) -> Path:
-    """2,500 images: two whole parts and a shorter one."""
-    folder = tmp_path_factory.mktemp("source") / "tables"
-    write_tables(folder, 2500, a_table=1300)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(tables, model, tmp_path_factory) -> Path:
-    """The folder that they are labelled into by a job that nobody killed."""
-    out = tmp_path_factory.mktemp("whole") / "labels"
-    vggkeras.label(f"{tables}/*.parquet", model, out, threads=1)
-    return out
 
 
 def test_rows_are_those_of_predict(model, tmp_path, command):

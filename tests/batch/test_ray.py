@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import subprocess
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from many import COMMAND, Killing, is_worker, labelled, write_tables
+from many import COMMAND, Killing, is_worker, labelled
 
 import vggkeras
 from vggkeras.batch import on_ray
@@ -24,25 +24,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="of the extra scale"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(exports) -> Path:
-    return exports / "model.onnx"
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("source") / "tables"
-    write_tables(folder, 2500)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(tables, model, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "labels"
-    vggkeras.label(f"{tables}/*.parquet", model, out, threads=1)
-    return out
 
 
 def test_ray_writes_the_same_bits_in_silence_on_the_loopback(whole, tables, model, tmp_path):
@@ -95,6 +76,44 @@ def test_a_worker_says_what_it_has_not_and_how_it_differs(whole, tables, model, 
     on_gpu = replace(job, options=Options("cuda", threads=1))
     (failure,) = on_ray.Worker(on_gpu, model)(batch)["failure"]
     assert failure.startswith("provider cuda: ONNX Runtime")
+
+
+def test_a_worker_loads_what_the_driver_was_asked_for(whole, tables, model, tmp_path, monkeypatch):
+    """What only GPUs have is passed on, and TensorRT computes without TF32."""
+    from vggkeras import runtimes
+    from vggkeras.batch import sources
+    from vggkeras.batch.manifest import Manifest
+    from vggkeras.batch.parts import Job
+    from vggkeras.runtimes.providers import TF32_OVERRIDE, Options
+
+    manifest, loaded = Manifest.read(whole), []
+    assert manifest is not None
+    load = runtimes.load
+
+    def load_on_cpu(path, provider, **options):
+        loaded.append((provider, options, os.environ.get(TF32_OVERRIDE)))
+        return replace(load(path, threads=options["threads"]), provider=provider)
+
+    monkeypatch.setattr(runtimes, "load", load_on_cpu)
+    monkeypatch.setenv(TF32_OVERRIDE, "")  # so that it is put back afterwards
+    monkeypatch.delenv(TF32_OVERRIDE)
+    source = sources.load([f"{tables}/*.parquet"], tmp_path / "none")
+    asked = replace(manifest, provider="tensorrt", batch_sizes=(1, 8))
+    options = Options("tensorrt", threads=1, batch_sizes=(1, 8))
+    assert on_ray.Worker(Job(whole, source, asked, options), model).failure == ""
+    how = {"threads": 1, "trust_saved_model": False, "batch_sizes": (1, 8)}
+    assert loaded == [("tensorrt", how, "0")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("provider", ["mnn", "openvino"])
+def test_an_engine_of_processors_works_in_rays_workers(provider, tables, model, tmp_path):
+    pytest.importorskip({"mnn": "MNN"}.get(provider, provider), reason=f"of the extra {provider}")
+    images, here, out = f"{tables}/*.parquet", tmp_path / "here", tmp_path / "labels"
+    vggkeras.label(images, model, here, provider=provider, threads=1)
+    ray = [*COMMAND, images, "--model", str(model), "--out", str(out), "--engine", "ray"]
+    subprocess.run([*ray, "--provider", provider], check=True, stdout=subprocess.DEVNULL)
+    assert labelled(out) == labelled(here)
 
 
 @pytest.mark.slow

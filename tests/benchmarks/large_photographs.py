@@ -33,7 +33,7 @@ from textures import grating, jpeg, textures
 
 import vggkeras
 from vggkeras import files
-from vggkeras.data import augment, decoding, sources, statistics
+from vggkeras.data import augment, decoding, sources, statistics, windows
 from vggkeras.data.splits import Split
 from vggkeras.evaluation.statistics import mcnemar
 from vggkeras.training.benchmark import photograph_like
@@ -56,7 +56,12 @@ class Arguments:
     """Folder for images and runs; what is made there is removed at the end."""
     data: str = "tfds:imagenette/160px-v2"
     """Its photographs are enlarged."""
-    parts: tuple[Literal["speed", "pixels", "accuracy"], ...] = ("speed", "pixels", "accuracy")
+    parts: tuple[Literal["speed", "profile", "pixels", "accuracy"], ...] = (
+        "speed",
+        "profile",
+        "pixels",
+        "accuracy",
+    )
     """What is measured."""
     photographs: int = 16
     """Of 12 megapixels."""
@@ -144,6 +149,48 @@ def speeds(sets: dict[str, Split], arguments: Arguments) -> list[dict]:
     return rows
 
 
+def profile(sets: dict[str, Split], arguments: Arguments) -> list[dict]:
+    """Measure what a crop at S 256 consists of, in milliseconds of one core, in turn.
+
+    Decoding at 1/8 reads every code of the file and computes a 64th of the pixels, so it is a
+    bound of what reading the codes takes.
+    """
+    import tensorflow as tf
+
+    def window(fast: bool, exif: bool):
+        def decode(epoch, index, encoded, label):
+            uniform, _ = augment.draws(0, epoch, index)
+
+            def place_of(size):
+                return augment._place(size, CROP, SCALES[0], uniform)
+
+            return windows.pixels_of_jpeg(encoded, place_of, exif, fast)[0]
+
+        return decode
+
+    rows = []
+    for name, split in sets.items():
+        for fast in (False, True) if name != PLAIN else (False,):
+            examples = split.shuffled(0).take(arguments.images + 1)
+            each = {
+                "crop": cropped(split, SCALES[0], fast, arguments.images + 1),
+                "decoding": examples.map(window(fast, split.exif)),
+                "codes": examples.map(lambda *e: tf.io.decode_jpeg(e[2], ratio=8)),
+                "nothing": examples.map(lambda *e: e[3]),
+            }
+            total = dict.fromkeys(each, 0.0)
+            for _ in range(arguments.rounds):
+                for part, dataset in each.items():
+                    iterator = iter(dataset)
+                    next(iterator)
+                    start = time.process_time()
+                    count = sum(1 for _ in iterator)
+                    total[part] += 1e3 * (time.process_time() - start) / count / arguments.rounds
+            spent = {part: ms - total["nothing"] for part, ms in total.items() if part != "nothing"}
+            rows.append({"photographs": name, "decoded": "reduced" if fast else "whole", **spent})
+    return rows
+
+
 def changed(data: bytes, side: int, crop: int) -> np.ndarray:
     """Return by how many levels the central crop differs."""
     import tensorflow as tf
@@ -156,8 +203,6 @@ def changed(data: bytes, side: int, crop: int) -> np.ndarray:
 
 def differences(images: Iterator[tuple[str, np.ndarray]], factor: int, gap: int) -> dict:
     """Return name -> differences, where images are decoded at 1/`factor` with so small a gap."""
-    from vggkeras.data import windows
-
     before = decoding.GAP_TENTHS
     decoding.GAP_TENTHS = windows.GAP_TENTHS = gap
     try:
@@ -287,7 +332,11 @@ def main(arguments: Arguments) -> None:
         sizes = {n: sum(len(d) for _, d, _ in s.examples()) / s.count for n, s in sets.items()}
         result["megabytes"] = {name: size / 1e6 for name, size in sizes.items()}
         console.print(result["megabytes"])
-        for name, measure in (("speed", speeds), ("pixels", lambda s, _: pixels(s))):
+        for name, measure in (
+            ("speed", speeds),
+            ("profile", profile),
+            ("pixels", lambda s, _: pixels(s)),
+        ):
             if name in arguments.parts:
                 result[name] = measure(sets, arguments)
                 show(name, result[name])

@@ -27,27 +27,29 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1] / "batch"))
 import many
 
+LARGEST = 12  # processes whose memory is printed
 EVERY = 0.2  # seconds between two looks at the memory
 
 
-def look(process: psutil.Process, most: dict[int, int]) -> None:
+def look(process: psutil.Process, most: dict[tuple[int, str], int]) -> None:
     """Note the largest resident set that a process, and each that it has started, has had so far.
 
     Args:
         process: with its children.
-        most: takes bytes, by process; Linux keeps them itself (VmHWM).
+        most: takes bytes, by process and what it is; Linux keeps them itself (VmHWM).
     """
     with contextlib.suppress(psutil.Error):
         for each in [process, *process.children(recursive=True)]:
             with contextlib.suppress(OSError):  # it has just ended
                 status = Path(f"/proc/{each.pid}/status").read_text()
                 if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
-                    most[each.pid] = 1024 * int(found[1])
+                    name = " ".join(each.cmdline()).split(" --")[0].strip()[-60:]
+                    most[each.pid, name] = 1024 * int(found[1])
 
 
 def run(jobs: list[list[str]]) -> tuple[float, int]:
     """Run jobs at once; return their seconds, and the sum of their processes' memory in bytes."""
-    start, most = time.monotonic(), {}
+    start, most = time.monotonic(), dict[tuple[int, str], int]()
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     running = [
         psutil.Popen([*many.COMMAND, *job], env=environment, stdout=subprocess.DEVNULL)
@@ -58,6 +60,8 @@ def run(jobs: list[list[str]]) -> tuple[float, int]:
             look(job, most)
         time.sleep(EVERY)
     assert not any(job.returncode for job in running), [job.returncode for job in running]
+    for (_, name), peak in sorted(most.items(), key=lambda each: -each[1])[:LARGEST]:
+        print(f"    {peak / 1e6:6,.0f} MB  {name}")
     return time.monotonic() - start, sum(most.values())
 
 
