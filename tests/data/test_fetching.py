@@ -128,18 +128,18 @@ def test_with_a_network_it_is_prepared(builder_of, served):
 
 
 def test_ctrl_c_ends_a_download(builder_of, served):
-    ended = threading.Event()
+    ended, hung_up = threading.Event(), threading.Event()
 
     def send(file):
         try:
             file.write(bytes(1 << 10))
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             for _ in range(600):  # slowly: what is not stopped fills no disk
-                file.write(bytes(16))
+                file.write(bytes(1 << 10))  # the other side looks after every 8 kB
                 file.flush()
                 time.sleep(0.1)
-        except OSError:  # the other side has hung up
-            pass
+        except OSError:
+            hung_up.set()
         ended.set()
 
     # A shell that starts the tests in the background has them ignore it.
@@ -149,7 +149,10 @@ def test_ctrl_c_ends_a_download(builder_of, served):
             fetching.prepare(builder_of(served(send)))
     finally:
         signal.signal(signal.SIGINT, before)
-    ended.wait()  # no thread goes on with it, for which the end of the process would wait
+    ended.wait()
+    assert (
+        hung_up.is_set()
+    )  # no thread goes on with it, for which the end of the process would wait
 
 
 @pytest.mark.parametrize(

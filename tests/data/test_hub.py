@@ -67,7 +67,8 @@ def test_a_data_set_has_its_splits_classes_and_images(folder):
 
 
 def test_training_and_scoring_on_it(folder, tmp_path, command):
-    run = train(tiny(tmp_path / "run", data=f"hf:{folder}", scale="36:44"))
+    plain = {"batch_norm": False, "epochs": 1}
+    run = train(tiny(tmp_path / "run", data=f"hf:{folder}", scale="36:44", **plain))
     figures = tmp_path / "figures.json"
     arguments = ["--model", run.path, "--data", f"hf:{folder}", "--json", figures]
     code, _, err = command(cli, "evaluate", *arguments, "--split", "validation")
@@ -122,6 +123,9 @@ def test_labels_that_are_no_classes_are_refused(tmp_path):
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path, monkeypatch):
+    # The library's own switch: nobody waits for a network, there or not.
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for spec in (f"hf:{tmp_path}", "hf:no/set.of.that.name"):
         with pytest.raises(InputError, match=r"^Unknown data .hf:") as error:
             vggkeras.load_data(spec)
