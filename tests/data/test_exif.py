@@ -102,21 +102,20 @@ def test_eight_orientations_train_as_one_and_are_scored_and_predicted_as_one(
     sets, tmp_path, command
 ):
     upright, eight = sets
-    options = {"learning_rate": 0.1, "scale": "36:44"}
+    options = {"learning_rate": 0.1, "scale": "36:44", "batch_norm": False, "epochs": 1}
     runs = [
         train(tiny(tmp_path / name, data=str(folder), exif=exif, **options))
         for name, folder, exif in (
             ("a", upright, True),
             ("b", eight, True),
-            ("c", upright, False),
-            ("d", eight, False),
+            ("c", eight, False),
         )
     ]
-    assert [run.record.card.exif for run in runs] == [True, True, False, False]
+    assert [run.record.card.exif for run in runs] == [True, True, False]
     weights = [run.model.get_weights() for run in runs]
     for one, other in zip(weights[0], weights[1], strict=True):
         np.testing.assert_array_equal(one, other)
-    assert any(not np.array_equal(a, b) for a, b in zip(weights[2], weights[3], strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
     figures = []
     for flags in ((upright,), (eight,), (eight, "--no-exif")):
@@ -145,7 +144,7 @@ def test_eight_orientations_train_as_one_and_are_scored_and_predicted_as_one(
 def test_a_run_of_before_goes_on_with_what_it_read(sets, tmp_path):
     """Version 0.2 recorded no orientation, applied none, and read no WebP."""
     folder = write_set(tmp_path / "set", *ORIENTATIONS)
-    recipe = {"data": str(folder), "epochs": 2}
+    recipe = {"data": str(folder), "batch_norm": False}
     before = train(tiny(tmp_path / "whole", exif=False, **recipe))
 
     out = tmp_path / "cut"
