@@ -31,6 +31,12 @@ BEYOND = {
     "mixup": {"mixup": 0.2},
     "randaugment": {"randaugment": True},
     "monitor": {"monitor": "val_cross_entropy", "patience": 1},
+    "those of the paper's schedule": {
+        "class_weights": "balanced",
+        "ema": 0.9,
+        "monitor": "val_cross_entropy",
+        "patience": 1,
+    },
     "all": {
         "optimizer": "adamw",
         "schedule": "cosine",
@@ -59,12 +65,17 @@ def _checkpoints_after_every_step(monkeypatch):
     monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
 
 
-IN_ALL = ("smoothing", "adamw", "cosine", "mixup", "randaugment")  # which are tried together too
+TOGETHER = ("those of the paper's schedule", "all")  # each of the others is in one of them
+ALONE = [pytest.mark.slow, pytest.mark.full]
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in IN_ALL)) for name in BEYOND],
+    [
+        TOGETHER[0],
+        pytest.param("all", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=ALONE) for name in BEYOND if name not in TOGETHER),
+    ],
 )
 def test_a_run_that_is_cut_off_ends_with_the_same_bits(name, tmp_path, unequal, capsys):
     recipe = tiny(tmp_path / "whole", data=unequal, epochs=3, dropout=0.3, **BEYOND[name])
@@ -100,11 +111,13 @@ def test_all_of_it_is_resumed_as_exactly_on_jax(tmp_path, unequal):
     root = Path(__file__).parents[2]
     path = os.pathsep.join(map(str, (root, root / "tests")))
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": path}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "compiled")  # once, not three times
     subprocess.run([sys.executable, "-c", ON_JAX, unequal, tmp_path], check=True, env=environment)
 
 
 def test_the_learning_rate_rises_and_falls_along_a_cosine(tmp_path, unequal, capsys):
-    recipe = tiny(tmp_path / "run", data=unequal, epochs=4, schedule="cosine", warmup=1)
+    cosine = {"epochs": 4, "schedule": "cosine", "warmup": 1, "batch_norm": False}
+    recipe = tiny(tmp_path / "run", data=unequal, **cosine)
     run = train(recipe)
     rates = [float(row["learning_rate"]) for row in history(run.path)]
     first = recipe.first_rate  # three steps an epoch; the rates are of their last steps
@@ -132,7 +145,8 @@ class TrainedWeights(keras.callbacks.Callback):
 
 def test_the_averaged_weights_are_saved_and_validated_and_others_trained(tmp_path, unequal):
     average = TrainedWeights(0.9)
-    recipe = tiny(tmp_path / "run", data=unequal, epochs=1, ema=0.9, learning_rate=1.0)
+    changes = {"epochs": 1, "ema": 0.9, "learning_rate": 1.0, "batch_norm": False}
+    recipe = tiny(tmp_path / "run", data=unequal, **changes)
     run = train(recipe, callbacks=[average])
     kept = [np.array(v) for v in run.model.trainable_variables]
     for a, b in zip(kept, average.average, strict=True):
@@ -154,6 +168,7 @@ def test_the_metrics_are_plain_whatever_the_loss_is(tmp_path, unequal):
     """With the learning rate at nothing, every recipe has the same metrics and its own loss."""
     rows = {}
     plain = {"data": unequal, "epochs": 1, "learning_rate": 1e-30, "dropout": 0.0}
+    plain["batch_norm"] = False
     for name in ("paper", "smoothing", "weights"):
         recipe = tiny(tmp_path / name, **plain, **BEYOND.get(name, {}))
         rows[name] = {k: float(v) for k, v in history(train(recipe).path)[0].items()}

@@ -57,9 +57,8 @@ def check_kills(photos: Path, out: Path, trials: list[str]) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_run_killed_while_it_trains_or_saves_ends_as_if_it_had_not_been(tmp_path, photos):
-    moments = random.Random(20)
-    at_random = [f"{moments.random():.4f}" for _ in range(4)]
-    results = check_kills(photos, tmp_path, ["before:9", "step:7", "after:17", *at_random])
+    at_random = f"{random.Random(20).random():.4f}"  # the campaign has more of them
+    results = check_kills(photos, tmp_path, ["before:9", "step:7", "after:17", at_random])
     assert all(result["killed"] for result in results[:3])  # others may come after the end
     with open(tmp_path / "whole" / "history.csv") as file:  # there was something to remember
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
@@ -246,7 +245,8 @@ def test_unreadable_images_are_named_and_stay_left_out_after_a_resume(tmp_path, 
         path.write_bytes(path.read_bytes()[:-200])
     text = photos / "train" / "cat" / "001.jpg"
     text.write_text("text")
-    recipe = tiny(tmp_path / "whole", data=str(photos), epochs=2, skip_unreadable=True)
+    plain = {"batch_norm": False, "skip_unreadable": True}
+    recipe = tiny(tmp_path / "whole", data=str(photos), **plain)
     run = train(recipe)
     out = capsys.readouterr().out
     assert "skipped 3 unreadable images" in out
@@ -277,6 +277,7 @@ assert "jax" in run.metadata["versions"]
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_beyond.py does so with all that a recipe can ask for
 def test_a_run_on_jax_is_resumed_as_exactly(tmp_path, photos):
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": PYTHONPATH}
     subprocess.run([sys.executable, "-c", ON_JAX, photos, tmp_path], check=True, env=environment)
