@@ -383,7 +383,7 @@ LIMITS = {"onnx": 5, "tflite": 6}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["A-LRN", "D"])
+@pytest.mark.parametrize("arch", [pytest.param("A-LRN", marks=pytest.mark.full), "D"])
 def test_full_width_at_224(arch, tmp_path):
     """Full-size networks pass parity in every format, within memory, unlike the stock export."""
     vggkeras.build(arch, seed=0).save(tmp_path / "full.keras")

@@ -279,7 +279,7 @@ def start(out: Path, count: int, *arguments, resume: bool = False):
             [sys.executable, "-m", "vggkeras", "train", *flags],
             env=os.environ
             | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)}
-            | {"JAX_COMPILATION_CACHE_DIR": str(out.parent / "compiled")}
+            | {"JAX_COMPILATION_CACHE_DIR": f"{os.environ['XDG_CACHE_HOME']}/compiled"}
             | variables
             | {INDEX: str(index)},
             stdout=subprocess.PIPE,
@@ -313,6 +313,7 @@ def largest_difference(run: Run, other: Run) -> float:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, photos):
     (photos / "val" / "cat" / "000.jpg").unlink()  # a last batch that two do not divide
     one = trained(tmp_path / "one", 1, *flags(photos))
@@ -328,7 +329,7 @@ def test_two_processes_train_as_one(tmp_path, photos):
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_killed_host_ends_all_and_the_run_goes_on_to_the_bit(tmp_path, photos, killed):
     arguments = flags(photos, "--batch-norm", epochs=6)
     whole = trained(tmp_path / "whole", 2, *arguments)
@@ -378,6 +379,7 @@ def test_processes_whose_batch_hosts_do_not_divide_say_so(tmp_path, photos):
 
 @pytest.mark.integration
 @pytest.mark.slow
+@pytest.mark.full  # test_two_processes_train_as_one does so with 16 images
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="no TensorFlow Datasets")
 def test_imagenette_on_two_hosts_is_that_of_one(tmp_path):
     # In two large, careful steps: what rounding changes grows with every step of so deep a network.

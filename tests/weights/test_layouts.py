@@ -59,8 +59,13 @@ def test_a_narrow_twin_gives_the_same_scores_and_comes_back(name, library, suffi
     compare(twins.randomized(network(name, **SMALL)), name, library, suffix, 64, twins)
 
 
+FULL = pytest.mark.full  # the other full-size network, and the narrow ones above, go the same way
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn", "vgg19"])  # narrow ones: all, above
+@pytest.mark.parametrize(
+    "name", [pytest.param("vgg11", marks=FULL), "vgg16_bn", pytest.param("vgg19", marks=FULL)]
+)
 def test_a_full_twin_gives_the_same_scores_and_comes_back(name, twins):
     net = twins.randomized(twins.Torchvision(name))
     compare(net, name, "torchvision", "safetensors", 224, twins)
@@ -155,7 +160,7 @@ def test_back_to_keras_bit_for_bit(suffix):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "arch"), [("VGG16", "D"), ("VGG19", "E")])
+@pytest.mark.parametrize(("name", "arch"), [("VGG16", "D"), pytest.param("VGG19", "E", marks=FULL)])
 def test_the_full_networks_of_keras_give_the_same_scores_and_come_back(name, arch):
     make = getattr(keras.applications, name)
     net, images = randomized(make(weights=None, classifier_activation=None)), photographs(224)
