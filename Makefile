@@ -20,18 +20,20 @@ $(INSTALLED): pyproject.toml requirements.txt
 demo: setup
 	$(BIN)/python -m vggkeras demo
 
-# In two processes, each file in one. The slow tests (full-size networks, minutes): make test PYTEST='-m slow -n 2'
-PYTEST ?= -m 'not slow' -n 2 --dist loadfile
+# In two processes: each has half of the folders, and one that has done its half takes tests of the other's.
+# The slow tests (full-size networks, minutes): make test PYTEST='-m slow'
+TWO := -n 2 --dist worksteal
+PYTEST ?= -m 'not slow'
 test: setup
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(TWO) $(PYTEST)
 
 # The tests that neither train nor export a network nor start a process.
 unit: setup
-	$(BIN)/python -m pytest -m 'not slow and not integration' -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(TWO) -m 'not slow and not integration'
 
 # Which lines and branches the tests of `make test` run.
 coverage: setup
-	$(BIN)/python -m pytest $(PYTEST) --cov=vggkeras --cov=export --cov-branch --cov-report=term
+	$(BIN)/python -m pytest $(TWO) $(PYTEST) --cov=vggkeras --cov=export --cov-branch --cov-report=term
 
 sizes: setup
 	$(BIN)/python tests/sizes.py

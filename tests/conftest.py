@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shutil
@@ -19,6 +20,12 @@ from helpers import write_photos
 import vggkeras
 from vggkeras.training.record import RunRecord
 from vggkeras.training.runs import Run
+
+
+def pytest_collection_finish() -> None:
+    """Take what the libraries hold for good out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
