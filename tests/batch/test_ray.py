@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bits_in_silence_on_the_loopback(whole, tables, model, tmp_path):
     out = tmp_path / "labels"
     arguments = [f"{tables}/*.parquet", "--model", str(model), "--out", str(out)]
@@ -156,7 +157,7 @@ def test_ctrl_c_ends_ray_too(tables, model, tmp_path):
 def test_killed_drivers_and_workers_lose_nothing(whole, tables, model, tmp_path):
     arguments = [f"{tables}/*.parquet", "--model", str(model), "--threads", "1"]
     job = Killing([*arguments, "--engine", "ray"], tmp_path / "labels", whole, seed=0)
-    for worker in (False, True) * 2:
+    for worker in (False, True):
         job.kill_once(0.5, worker=worker)
     if job.out.exists():
         job.finish()
