@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,12 @@ from vggkeras.runtimes.providers import Options
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vggkeras.evaluation.statistics import Evaluation
+
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A file's top-1 accuracy on the central crops of labeled images."""
+    """A file's top-1 accuracy on the central crops of labeled images; of boxes, those localized."""
 
     evidence: str  # which images, in words
     images: int
@@ -52,18 +54,20 @@ def accuracies(
     from vggkeras.data.sources import as_trained, load_data
     from vggkeras.data.splits import stratified
     from vggkeras.evaluation.scoring import evaluate
+    from vggkeras.localization.evaluation import evaluate_boxes
     from vggkeras.terminal import load_tensorflow, progress_bar
 
-    data = load_data(spec, whole=True)
     chosen = [with_provider(path, asked) for path in paths]
     load_tensorflow(console, *(path for path, _ in chosen))
     predictors = [runtimes.load(path, **vars(own)) for path, own in chosen]
-    cards = [predictor.card for predictor in predictors]
-    data = as_trained(data, (), cards).upright(turns_upright(cards))
+    cards, boxes = [predictor.card for predictor in predictors], predictors[0].boxes is not None
+    data = load_data(spec, whole=True, boxes=boxes)
+    data = as_trained(data, (), cards, boxes=boxes).upright(turns_upright(cards))
     split = data.split(data.default_split)
     split = stratified(split, count) if count else split
+    score: Callable[..., Sequence[Evaluation]] = evaluate_boxes if boxes else evaluate
     with progress_bar(console) as bar:
-        rows = evaluate(
+        rows = score(
             predictors,
             split,
             data.class_names,

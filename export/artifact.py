@@ -116,7 +116,7 @@ def read(path: Path) -> Contents:
         golden = Golden.unpack(b85decode(packed) if path.suffix == ".onnx" else packed)
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise DamagedError(f"its golden answers cannot be read ({error}): it is damaged") from error
-    if golden.images.shape[3] != card.input_shape[2] or golden.answers.shape[1] != card.outputs:
+    if golden.images.shape[3] != card.input_shape[2] or golden.answers.shape[-1] != card.outputs:
         raise DamagedError("its golden answers are not of what its description says: it is damaged")
     return Contents(card, golden, changed)
 

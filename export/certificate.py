@@ -175,7 +175,10 @@ def _table(rows: list[tuple[Row, Entry]]) -> Any:
     cosines = any(entry.smallest_cosine is not None for _, entry in rows)
     columns = ["artifact", "bytes", "max error", "relative"]
     columns += ["smallest cosine"] if cosines else []
-    columns += ["agreement", "accuracy [95%]", "ms an image", "written in", "peak memory"]
+    judged = ["agreement", "accuracy [95%]"]
+    if first.form.is_boxes:
+        columns[2], judged = "max error, px", ["same verdicts", "localized [95%]"]
+    columns += [*judged, "ms an image", "written in", "peak memory"]
     for column in columns:
         table.add_column(column, justify="left" if column == "artifact" else "right")
     for row, entry in rows:

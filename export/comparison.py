@@ -52,7 +52,8 @@ class Comparison:
     evidence: str  # which images were shown
     images: int
     precision: str  # the lower of the two files'
-    kinds: tuple[str, str] = ("", "")  # probabilities, scores or features: reference, candidate
+    # Of the reference and the candidate: probabilities, scores, features or boxes.
+    kinds: tuple[str, str] = ("", "")
     max_abs_error: float = np.inf  # infinite where the answers cannot be compared
     max_rel_error: float = np.inf  # over the reference's largest answer
     agreeing: int | None = None  # images with the same top class; None without classes
@@ -238,7 +239,7 @@ def _with_answers(
     )
     kinds_differ = kinds["candidate"] != kinds["reference"]
     if answers["candidate"].shape != answers["reference"].shape or (
-        kinds_differ and "features" in kinds.values()
+        kinds_differ and _have_no_classes(kinds)
     ):
         return result
     notes = [f"{result.precision} by its own description"] if result.precision != "float32" else []
@@ -249,17 +250,21 @@ def _with_answers(
     if len(samples.images) > 1 and _hardly_vary(answers["reference"], result.tolerance):
         notes.append("weak evidence: the reference's answers hardly depend on the image")
     result = _with_errors(replace(result, notes=tuple(notes)), answers)
-    if "features" in kinds.values() or answers["reference"].shape[1] < 2:
+    if _have_no_classes(kinds) or answers["reference"].shape[1] < 2:
         return result
     return _with_classes(result, answers, _labels_that_fit(pair, samples, answers["reference"]))
 
 
 def _kind(model: image_model.ImageModel, answers: Array) -> str:
-    """Return whether answers `[N, answers]` are probabilities, scores or features."""
-    if model.features:
-        return "features"
+    """Return whether answers `[N, answers]` are probabilities, scores, features or boxes."""
+    if model.kind:
+        return model.kind
     sums = np.abs(answers.sum(axis=1) - 1)  # quantized probabilities add up to nearly 1
     return "probabilities" if (answers >= -1e-6).all() and (sums <= 0.02).all() else "scores"
+
+
+def _have_no_classes(kinds: dict[str, str]) -> bool:
+    return not {"features", "boxes"}.isdisjoint(kinds.values())
 
 
 def _shape_failures(pair: Pair) -> tuple[Failure, ...]:
@@ -278,7 +283,7 @@ def _output_failures(
     if counts["candidate"] != counts["reference"]:
         message = "{candidate} answers an image against {reference}".format(**counts)
         yield Failure("output", message)
-    if kinds["candidate"] != kinds["reference"] and "features" in kinds.values():
+    if kinds["candidate"] != kinds["reference"] and _have_no_classes(kinds):
         yield Failure("output", "{candidate} against {reference}".format(**kinds))
     one, other = (pair.models[side].card.class_names for side in SIDES)
     if one and other and one != other:
@@ -307,7 +312,7 @@ def _with_errors(result: Comparison, answers: dict[str, Array]) -> Comparison:
     errors = np.nan_to_num(np.abs(candidate.astype(np.float64) - reference), nan=np.inf)
     error = float(errors.max())
     relative = error / max(float(np.abs(reference).max()), 1e-30)
-    # Scores and features may be of any size.
+    # Scores, features and boxes may be of any size.
     bounded = max(error, relative) if "probabilities" in result.kinds else relative
     if result.tolerance is not None and bounded > result.tolerance:
         sizes = f"{error:.2g} ({relative:.2g} relative)"

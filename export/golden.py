@@ -32,7 +32,8 @@ UNKNOWN = -1  # the label of an image without one
 class Golden:
     """The images that travel inside a file, and the answers to expect.
 
-    In a file of features (Appendix B), `probabilities` and `answers` are features.
+    In a file of features (Appendix B), `probabilities` and `answers` are features; of boxes
+    (Appendix A), what the network gives, `[N, outputs]` or a map `[N, 1, 1, outputs]`.
     """
 
     images: np.ndarray  # uint8 [N, H, W, C]
@@ -123,7 +124,7 @@ class GoldenFile:
 
     images: np.ndarray  # uint8 [N, H, W, C]
     labels: np.ndarray | None  # int64 [N]
-    answers: np.ndarray  # float32 [N, classes], or features [N, units]
+    answers: np.ndarray  # float32 [N, classes], features [N, units], or boxes
     # (images, answers) of other sizes, which files of any size are proven on
     sizes: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
@@ -131,7 +132,8 @@ class GoldenFile:
         """Return golden.npz's content.
 
         Its arrays are images, labels (-1: unknown) and probabilities; images_HxW and
-        probabilities_HxW of other sizes. golden.features.npz has features instead of probabilities.
+        probabilities_HxW of other sizes. golden.features.npz has features instead of probabilities,
+        golden.boxes.npz and golden.dense_boxes.npz have boxes.
         """
         output = form.output_name
         arrays: dict[str, Any] = {
@@ -148,13 +150,13 @@ class GoldenFile:
 
 
 def golden_path(folder: Path, form: Form = Form.CLASSIFIER) -> Path:
-    """Return where a folder's golden answers lie: golden.npz; golden.features.npz of features."""
-    return form_path(folder / GOLDEN, form) if form is Form.FEATURES else folder / GOLDEN
+    """Return where a folder's golden answers lie: golden.npz of probabilities; golden.FORM.npz."""
+    return folder / GOLDEN if form.gives_probabilities else form_path(folder / GOLDEN, form)
 
 
 def shares(form: Form, entry: Entry) -> bool:
     """Return whether a certified file has the same golden answers beside it as those of a form."""
-    return bool(entry.features) == (form is Form.FEATURES)
+    return golden_path(Path(), form) == golden_path(Path(), entry.form)
 
 
 def load_golden(folder: Path, form: Form = Form.CLASSIFIER) -> GoldenFile:
@@ -229,7 +231,7 @@ def _check(images: np.ndarray, answers: np.ndarray, labels: np.ndarray | None = 
     """Raise ValueError unless these are images, with an answer each, and a label."""
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
         raise ValueError(f"images are {images.dtype} {list(images.shape)}")
-    if answers.dtype != np.float32 or answers.ndim != 2 or not answers.size:
+    if answers.dtype != np.float32 or answers.ndim not in (2, 4) or not answers.size:
         raise ValueError(f"answers are {answers.dtype} {list(answers.shape)}")
     if len(answers) != len(images):
         raise ValueError(f"{len(images)} images and {len(answers)} answers")

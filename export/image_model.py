@@ -58,7 +58,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class ImageModel:
-    """A model with one image input and one output of class scores, probabilities or features."""
+    """A model with one image input and one output: scores, probabilities, features or boxes."""
 
     path: Path
     runtime: str
@@ -66,7 +66,7 @@ class ImageModel:
     output_name: str
     card: ModelCard  # empty in a file that vggkeras did not write
     run: Callable[[np.ndarray], np.ndarray] = field(repr=False)  # an array of that shape and type
-    features: bool = False  # whether it gives features (Appendix B) and no classes
+    kind: str = ""  # features (Appendix B) or boxes (Appendix A), where it gives no classes
     keras_model: Any = field(default=None, repr=False)  # for its layers
 
     @property
@@ -196,8 +196,9 @@ def _exported(path: Path, trust_saved_model: bool = False) -> ImageModel:
         input=ImageInput(predictor.input_name, "uint8", shape),
         output_name=predictor.output_name,
         card=predictor.card,
-        run=predictor.run,
-        features=bool(predictor.features),
+        # A map of boxes has one place, for images of that size.
+        run=lambda images: (answers := predictor.run(images)).reshape(len(answers), -1),
+        kind="" if predictor.form.gives_probabilities else predictor.output_name,
     )
 
 
@@ -225,6 +226,7 @@ def _keras(path: Path) -> ImageModel:
         output_name=output,
         card=replace(card, precision=precision),
         run=_keras_run(model),
+        kind="boxes" if card.boxes else "",
         keras_model=model,
     )
 

@@ -81,7 +81,8 @@ def _onnx_means(
         ) from error
     means = {}
     for name, value in zip(present, values, strict=True):
-        channels_first = value.ndim == 4 and name != "mean_rgb"  # which is before the transposition
+        # mean_rgb is before the transposition, and a map of boxes after the one back.
+        channels_first = value.ndim == 4 and name not in ("mean_rgb", answer)
         means[name] = channel_means(value, 1 if channels_first else value.ndim - 1)
     return means, answers
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import flatbuffers
 
-from vggkeras.card import FEATURES_USE, INPUT_NAME, ModelCard
+from vggkeras.card import BOXES_USE, FEATURES_USE, INPUT_NAME, ModelCard
 
 LABELS = "labels.txt"
 
@@ -42,7 +42,10 @@ def model_metadata(card: ModelCard) -> bytes:
     file = {0: LABELS, 1: "A line a class.", 2: (uint8, 2)}  # AssociatedFileType.TENSOR_AXIS_LABELS
     image = {0: INPUT_NAME, 1: f"uint8, 0-255, {card.resize}", 3: content}
     output: dict[int, Any] = {0: card.form.output_name}
-    if classes := len(card.class_names):
+    if card.form.is_boxes:
+        output[1] = f"float32. {BOXES_USE}"
+        what = f"Boxes, {card.outputs // 4} an image or a place of it, of a network"
+    elif classes := len(card.class_names):
         output |= {1: "Probability of each class, float32, 0-1.", 6: [file]}
         what = f"Image classifier of {classes} classes"
     else:

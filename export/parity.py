@@ -14,7 +14,7 @@ import numpy as np
 from export import TOLERANCES
 from vggkeras.card import Form
 from vggkeras.evaluation.statistics import mcnemar, wilson
-from vggkeras.runtimes import onnx
+from vggkeras.localization import geometry
 from vggkeras.runtimes.predictor import Predictor
 
 BATCH_SIZES = (1, 2, 7)
@@ -63,9 +63,9 @@ class Gate:
     """What a file must reach to pass. None: not checked."""
 
     # Largest error of a probability, absolute and relative to the reference's largest one; of a
-    # feature, which may be of any size, relative alone.
+    # feature, which may be of any size, relative alone; of a box's corner, relative to the crop.
     tolerance: float | None = TOLERANCE
-    most_lost: float | None = None  # the most top-1 accuracy that may be lost; needs labels
+    most_lost: float | None = None  # the most accuracy that may be lost; needs labels
     least_agreement: float | None = None  # fails where the agreement's whole 95% interval is below
     least_cosine: float | None = None  # between the features of any image
 
@@ -77,17 +77,21 @@ def gate_of(
 
     Args:
         precision: float32, float16 or int8.
-        form: features are judged by cosine, where probabilities are by agreement and accuracy.
+        form: features are judged by cosine, where probabilities are by agreement and accuracy; of
+            boxes in float32, whether they are right must be the same for every image.
         labels_tell: see `labels_tell`; without, accuracy is not checked.
         tolerance: of probabilities, instead of the precision's.
     """
     int8 = precision == "int8"
     if form is Form.FEATURES:
         return Gate(TOLERANCES[precision], least_cosine=LEAST_COSINE if int8 else None)
+    least = LEAST_AGREEMENT if int8 else None
+    if form.is_boxes and precision == "float32":
+        least = 1.0
     return Gate(
         tolerance or TOLERANCES[precision],
         most_lost=MOST_LOST if precision != "float32" and labels_tell else None,
-        least_agreement=LEAST_AGREEMENT if int8 else None,
+        least_agreement=least,
     )
 
 
@@ -105,18 +109,25 @@ def labels_tell(answers: np.ndarray, labels: np.ndarray | None) -> bool:
 
 @dataclass(frozen=True)
 class Parity:
-    """How a candidate's probabilities or features differ from a reference's on the same images."""
+    """How a candidate's answers differ from a reference's on the same images.
+
+    Of boxes, errors are of corners in px of the crop, and relative to its longer side. An image
+    counts as right where the true class's box overlaps with a true box by more than half.
+    """
 
     images: int
     batch_sizes: tuple[int, ...]
     gate: Gate
-    max_abs_error: float  # of a probability, or a feature
-    max_rel_error: float  # max_abs_error over the reference's largest one
-    top1_agreement: float | None  # fraction of images with the same top class; None of features
+    max_abs_error: float  # of a probability, a feature, or a corner, px
+    max_rel_error: float  # max_abs_error over the reference's largest one, or the crop's side
+    # Fraction of images with the same top class, or of boxes that are right or wrong alike. None of
+    # features, and of boxes without true ones.
+    top1_agreement: float | None
     smallest_cosine: float | None = None  # of features: between the two vectors of an image
     accuracy_reference: float | None = None  # None without labels
     accuracy_artifact: float | None = None
     mcnemar_p: float | None = None  # exact, two-sided
+    judged: int = 0  # images that the agreement is of
     labelled: int = 0  # images that the accuracies are of
     unoptimized_difference: float | None = None  # largest; see `with_integers_checked`
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) of the images that were shown
@@ -124,10 +135,11 @@ class Parity:
 
     @property
     def top1_agreement_interval(self) -> tuple[float, float] | None:
-        """Return the 95% Wilson confidence interval; None of features."""
+        """Return the 95% Wilson confidence interval; None where there is no agreement."""
         if self.top1_agreement is None:
             return None
-        return wilson(round(self.top1_agreement * self.images), self.images)
+        count = self.judged or self.images
+        return wilson(round(self.top1_agreement * count), count)
 
     @property
     def accuracy_interval(self) -> tuple[float, float] | None:
@@ -175,12 +187,13 @@ def compare(
     """Compare a candidate with a reference on the same images, at several batch sizes.
 
     Args:
-        reference: a Predictor, of probabilities or features; or one with its answers, float32
-            `[N, classes]` or `[N, units]`, where they are known already.
+        reference: a Predictor; or one with its answers, float32 `[N, outputs]`, or a map of boxes,
+            where they are known already.
         candidate: the Predictor to check.
         images: uint8 `[N, H, W, C]`; fewer than the batch sizes' sum are shown again, so that each
             size is tried.
-        labels: int `[N]`, for the accuracies.
+        labels: int `[N]`, for the accuracies; of boxes what `regression.targets` gives of each
+            image, float32 `[N, 1 + 4 K]`, for agreement too.
         gate: what must be reached.
         batch_sizes: tried in turn.
 
@@ -195,15 +208,14 @@ def compare(
     expected, answers = reference if isinstance(reference, tuple) else (reference, None)
     if answers is None:
         answers = in_batches(expected, images, (32,))
-    of_features = bool(expected.features)
     result = Parity(
         images=len(images),
         batch_sizes=tuple(batch_sizes),
         gate=gate,
         max_abs_error=np.inf,
         max_rel_error=np.inf,
-        top1_agreement=None if of_features else 0.0,
-        smallest_cosine=0.0 if of_features else None,
+        top1_agreement=0.0 if expected.form.gives_probabilities else None,
+        smallest_cosine=0.0 if expected.features else None,
         sizes=(images.shape[1:3],),
         failures=_description_failures(expected, candidate),
     )
@@ -220,17 +232,43 @@ def compare(
         result = result.failing("output", f"expected float32 {list(answers.shape)}, {received}")
     if output.shape != answers.shape:
         return result
+    return _with_values(result, expected, answers, output, labels)
+
+
+def _with_values(
+    result: Parity,
+    expected: Predictor,
+    answers: np.ndarray,
+    output: np.ndarray,
+    labels: np.ndarray | None,
+) -> Parity:
+    """Add how the answers of one shape differ, as suits what they are, and what of it fails."""
+    n, boxes = result.images, expected.boxes  # images that are shown again count once
+    if boxes:
+        crop = expected.input_shape[:2]
+        corners = (geometry.in_pixels(values, crop) for values in (answers, output))
+        result = _with_errors(result, *corners, max(crop))
+        if labels is None:
+            return result
+        right, still_right = (geometry.localized(v[:n], labels, boxes) for v in (answers, output))
+        result = _with_agreement(result, right == still_right, "a box that is as right or wrong")
+        return _with_accuracies(result, right, still_right)
     result = _with_errors(result, answers, output)
-    if of_features:
+    if expected.features:
         return _with_cosines(result, answers, output)
-    return _with_classes(result, answers, output, labels)
+    reference_class, candidate_class = (v[:n].argmax(axis=1) for v in (answers, output))
+    result = _with_agreement(result, reference_class == candidate_class, "the same class")
+    if labels is None:
+        return result
+    return _with_accuracies(result, reference_class == labels, candidate_class == labels)
 
 
 def merged(parts: Sequence[Parity]) -> Parity:
     """Merge comparisons of one candidate on images of several sizes; accuracies are the first's."""
     first, *others = parts
-    images = sum(part.images for part in parts)
-    same = [part.top1_agreement * part.images for part in parts if part.top1_agreement is not None]
+    known = [part for part in parts if part.top1_agreement is not None]
+    judged = sum(part.judged or part.images for part in known)
+    same = sum((part.top1_agreement or 0.0) * (part.judged or part.images) for part in known)
     cosines = [part.smallest_cosine for part in parts if part.smallest_cosine is not None]
     at_other_sizes = (
         replace(failure, size=size)
@@ -240,49 +278,14 @@ def merged(parts: Sequence[Parity]) -> Parity:
     )
     return replace(
         first,
-        images=images,
+        images=sum(part.images for part in parts),
         max_abs_error=max(part.max_abs_error for part in parts),
         max_rel_error=max(part.max_rel_error for part in parts),
-        top1_agreement=round(sum(same)) / images if same else None,
+        top1_agreement=round(same) / judged if known else None,
+        judged=judged,
         smallest_cosine=min(cosines) if cosines else None,
         sizes=tuple(size for part in parts for size in part.sizes),
         failures=(*first.failures, *at_other_sizes),
-    )
-
-
-def with_integers_checked(
-    parity: Parity, candidate: Predictor, images: np.ndarray, answers: np.ndarray
-) -> Parity:
-    """Check an int8 ONNX file's integers against the same computation in float, on this processor.
-
-    With all optimizations off, ONNX Runtime dequantizes, computes in float32 and quantizes again.
-    Both sessions round the same sums, and may only differ where a sum lies between two integers. If
-    their roundings were independent, the sessions would differ by the square root of 2 times the
-    error that rounding adds to each; the distance of either from Keras is an upper bound of that.
-    Integers that saturate are further off.
-
-    Args:
-        parity: of the file.
-        candidate: the file in its optimized session.
-        images: uint8 `[N, H, W, C]`.
-        answers: float32 `[N, classes]`, Keras' own.
-
-    Returns:
-        The parity with the largest difference, and the failure if there is one.
-    """
-    unoptimized = onnx.load_unoptimized(candidate.path)(images)
-    difference = candidate(images).astype(np.float64) - unoptimized
-    largest = float(np.abs(difference).max())
-    measured = _root_mean_square(difference)
-    rounding = _root_mean_square(unoptimized.astype(np.float64) - answers)
-    parity = replace(parity, unoptimized_difference=largest)
-    if measured <= max(np.sqrt(2) * rounding, TOLERANCE):
-        return parity
-    return parity.failing(
-        "integers",
-        f"the optimized session differs from the same computation in float by {measured:.3g} (root "
-        f"mean square; {largest:.3g} at most), and rounding alone by {rounding:.3g}: the runtime's "
-        "integers are wrong on this processor",
     )
 
 
@@ -305,48 +308,52 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _with_errors(result: Parity, answers: np.ndarray, output: np.ndarray) -> Parity:
-    """Add the largest error, absolute and relative to the largest answer, and what of it fails."""
+def _with_errors(
+    result: Parity, answers: np.ndarray, output: np.ndarray, crop: int | None = None
+) -> Parity:
+    """Add the largest error, absolute and relative to the largest answer, and what of it fails.
+
+    Of boxes it is relative to `crop`, the crop's longer side, px.
+    """
     not_finite = int((~np.isfinite(output)).any(axis=1).sum())
     if not_finite:
         message = f"{not_finite} of {len(output)} answers are NaN or infinite"
         result = result.failing("values", message)
     errors = np.nan_to_num(np.abs(output.astype(np.float64) - answers), nan=np.inf)
-    error, largest = float(errors.max()), float(answers.max())
+    error, largest = float(errors.max()), crop or float(answers.max())
     relative = error / largest if largest else (np.inf if error else 0.0)  # all zeros
     result = replace(result, max_abs_error=error, max_rel_error=relative)
-    tolerance, of_features = result.gate.tolerance, result.top1_agreement is None
-    bounded = (relative,) if of_features else (error, relative)
+    tolerance, is_bounded = result.gate.tolerance, result.top1_agreement is not None
+    bounded = (error, relative) if is_bounded else (relative,)
     if tolerance is None or all(value <= tolerance for value in bounded):
         return result
     image = int(errors.max(axis=1).argmax()) % result.images
-    sizes = (
-        f"{error:.3g} is {relative:.3g} of the largest feature and"
-        if of_features
-        else f"{error:.3g} ({relative:.3g} relative)"
-    )
+    sizes = f"{error:.3g} is {relative:.3g} of the largest feature and"
+    if crop:
+        sizes = f"{error:.3g} px is {relative:.3g} of the crop and"
+    elif is_bounded:
+        sizes = f"{error:.3g} ({relative:.3g} relative)"
     message = f"largest error {sizes} exceeds {tolerance:g}, at image {image}"
     return result.failing("values", message)
 
 
-def _with_classes(
-    result: Parity, answers: np.ndarray, output: np.ndarray, labels: np.ndarray | None
-) -> Parity:
-    """Add agreement and accuracies, each image counted once, and what of them fails."""
-    n, gate = result.images, result.gate
-    reference, candidate = answers[:n].argmax(axis=1), output[:n].argmax(axis=1)
-    same = int((reference == candidate).sum())
-    result = replace(result, top1_agreement=same / n)
+def _with_agreement(result: Parity, alike: np.ndarray, what: str) -> Parity:
+    """Add the fraction of images that both answer alike, bool `[N]`, and whether it fails."""
+    n, gate, same = len(alike), result.gate, int(alike.sum())
+    result = replace(result, top1_agreement=same / n, judged=n)
     low, high = wilson(same, n) if gate.least_agreement is not None else (0.0, 1.0)
     if gate.least_agreement is not None and high < gate.least_agreement:
         message = (
-            f"the same class as Keras for {same / n:.2%} [{low:.1%}, {high:.1%}] of {n} images, "
+            f"{what} as Keras for {same / n:.2%} [{low:.1%}, {high:.1%}] of {n} images, "
             f"{gate.least_agreement:.0%} at least"
         )
-        result = result.failing("agreement", message)
-    if labels is None:
-        return result
-    right, still_right = reference == labels, candidate == labels
+        return result.failing("agreement", message)
+    return result
+
+
+def _with_accuracies(result: Parity, right: np.ndarray, still_right: np.ndarray) -> Parity:
+    """Add how many images both are right about, bool `[N]` each, and whether too many are lost."""
+    n, gate = len(right), result.gate
     lost, gained = int((right & ~still_right).sum()), int((still_right & ~right).sum())
     result = replace(
         result,
@@ -386,7 +393,3 @@ def _cosines(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     products = (reference[defined] * candidate[defined]).sum(axis=1)
     cosines[defined] = products / (lengths[defined] * others[defined])
     return cosines.clip(-1, 1)
-
-
-def _root_mean_square(values: np.ndarray) -> float:
-    return float(np.sqrt(np.square(values).mean()))

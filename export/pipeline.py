@@ -42,9 +42,10 @@ ROUNDING_IMAGES = 64  # on which int8's integers are held against the same compu
 def run(request: Request, console: Console | None = None) -> dict[str, Entry]:
     """Export a model, and return the certificate's entries by file name: see `export_model`."""
     console = plain(console)
+    request.targets()  # what cannot be is said before anything is read
+    request = request.resolved()  # a training that ends meanwhile moves runs/latest
     targets = request.targets()
-    # A training that ends meanwhile moves runs/latest.
-    request = replace(request, model=request.source, out=targets[0].folder)
+    request = replace(request, out=targets[0].folder)
     files.check_writable(request.folder)
     with locks.locked(request.folder):
         return _run(request, targets, console)
@@ -221,7 +222,7 @@ class _Export:
 
     def compared(self, target: Target, peak: Peak) -> _Proof:
         """Seal a written file, and compare it with Keras."""
-        from export import parity
+        from export import integers, parity
 
         evidence, reference = self.evidence, self.subject.reference
         images, answers = evidence.samples.images, evidence.answers
@@ -233,7 +234,7 @@ class _Export:
                 labels_tell=evidence.labels_tell,
                 tolerance=self.subject.card.tolerance,
             )
-            labels = evidence.samples.labels
+            labels = evidence.samples.truth
             parts = [parity.compare((reference, answers), candidate, images, labels, gate)]
             parts += [
                 parity.compare((reference, others), candidate, shown, None, gate)
@@ -241,7 +242,7 @@ class _Export:
             ]
             result = parity.merged(parts)
             if target.precision == "int8" and target.format == "onnx" and result.passed:
-                result = parity.with_integers_checked(
+                result = integers.with_integers_checked(
                     result, candidate, images[:ROUNDING_IMAGES], answers[:ROUNDING_IMAGES]
                 )
         return _Proof(candidate, result, peak)

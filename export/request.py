@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export import Engine, FormatName, Pixels, Precision
 from export.formats import ENGINES, FORMATS, PRECISIONS, TOLERANCES, Target
-from vggkeras.card import Form
+from vggkeras import archives
+from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
 PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
@@ -32,7 +33,7 @@ class Request:
     """float16 and int8 are for ONNX and TFLite, and for networks of vggkeras. They may lose 0.5
     points of top-1 accuracy, and the 95% interval of int8's agreement with Keras must reach 97%.
     Where int8 loses more, the fewest layers with which it passes are kept in float32, those first
-    that it hurts most, by their signal to noise."""
+    that it hurts most, by their signal to noise. Boxes have no int8."""
     data: str | None = None
     """Whose images to prove it on: digits, tfds:NAME, hf:NAME, a folder, a list, or random (weak
     evidence). They are those of validation, else of test, else all (int8 needs training images
@@ -54,6 +55,10 @@ class Request:
     and so on): the last FC layer dropped, fc2's activations averaged over space, float32
     [N, fc_units]; of images of any size, as with --dense. Mirrors, scales and normalization are
     the user's. The data may have other classes than the model."""
+    boxes: bool = False
+    """Say that the model is a network of boxes (Appendix A), which a run's file says itself: then
+    model.boxes.onnx and so on are written, float32 [N, 4], or [N, 4 x classes], and with --dense
+    model.dense_boxes.onnx, which gives a map of them. The images of the proof need boxes too."""
     calibration: int | None = None
     """Training images from which int8's ranges come, as many of each class: 100 when not given, or
     one a class where there are more classes."""
@@ -82,7 +87,19 @@ class Request:
     @property
     def form(self) -> Form:
         """The form of the model that is written."""
+        if self.boxes:
+            return Form.DENSE_BOXES if self.dense else Form.BOXES
         return Form.DENSE if self.dense else Form.FEATURES if self.features else Form.CLASSIFIER
+
+    def resolved(self) -> Request:
+        """Return the same with the model's file, and whether that gives boxes, as it says.
+
+        Raises:
+            InputError (a ValueError): there is no model, or a damaged one.
+        """
+        source = self.source
+        card = ModelCard.from_json(archives.read_keras_archive(source)[1], source)
+        return replace(self, model=source, boxes=self.boxes or card.boxes is not None)
 
     @property
     def count(self) -> int:
@@ -128,7 +145,8 @@ class Request:
         """
         self._check_choices()
         formats = list(FORMATS) if self.format == "all" else [self.format]
-        precisions = PRECISIONS if self.precision == "all" else (self.precision,)
+        every = PRECISIONS[:2] if self.boxes else PRECISIONS
+        precisions = every if self.precision == "all" else (self.precision,)
         chosen = [(f, p) for f in formats for p in precisions if p in FORMATS[f].precisions]
         if not chosen:
             raise InputError(
@@ -155,9 +173,15 @@ class Request:
 
     def _check_choices(self) -> None:
         """Raise InputError for names that do not exist, which Python's callers may give."""
-        if self.dense and self.features:
+        if self.features and (self.dense or self.boxes):
+            other = "--boxes" if self.boxes else "--dense"
             raise InputError(
-                "--dense and --features write other files each: give one of them at a time."
+                f"{other} and --features write other files each: give one of them at a time."
+            )
+        if self.boxes and self.precision == "int8":
+            raise InputError(
+                "Boxes have no int8: a box is four numbers that must be near, and int8 is proven "
+                "by answers that stay the same, as classes do; give float32 or float16."
             )
         if (self.target or "") not in ENGINES:
             raise InputError(f"Unknown target {self.target!r}: expected tensorrt, or none.")

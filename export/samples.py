@@ -15,6 +15,7 @@ from export.activations import activations
 from vggkeras.data import augment, decoding, sources
 from vggkeras.errors import InputError
 from vggkeras.evaluation import checks, protocols
+from vggkeras.localization import regression
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,12 @@ class Samples:
     evidence: str  # what they are, in words
     data: Data | None = None  # None: random images
     split: Split | None = None
+    targets: np.ndarray | None = None  # of `regression.targets`, for boxes, float32 [N, 1 + 4 K]
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        """What answers are right: labels, or targets of boxes."""
+        return self.labels if self.targets is None else self.targets
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Evidence:
 
     samples: Samples
     reference: Predictor  # gives these answers alone: Keras' weights are not kept for them
-    answers: np.ndarray  # Keras' own, float32 [N, classes] or [N, units]
+    answers: np.ndarray  # Keras' own, float32 [N, outputs], or a map of boxes
     # (images, answers) at other sizes, for forms that take any size.
     sizes: Sequence[tuple[np.ndarray, np.ndarray]]
     golden: golden.Golden  # what travels inside the files, but for their own answers
@@ -80,12 +87,14 @@ def gather(
         subjects.check_answers(subject, samples.images, answers)
         sizes: Sequence[tuple[np.ndarray, np.ndarray]] = ()
         if request.form.takes_any_size:
-            dense = reference if request.features else reference.dense_form()
+            dense = reference if reference.dense else reference.dense_form()
             sizes = other_sizes(dense, samples.split)
         graph = subject.graph if subject.is_vgg else None
         inside = golden_images(reference, graph, samples, answers)
-    tell = not request.features and parity.labels_tell(answers, samples.labels)
-    if samples.labels is not None and not tell and not request.features:
+    tell = samples.targets is not None
+    if request.form.gives_probabilities:
+        tell = parity.labels_tell(answers, samples.labels)
+    if samples.labels is not None and not tell and request.form.gives_probabilities:
         advice = "" if subject.is_vgg else "; is --input right?"
         if precisions != {"float32"}:
             advice = ", and float16 and int8 are judged by agreement alone"
@@ -132,7 +141,8 @@ def parity_images(
     skipped = set() if spec else set(reference.card.skipped)
     data = _data_of_proof(reference, spec, bool(skipped), whole)
     if not reference.features:  # for which any images do
-        checks.check_classes(reference, data.class_names)
+        if reference.boxes != "scr" or reference.card.class_names:
+            checks.check_names(reference, data.class_names)
         if not reference.card.class_names:
             card = replace(reference.card, class_names=tuple(data.class_names))
             reference = replace(reference, card=card)
@@ -144,16 +154,26 @@ def parity_images(
     with console.status(f"reading {split.count} images of {split.name}"):
         images, labels = protocols.central_crops(reference, split)
     evidence = f"{split.count} images of {split.name}"
-    return reference, Samples(images, labels, evidence, data, split)
+    targets = _targets(reference, split, labels) if reference.boxes else None
+    return reference, Samples(images, labels, evidence, data, split, targets)
+
+
+def _targets(reference: Predictor, split: Split, labels: np.ndarray) -> np.ndarray:
+    """Return the true boxes in the central crops of a split's images, as `regression.targets`."""
+    assert split.boxes
+    pairs = zip(split.indices(), labels.tolist(), strict=True)
+    scale, crop = reference.scale, reference.input_shape[:2]
+    return np.stack([regression.central_target(split.boxes, *pair, scale, crop) for pair in pairs])
 
 
 def _data_of_proof(
     reference: Predictor, spec: str | Data | None, skip_unreadable: bool, whole: bool
 ) -> Data:
     """Return the data to prove files on, read as the model's training read them."""
-    card = reference.card
+    card, boxes = reference.card, reference.boxes is not None
     if spec and whole:
-        data = sources.as_trained(sources.load_data(spec, whole=True), (), [card])
+        data = sources.load_data(spec, whole=True, boxes=boxes)
+        data = sources.as_trained(data, (), [card], boxes=boxes)
         return data.upright(card.exif)
     try:
         named = spec or card.data
@@ -162,6 +182,7 @@ def _data_of_proof(
             named,
             skip_unreadable=skip_unreadable,
             fetch=bool(spec),
+            boxes=boxes,
         )
     except InputError as error:
         if spec:
@@ -251,7 +272,7 @@ def golden_images(
     images, answers = samples.images[:GOLDEN_IMAGES], answers[:GOLDEN_IMAGES]
     labels = None if samples.labels is None else samples.labels[:GOLDEN_IMAGES]
     order = np.arange(len(answers))
-    if not reference.features:
+    if reference.form.gives_probabilities:
         # The least certain first: a certain answer hides much of what may be wrong with a file.
         order = answers.max(axis=1).argsort(kind="stable")
     if samples.split is not None:

@@ -144,10 +144,12 @@ def _layer_stage(
 def _answer_stage(
     card: ModelCard, expected: np.ndarray, answers: np.ndarray, layers: dict[str, np.ndarray]
 ) -> Stage:
-    """Return the last stage: the features' average over space, or the soft-max of the scores."""
+    """Return the last stage: boxes, the features' average over space, or the scores' soft-max."""
     answer, note = answers[0], ""
     error = _largest_error(answer, expected) if answer.shape == expected.shape else np.inf
     tolerance = LAYER[card.precision]
+    if card.form.is_boxes:
+        return Stage("boxes", error, tolerance, "of the crop")
     if card.form is Form.FEATURES:
         average = layers.get("fc2")
         if average is not None and average.shape == answer.shape:

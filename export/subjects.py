@@ -47,11 +47,14 @@ def load(request: Request, targets: Sequence[Target], console: Console) -> Subje
     source = request.source
     with console.status(f"loading {source}"):
         network, card = models.load_model(source)
-    if card.boxes or network.layers[-1].name == "boxes":
+    gives_boxes = network.layers[-1].name == "boxes"
+    if gives_boxes != request.boxes:
         raise InputError(
-            f"{source} gives boxes, and only classifiers are exported yet: give a classifier; "
-            "`predict` and `localize` take this one as it is."
+            f"{source} gives {'boxes' if gives_boxes else 'none'}: expected a network of "
+            f"{'classes; give' if gives_boxes else '`train --boxes`; leave out'} --boxes."
         )
+    if gives_boxes and not card.boxes:  # Keras alone saved it
+        card = replace(card, boxes="scr" if network.output_shape[-1] == 4 else "pcr")
     if not to_saved_model.is_vgg(network):
         name = keras_export.applications_network(network)
         if name is None:
@@ -69,7 +72,7 @@ def load(request: Request, targets: Sequence[Target], console: Console) -> Subje
             f"--input {request.input}: {source} is a network of vggkeras, which takes 0-255: "
             "leave it out."
         )
-    if to_saved_model.ends_in_scores(network):
+    if not gives_boxes and to_saved_model.ends_in_scores(network):
         console.print(f"{source.name} ends in class scores: a soft-max is added", soft_wrap=True)
         to_saved_model.add_softmax(network)
     graph = to_saved_model.inference_model(network, request.form)
@@ -77,7 +80,10 @@ def load(request: Request, targets: Sequence[Target], console: Console) -> Subje
     mean = card.mean_rgb or layers.mean_rgb(network)
     card = replace(card, mean_rgb=mean, arch=card.arch or network.name)
     reference = keras_predictor(network, card, source)
-    reference = reference.features_form() if request.features else reference
+    if request.features:
+        reference = reference.features_form()
+    elif request.form is Form.DENSE_BOXES:
+        reference = reference.dense_form()
     return Subject(source, files.sha256(source), graph, reference, card, is_vgg=True)
 
 
@@ -90,7 +96,7 @@ def check_answers(subject: Subject, images: np.ndarray, answers: np.ndarray) -> 
     if not subject.is_vgg:
         keras_export.check_answers(answers, scores=subject.has_softmax)
         return
-    finite = np.isfinite(answers).all(axis=1)
+    finite = np.isfinite(answers).reshape(len(answers), -1).all(axis=1)
     if not finite.all():
         assert subject.graph is not None
         check_finite(subject.graph, images[~finite][:1])
@@ -104,12 +110,12 @@ def check_answers(subject: Subject, images: np.ndarray, answers: np.ndarray) -> 
 def _check_any_keras(request: Request, targets: Sequence[Target], network: keras.Model) -> None:
     """Raise InputError unless a model not built by vggkeras can be exported as asked."""
     if request.form is not Form.CLASSIFIER:
-        what = "fully convolutional form" if request.dense else "form that gives features"
+        what = "fully convolutional form" if request.dense else f"form that gives {request.form}"
         last = ", ".join(layer.name for layer in network.layers[-3:])
         raise InputError(
-            f"--{request.form}: {request.source} has no {what}: that is made of the layers "
+            f"{request.form.flags[1:]}: {request.source} has no {what}: that is made of the layers "
             f"flatten, fc1, fc2 and predictions of vggkeras.build(), and {network.name!r} has "
-            f"{last} at its end; leave out --{request.form}."
+            f"{last} at its end; leave out{request.form.flags}."
         )
     if others := sorted({target.precision for target in targets} - {"float32"}):
         raise InputError(

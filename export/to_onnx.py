@@ -63,11 +63,10 @@ def write(
     check_size(model, precision, "ONNX")
     plan = plan if precision == "int8" else None
     graph = _Graph(output_name(model), half=precision == "float16", plan=plan)
-    chain = operations(model)
-    for operation in chain:
+    for operation in operations(model):
         graph.emit(operation)
-    h, w, c = model.input_shape[1:]
-    shape, output_shape = ["batch", h or "height", w or "width", c], ["batch", chain[-1].shape[-1]]
+    graph.finish()
+    shape, output_shape = card.shapes
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, shape)
     output = helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, output_shape)
     proto = helper.make_model(
@@ -144,7 +143,8 @@ class _Graph:
             kind, options, axis = "Conv", {"pads": padding * 2}, 0
         inputs = self.kernel(operation, axis)
         node = f"{name}.{kind.lower()}"
-        self.add(kind, node, inputs, output=node if operation.relu else name, **options)
+        followed = operation.relu or name == self.output  # by what gets the name
+        self.add(kind, node, inputs, output=node if followed else name, **options)
         if operation.relu:
             self.add("Relu", f"{name}.relu", output=name)
         if self.plan is None or name != self.plan.weighted[-1]:
@@ -152,6 +152,18 @@ class _Graph:
         if operation.softmax:
             self.cast(False)
             self.add("Softmax", "softmax", output=self.output, axis=-1)
+
+    def finish(self) -> None:
+        """Give the last tensor, where no soft-max or average follows it, the output's name.
+
+        It is of boxes: float32, and a map of them channels last.
+        """
+        if self.tensor == self.output:
+            return
+        if self.nodes[-1].op_type == "Conv":
+            self.add("Transpose", f"{self.output}.transpose", perm=[0, 2, 3, 1])
+        self.cast(False)
+        self.nodes[-1].output[0] = self.tensor = self.output
 
     def kernel(self, operation: Operation, axis: int) -> list[str]:
         """Add a layer's kernel and bias, and return their names; `axis` is the filters' in ONNX."""

@@ -3,7 +3,7 @@
 The graph takes `images`, uint8 `[batch, H, W, C]`, RGB, and gives `probabilities`, float32
 `[batch, classes]`; the SavedModel has it as its signature serving_default. A dense one takes any H
 and W from the training crop up; so does one of features, which gives `features`, float32
-`[batch, units]`.
+`[batch, units]`. One of boxes gives `boxes`, float32 `[batch, outputs]`, and a dense one a map.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from vggkeras.errors import InputError
 
 ABOUT = Path("assets.extra", "vggkeras.json")
 # By these layers the networks of vggkeras.build() are known.
-LAYERS = {"mean_rgb", "flatten", "fc1", "fc2", "predictions"}
+LAYERS = {"mean_rgb", "flatten", "fc1", "fc2"}
+LAST = ("predictions", "boxes")
 
 
 def is_vgg(model: keras.Model) -> bool:
-    """Return whether a model is a classifier of `vggkeras.build()`.
+    """Return whether a model is a network of `vggkeras.build()`.
 
-    It is where it is a chain of those layers, from images to classes.
+    It is where it is a chain of those layers, from images to classes, or to boxes.
     """
     names = [layer.name for layer in model.layers]
     chain = all(
         layer.input is before.output
         for before, layer in zip(model.layers, model.layers[1:], strict=False)
-        if isinstance(model, keras.Model) and layer.name in LAYERS
+        if isinstance(model, keras.Model) and layer.name in (*LAYERS, *LAST)
     )
-    return set(names) >= LAYERS and names[-1] == "predictions" and chain
+    return set(names) >= LAYERS and names[-1] in LAST and chain
 
 
 def ends_in_scores(model: keras.Model) -> bool:
@@ -60,24 +61,26 @@ def inference_model(model: keras.Model, form: Form = Form.CLASSIFIER) -> keras.M
     """Return the model as it is exported: no dropout, and batch norm inside the kernels.
 
     It takes uint8 images and gives a dict of one output. Layers that need no change are shared
-    with the model, not copied; of the other forms (`models.dense_classifier`,
-    `models.dense_features`), a copy is.
+    with the model, not copied; of the forms for any size (`models.dense_classifier`,
+    `models.dense_features`, `models.to_dense` of boxes), a copy is.
 
     A normalized convolution is the convolution with its kernel and bias scaled and shifted; left
     as it is, batch norm stays between transposes in the exported graph.
 
     Raises:
-        InputError (a ValueError): the model is no classifier of `vggkeras.build()`, or does not
-            end in soft-max, which features do without.
+        InputError (a ValueError): the model is no network of `vggkeras.build()`, or a classifier
+            that does not end in soft-max, which features do without.
     """
-    names = [layer.name for layer in model.layers]
+    form, names = Form(form), [layer.name for layer in model.layers]
     if not is_vgg(model):
         raise InputError(
-            f"Expected a classifier of vggkeras.build(), with layers {', '.join(sorted(LAYERS))}; "
-            f"received {model.name!r} with {', '.join(names[:6])}…"
+            f"Expected a network of vggkeras.build(), with layers {', '.join(sorted(LAYERS))} and "
+            f"{' or '.join(LAST)}; received {model.name!r} with {', '.join(names[:6])}…"
         )
     if form == Form.FEATURES:
         model = models.dense_features(model)
+    elif form.is_boxes:
+        model = models.to_dense(model) if form.takes_any_size else model
     elif keras.activations.serialize(model.get_layer("predictions").activation) != "softmax":
         raise InputError(
             "Expected a classifier that ends in soft-max: build it with "
@@ -99,7 +102,7 @@ def inference_model(model: keras.Model, form: Form = Form.CLASSIFIER) -> keras.M
             conv.set_weights(_folded(layer, model.get_layer(norm)))
         else:  # the layer itself, for a copy of its weights would take as much memory again
             x = layer(x)
-    return keras.Model(images, {Form(form).output_name: x}, name=model.name)
+    return keras.Model(images, {form.output_name: x}, name=model.name)
 
 
 def _folded(conv: layers.Conv2D, norm: layers.BatchNormalization) -> list[np.ndarray]:

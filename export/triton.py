@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from export.formats import Target
 from export.request import Request
 from vggkeras import certificate, files
-from vggkeras.card import INPUT_NAME, Form, ModelCard
+from vggkeras.card import INPUT_NAME, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.runtimes import tensorrt
 from vggkeras.runtimes.onnx import check_batch_sizes, cuda_options
@@ -74,13 +74,14 @@ def write(request: Request, serving: Serving, console: Console) -> list[Path]:
         )
     options = Options(serving.provider, batch_sizes=serving.batch_sizes)
     options.check()
-    used = ("model", "format", "precision", "out", "dense", "features", "target")
+    used = ("model", "format", "precision", "out", "dense", "features", "boxes", "target")
     if request != Request(**{name: getattr(request, name) for name in used}):
         raise InputError(
             "--triton exports nothing: beside its own flags it takes --model, --out, --format, "
-            "--precision, --target, --dense and --features alone."
+            "--precision, --target, --dense, --features and --boxes alone."
         )
     files.check_writable(serving.triton)
+    request = request.resolved()
     name = _name_of(request.source)
     proven = [
         (target, *_proven(target, files.sha256(request.source)))
@@ -115,7 +116,7 @@ def _proven(target: Target, model_sha256: str) -> tuple[ModelCard, str]:
     again = (
         f"export it first: `python -m export --format onnx --precision {target.precision}"
         f"{f' --target {target.engine}' if target.engine else ''}"
-        f"{'' if target.form is Form.CLASSIFIER else f' --{target.form}'}`, of the same model."
+        f"{target.form.flags}`, of the same model."
     )
     if entry is None:
         raise InputError(f"{target.folder}/certificate.json has no {target.name}: {again}")
@@ -208,10 +209,14 @@ def config(name: str, card: ModelCard, sha256: str, options: Options) -> str:
         sha256: of the file; a client reads it, and how images are prepared, from the configuration.
         options: where Triton computes, and for which batches.
     """
-    (_, *sides), (_, outputs) = card.shapes
+    (_, *sides), (_, *answer) = card.shapes
     sizes = sorted(options.batch_sizes)
-    output = {"name": card.form.output_name, "data_type": _Word("TYPE_FP32"), "dims": [outputs]}
-    if card.class_names and card.form is not Form.FEATURES:
+    output = {
+        "name": card.form.output_name,
+        "data_type": _Word("TYPE_FP32"),
+        "dims": [-1 if isinstance(side, str) else side for side in answer],
+    }
+    if card.class_names and card.form.gives_probabilities:
         output["label_filename"] = LABELS
     kind = "KIND_CPU" if options.provider == "cpu" else "KIND_GPU"
     fields = {

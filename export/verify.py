@@ -29,7 +29,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from export import artifact, parity, signature
+from export import artifact, integers, parity, signature
 from export import golden as golden_module
 from export.formats import tolerance_of
 from export.golden import Golden, GoldenFile
@@ -146,7 +146,7 @@ def _answer_problems(
         candidate,
         runtime="golden answers",
         input_shape=(height, width, channels),
-        outputs=answers.shape[1],
+        outputs=answers.shape[-1],
         input_name=INPUT_NAME,
         output_name=card.form.output_name,
         card=card,
@@ -158,7 +158,7 @@ def _answer_problems(
     on_cpu = candidate.runtime == "onnxruntime" and candidate.provider == "cpu"
     if card.precision == "int8" and on_cpu:
         # This processor may compute integers differently from the one that wrote the file.
-        result = parity.with_integers_checked(
+        result = integers.with_integers_checked(
             result, candidate, golden.images, golden.probabilities
         )
     results = [result]

@@ -148,7 +148,7 @@ def chosen(model: Path) -> Path:
         if entry.passed
         and name.endswith(".onnx")
         and entry.target is None
-        and not {"dense", "features"} & {*name.split(".")}
+        and entry.form is Form.CLASSIFIER
     ]
     if not passed:
         raise InputError(

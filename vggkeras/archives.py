@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import h5py
 
 WEIGHTS = "model.weights.h5"  # entry of a .keras file
+ABOUT = "vggkeras.json"  # another one, the model's card, that Keras itself ignores
 MEMBERS = 10_000  # of an archive; a .keras file of ours has four
 TEXT = 16 << 20  # bytes of all entries of a .keras file but the weights
 OBJECTS, DEPTH = 100_000, 64  # of groups and data sets in an HDF5 file
@@ -80,8 +81,8 @@ def check_members(archive: zipfile.ZipFile) -> None:
 # ---- .keras -------------------------------------------------------------------------------------
 
 
-def read_keras_archive(path: Path, about: str) -> tuple[Any, Any]:
-    """Return the JSON of config.json, and of the entry `about` ({} without it), of a .keras file.
+def read_keras_archive(path: Path) -> tuple[Any, Any]:
+    """Return the JSON of config.json, and of the card ({} without one), of a .keras file.
 
     The whole file is checked first: every checksum, and how large its entries become.
 
@@ -104,7 +105,7 @@ def read_keras_archive(path: Path, about: str) -> tuple[Any, Any]:
             if archive.getinfo(WEIGHTS).compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{WEIGHTS} in it is compressed, which Keras does not do")
             check_members(archive)
-            described = typed.parse(archive.read(about)) if about in archive.namelist() else {}
+            described = typed.parse(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
             return typed.parse(archive.read("config.json")), described
     except InputError:
         raise

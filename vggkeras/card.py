@@ -27,6 +27,11 @@ FEATURES_USE = (
     "Not normalised: average an image's and its mirror's and divide by their length at each scale, "
     "then average or stack the scales and divide by the length again."
 )
+BOXES_USE = (
+    "(center x, center y, width, height) in fractions of the crop; one box a class, class after "
+    "class, where there are more than four numbers. At row i and column j of a map the crop's "
+    "corner is at (32 j, 32 i) px."
+)
 
 
 class Form(StrEnum):
@@ -48,6 +53,18 @@ class Form(StrEnum):
     def is_boxes(self) -> bool:
         """Whether it gives boxes, `card.boxes`, in fractions of the crop."""
         return self in (Form.BOXES, Form.DENSE_BOXES)
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether it gives class probabilities."""
+        return not self.is_boxes and self is not Form.FEATURES
+
+    @property
+    def flags(self) -> str:
+        """What `python -m export` is given to write it: " --dense"; "" of a classifier."""
+        if self.is_boxes:
+            return " --boxes --dense" if self.takes_any_size else " --boxes"
+        return "" if self is Form.CLASSIFIER else f" --{self}"
 
     @property
     def output_name(self) -> str:
@@ -225,6 +242,8 @@ class ModelCard:
         }
         provenance = {key: v for key, v in provenance.items() if v not in (None, "", {})}
         output = {"name": self.form.output_name, "type": "float32", "shape": output_shape}
+        if not self.form.gives_probabilities:
+            output["use"] = BOXES_USE if self.form.is_boxes else FEATURES_USE
         optional = {
             "target": self.target,
             "boxes": self.boxes,
@@ -243,7 +262,7 @@ class ModelCard:
                 "smallest": list(self.input_shape),
                 "order": {1: "gray", 3: "RGB"}.get(c, "as trained"),
             },
-            "output": output | ({"use": FEATURES_USE} if self.form is Form.FEATURES else {}),
+            "output": output,
             "scale": self.scale,
             "resize": self.resize,
             "provenance": provenance

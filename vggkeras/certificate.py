@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vggkeras import files, typed
+from vggkeras.card import Form, form_of
 from vggkeras.errors import InputError
 
 CERTIFICATE = "certificate.json"
@@ -41,13 +42,15 @@ class Entry:
     tf32: bool = False
     input: dict[str, Any]  # name, type, shape
     output: dict[str, Any]
-    features: int | None = None  # how many the file gives; None of a classifier
+    features: int | None = None  # how many the file gives; None of other forms
     batch_sizes: list[int] = field(default_factory=list)  # that were tried
     sizes: list[list[int]] = field(default_factory=list)  # (height, width) of the images
     images: int | None = None
     max_abs_error: float | None = None  # None where it is infinite
     max_rel_error: float | None = None
-    top1_agreement: float | None = None  # this and all accuracies are None of features
+    # This and all accuracies are None of features. Of boxes they are of the IoU with the true box,
+    # above 0.5 or not, and errors are in px of the crop.
+    top1_agreement: float | None = None
     smallest_cosine: float | None = None  # None of a classifier
     accuracy_reference: float | None = None
     accuracy_artifact: float | None = None
@@ -67,8 +70,13 @@ class Entry:
     model_sha256: str  # of the .keras file
     passed: bool
     failures: list[str]
-    golden_sha256: str | None = None  # of golden.npz, or golden.features.npz of features
+    golden_sha256: str | None = None  # of golden.npz, or golden.FORM.npz
     entry_sha256: str | None = None  # the digest that was read; `to_json` computes it anew
+
+    @property
+    def form(self) -> Form:
+        """What the file computes."""
+        return form_of("height" in self.input["shape"], str(self.output["name"]))
 
     @classmethod
     def from_json(cls, name: str, value: Any) -> Entry:

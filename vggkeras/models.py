@@ -23,8 +23,6 @@ from vggkeras.errors import InputError
 from vggkeras.files import replacing
 from vggkeras.layers import LRN, mean_layer
 
-ABOUT = "vggkeras.json"  # entry of a .keras file (a zip archive) that Keras itself ignores
-
 
 @dataclass(frozen=True)
 class _Options:
@@ -344,7 +342,7 @@ def save_model(model: keras.Model, path: Path, card: ModelCard) -> None:
 
 def _add_card(path: Path, card: ModelCard) -> None:
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(ABOUT, json.dumps(card.to_json()))
+        archive.writestr(archives.ABOUT, json.dumps(card.to_json()))
 
 
 def load_model(path: Path) -> tuple[keras.Model, ModelCard]:
@@ -353,7 +351,7 @@ def load_model(path: Path) -> tuple[keras.Model, ModelCard]:
     Raises InputError for a file that is no .keras file, that was changed since it was saved, or
     whose loading would run code or read other files: Keras' safe mode stays on.
     """
-    config, described = archives.read_keras_archive(path, ABOUT)
+    config, described = archives.read_keras_archive(path)
     with archives.checked_h5(path, str(path)) as (_, shapes):
         stored = sum(map(math.prod, shapes.values()))
     try:

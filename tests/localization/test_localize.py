@@ -11,56 +11,16 @@ from helpers import photo
 from PIL import Image
 
 import vggkeras
-from export.__main__ import cli as export_cli
 from vggkeras.__main__ import cli
-from vggkeras.card import ModelCard
 from vggkeras.errors import InputError
 from vggkeras.evaluation import paper
 from vggkeras.evaluation.statistics import wilson
 from vggkeras.localization import geometry, merging
 from vggkeras.localization.evaluation import evaluate_boxes
 from vggkeras.localization.votes import locate
-from vggkeras.models import save_model, to_dense
+from vggkeras.models import to_dense
 
-CLASSES, SMALL = ("cat", "dog", "elk"), {"width": 1 / 32, "fc_units": 16}
-CROP, SCALE = 64, 96
-
-
-def save(path, classes, seed, boxes=None):
-    model = vggkeras.build("A", (CROP, CROP, 3), 3, seed=seed, boxes=boxes, **SMALL)
-    rng = np.random.default_rng(seed)
-    last = model.layers[-1]
-    kernel = rng.normal(0, 1, last.kernel.shape)
-    if boxes:  # somewhere in the crop, as the image has it
-        bias = np.tile([0.5, 0.5, 1.0, 1.0], last.units // 4) + rng.normal(0, 0.1, last.units)
-        last.set_weights([kernel / 50, bias])
-    else:
-        last.set_weights([kernel / 5, rng.normal(0, 0.1, last.units)])
-    save_model(model, path, ModelCard(classes, boxes=boxes, image_size=CROP, scale=SCALE))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A data set with boxes, a classifier, and networks of one box and of one a class."""
-    folder = tmp_path_factory.mktemp("localize")
-    rows, rng = [], np.random.default_rng(0)
-    for i in range(12):
-        name = CLASSES[i % 3]
-        file = folder / "data" / name / f"{i:02d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        height, width = (100 + 10 * i, 150) if i % 2 else (150, 110 + 9 * i)
-        Image.fromarray(photo(i, height, width)).save(file)
-        for _ in range(1 + (i == 4)):
-            low = rng.uniform(0, 0.3, 2) * (width, height)
-            high = rng.uniform(0.6, 1, 2) * (width, height)
-            rows.append([f"{name}/{file.name}", name, *np.concatenate([low, high]).round(1)])
-    with open(folder / "data" / "boxes.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["file", "label", "xmin", "ymin", "xmax", "ymax"], *rows])
-    save(folder / "classes.keras", CLASSES, 1)
-    save(folder / "scr.keras", CLASSES, 2, "scr")
-    save(folder / "pcr.keras", CLASSES, 3, "pcr")
-    save(folder / "others.keras", ("cat", "dog", "fox"), 1)
-    return folder
+CLASSES, CROP, SCALE = ("cat", "dog", "elk"), 64, 96
 
 
 @pytest.fixture(scope="module")
@@ -212,13 +172,6 @@ def test_where_no_image_can_be_read_each_is_said(folder, command, tmp_path):
         cli, "predict", tmp_path / "broken.png", "--model", folder / "scr.keras"
     )
     assert (code, "1 of 1 images could not be read" in out, err) == (1, True, "")
-
-
-def test_boxes_are_not_exported_as_a_classifier(folder, command, tmp_path):
-    arguments = ["--model", folder / "scr.keras", "--data", "random", "--out", tmp_path / "out"]
-    code, _, err = command(export_cli, *arguments)
-    assert (code, "only classifiers are exported yet" in err) == (2, True)
-    assert not (tmp_path / "out").exists()
 
 
 WRONG = {

@@ -24,7 +24,7 @@ from vggkeras.evaluation.protocols import WINDOW, Row, as_list, windows
 from vggkeras.evaluation.scoring import described, labeled
 from vggkeras.evaluation.statistics import Evaluation, wilson, with_interval
 from vggkeras.localization import geometry, merging
-from vggkeras.localization.regression import CORRECT
+from vggkeras.localization.geometry import CORRECT
 from vggkeras.localization.votes import TOP, BoxPlan, Votes, together
 from vggkeras.runtimes.predictor import Predictor
 

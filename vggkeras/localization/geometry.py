@@ -16,6 +16,7 @@ import numpy as np
 from vggkeras.configs import rescaled_shape
 
 Size = tuple[int, int]  # height and width, px
+CORRECT = 0.5  # intersection over union above which a box is right
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
@@ -76,6 +77,28 @@ def to_image(
     ratio, start, extent = _transform(size, scale, offset, crop)
     boxes = np.asarray(boxes, np.float64)
     return (to_corners(_mirrored(boxes) if mirror else boxes) * extent + start) / ratio
+
+
+def in_pixels(outputs: np.ndarray, crop: Size) -> np.ndarray:
+    """Return a network's outputs `[N, ..., 4 n]` as corners, px of the crop, float64 `[N, m]`.
+
+    Of a map each place's are from the corner of its own crop.
+    """
+    boxes = outputs.astype(np.float64).reshape(len(outputs), -1, 4)
+    return (to_corners(boxes) * np.array(tuple(crop)[::-1] * 2)).reshape(len(outputs), -1)
+
+
+def localized(outputs: np.ndarray, targets: np.ndarray, boxes: Literal["scr", "pcr"]) -> np.ndarray:
+    """Return whether the true class's box overlaps with a true one by more than half, bool `[N]`.
+
+    Args:
+        outputs: of the network, `[N, 4]`, or in "pcr" `[N, 4 * classes]`.
+        targets: of `regression.targets`, `[N, 1 + 4 K]`.
+        boxes: single-class or per-class regression.
+    """
+    given = of_class(outputs.reshape(len(outputs), -1), targets[:, 0].astype(int), boxes)
+    true = to_corners(targets[:, 1:].reshape(len(targets), -1, 4))
+    return iou(to_corners(given)[:, None], true).max(axis=1) > CORRECT
 
 
 def _transform(

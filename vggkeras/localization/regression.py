@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 from keras import ops
 
+from vggkeras.configs import rescaled_shape
+from vggkeras.data import augment
 from vggkeras.data.boxes import Boxes
 from vggkeras.localization import geometry
-from vggkeras.localization.geometry import Size
-
-CORRECT = 0.5  # intersection over union above which a box is right
+from vggkeras.localization.geometry import CORRECT, Size
 
 
 def targets(
@@ -27,6 +27,12 @@ def targets(
     in_crop = geometry.to_crop(found, size, scale, offset, crop, mirror)
     repeated = in_crop[np.minimum(np.arange(boxes.most), len(found) - 1)]
     return np.concatenate([[label], repeated.ravel()]).astype(np.float32)
+
+
+def central_target(boxes: Boxes, index: int, label: int, scale: int, crop: Size) -> np.ndarray:
+    """Return the target of an image's central crop: see `targets`."""
+    shape = rescaled_shape(tuple(boxes.sizes[index]), scale)
+    return targets(boxes, index, label, scale, next(augment.corners(shape, crop, 1)), crop)
 
 
 def euclidean(targets, outputs):

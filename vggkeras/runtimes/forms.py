@@ -12,8 +12,13 @@ from vggkeras.runtimes.predictor import Predictor
 
 
 def form_path(path: Path, form: Form) -> Path:
-    """Return where another form of a file lies: model.onnx -> model.dense.onnx."""
-    return path.with_name(f"{path.stem}.{form}{path.suffix}")
+    """Return where another form of a file lies: model.onnx -> model.dense.onnx.
+
+    Of model.boxes.onnx that is model.dense_boxes.onnx.
+    """
+    suffix = f".{Form.BOXES}"
+    path = path.with_suffix("") if path.suffix == suffix else path  # a SavedModel's folder
+    return path.with_name(f"{path.stem.removesuffix(suffix)}.{form}{path.suffix}")
 
 
 def smallest_shape(path: Path, card: ModelCard) -> tuple[int, int, int]:
@@ -79,10 +84,10 @@ def _no_form(path: Path, card: ModelCard, form: Form) -> str:
     precision = "" if card.precision == "float32" else f" --precision {card.precision}"
     precision += f" --target {card.target}" if card.target else ""
     does, otherwise = "gives probabilities", ""
-    if form is Form.DENSE:
+    if form is not Form.FEATURES:
         does, otherwise = "takes images of one size", ", or use --protocol center or multicrop"
     return (
         f"{path} {does}, and there is no {form} form of it at {form_path(path, form)}: write it "
-        f"with `python -m export --{form} --format {file_format}{precision} --model RUN`"
+        f"with `python -m export{form.flags} --format {file_format}{precision} --model RUN`"
         f"{otherwise}."
     )

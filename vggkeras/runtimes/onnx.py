@@ -31,7 +31,7 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
     import onnxruntime as ort
 
     card, sealed = card_of(path, options.verify)
-    any_size = path.stem.endswith((".dense", ".features"))
+    any_size = path.stem.endswith((".dense", ".dense_boxes", ".features"))
     check_batch_sizes(path, card, options)
     engine: dict[str, str] = {}
     if options.provider == "tensorrt":
@@ -48,7 +48,7 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
     form = form_of(any(isinstance(side, str) for side in images.shape[1:]), output.name)
     beside = forms_beside(path, card, lambda file: load(file, options))
 
-    def run_on_cpu(batch: np.ndarray) -> np.ndarray:
+    def run_plainly(batch: np.ndarray) -> np.ndarray:
         return session.run([output.name], {images.name: np.ascontiguousarray(batch)})[0]
 
     return Predictor(
@@ -61,7 +61,10 @@ def load(path: Path, options: Options, *, optimize: bool = True) -> Predictor:
         input_name=images.name,
         output_name=output.name,
         card=card,
-        run=run_on_cpu if options.provider == "cpu" else _run_on_gpu(session, options),
+        # `bound` knows the shape of one answer an image, and not that of a map of boxes.
+        run=run_plainly
+        if options.provider == "cpu" or len(output.shape) != 2
+        else _run_on_gpu(session, options),
         form=form,
         make_form=None if form.takes_any_size else beside,
         threads=options.threads or cores(),

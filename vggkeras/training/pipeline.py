@@ -13,7 +13,6 @@ from rich.console import Console
 
 from vggkeras.configs import rescaled_shape
 from vggkeras.data import augment
-from vggkeras.data.boxes import Boxes
 from vggkeras.data.order import ALL, Share, shuffled_indices
 from vggkeras.data.reading import read_images
 from vggkeras.data.splits import Split
@@ -276,7 +275,7 @@ def validation_batches(
         for index, crop, label in augment.center_crops(own, crop_size, scale):
             true: int | np.ndarray = label
             if boxes:
-                true = _central_target(boxes, index, label, scale, size)
+                true = regression.central_target(boxes, index, label, scale, (size, size))
                 true = np.append(true, np.tile(true[-4:], (len(target) - len(true)) // 4))
             yield augment.in_channels(crop, channels), true, padding.weight if padding else 1.0
         for _ in range(count - own.count):
@@ -298,10 +297,3 @@ def validation_batches(
     if one_hot:
         data = data.map(lambda images, labels, *w: (images, tf.one_hot(labels, one_hot), *w))
     return data.prefetch(2)
-
-
-def _central_target(boxes: Boxes, index: int, label: int, scale: int, size: int) -> np.ndarray:
-    """Return the target of an image's central crop."""
-    crop = size, size
-    corner = next(augment.corners(rescaled_shape(tuple(boxes.sizes[index]), scale), crop, 1))
-    return regression.targets(boxes, index, label, scale, corner, crop)

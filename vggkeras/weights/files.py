@@ -23,7 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from vggkeras import archives, configs, models
+from vggkeras import archives, configs
 from vggkeras.configs import FC
 from vggkeras.errors import InputError
 
@@ -233,7 +233,7 @@ def _read_h5(path: Path, name: str, *, own: bool) -> dict[str, Tensor]:
             raise archives.damaged(name, error, "a weights file of Keras") from error
 
     if not own and zipfile.is_zipfile(path):  # our own was checked with its config
-        archives.read_keras_archive(path, models.ABOUT)
+        archives.read_keras_archive(path)
     tensors = {}
     with archives.checked_h5(path, name) as (file, shapes):
         # Keras names a layer without weights by its class: MeanRGB in version 0.1, Rescaling.

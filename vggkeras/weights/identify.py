@@ -160,7 +160,7 @@ def trained_file(path: Path | str) -> Path:
 
 def _open_own(spec: str) -> _File:
     path = trained_file(spec)
-    config, described = archives.read_keras_archive(path, models.ABOUT)
+    config, described = archives.read_keras_archive(path)
     try:
         layers = {
             layer["config"].get("name"): layer["config"] for layer in config["config"]["layers"]

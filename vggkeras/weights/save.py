@@ -16,7 +16,7 @@ from typing import TypedDict
 import keras
 import numpy as np
 
-from vggkeras import configs, models
+from vggkeras import archives, configs
 from vggkeras import layers as layers_module
 from vggkeras.card import ModelCard
 from vggkeras.configs import FC
@@ -156,7 +156,7 @@ def save_model(model: keras.Model, path: Path, card: ModelCard) -> None:
             with zipfile.ZipFile(beside, "w") as archive:
                 archive.writestr("metadata.json", json.dumps(saved))
                 archive.writestr("config.json", model.to_json())
-                archive.writestr(models.ABOUT, json.dumps(card.to_json()))
+                archive.writestr(archives.ABOUT, json.dumps(card.to_json()))
                 archive.write(weights, "model.weights.h5")
         finally:
             remove(weights)
