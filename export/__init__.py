@@ -40,6 +40,7 @@ def export_model(
     opset: int | None = None,
     dense: bool = False,
     features: bool = False,
+    boxes: bool = False,
     calibration: int | None = None,
     input: Pixels | None = None,
     logits: bool = False,
@@ -49,8 +50,8 @@ def export_model(
 ) -> dict[str, dict[str, Any]]:
     """Export a trained model, and prove every file on real images in the runtime that serves it.
 
-    Writes the files, golden.npz (for features golden.features.npz) and certificate.json. A file
-    that fails its proof keeps the suffix .rejected. The arguments are the fields of
+    Writes the files, golden.npz (golden.FORM.npz of features and boxes) and certificate.json. A
+    file that fails its proof keeps the suffix .rejected. The arguments are the fields of
     `export.request.Request`, which explains each; `console` is for progress and tables. Arrays are
     given as a `vggkeras.Data`.
 
@@ -58,7 +59,7 @@ def export_model(
         certificate.json's entries of the files just written, by file name; each has "passed".
 
     Raises:
-        InputError (a ValueError): no model, or none that classifies images; unknown format or
+        InputError (a ValueError): no model, or none of classes or boxes; unknown format or
             precision; classes that differ from the data's; too few images, to calibrate on too;
             weights or activations that are not finite, or too large for float16, by layer;
             features that are all zero; a key that cannot be used; another process exports into the
@@ -78,6 +79,7 @@ def export_model(
         opset=opset,
         dense=dense,
         features=features,
+        boxes=boxes,
         calibration=calibration,
         input=input,
         logits=logits,

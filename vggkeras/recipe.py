@@ -295,6 +295,13 @@ class Recipe:
             return ("fc1", "fc2", "boxes") if self.tune == "fc" else None
         return TRAINED_LAYERS[self.freeze]
 
+    def another_run(self, out: Path) -> str:
+        """Return in words how a new run goes on from `out`; of boxes it starts anew.
+
+        Boxes start from a classifier, and from no other boxes.
+        """
+        return "another run with --out" + ("" if self.boxes else f" and --init-from {out}")
+
     @property
     def first_rate(self) -> float:
         """The initial learning rate: `learning_rate`, in proportion to the batch size."""

@@ -383,12 +383,20 @@ LIMITS = {"onnx": 5, "tflite": 6}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [pytest.param("A-LRN", marks=pytest.mark.full), "D"])
-def test_full_width_at_224(arch, tmp_path):
-    """Full-size networks pass parity in every format, within memory, unlike the stock export."""
-    vggkeras.build(arch, seed=0).save(tmp_path / "full.keras")
+@pytest.mark.parametrize(
+    ("arch", "boxes"),
+    [pytest.param("A-LRN", None, marks=pytest.mark.full), ("D", None), ("D", "pcr")],
+)
+def test_full_width_at_224(arch, boxes, tmp_path):
+    """Full-size networks pass parity in every format, within memory, unlike the stock export.
+
+    One a class of a thousand, the boxes are 4,000 numbers.
+    """
+    vggkeras.build(arch, boxes=boxes, seed=0).save(tmp_path / "full.keras")
+    form = Form.BOXES if boxes else Form.CLASSIFIER
+    asked = ["--model", tmp_path / "full.keras", "--images", "10", *form.flags.split()]
     child = subprocess.run(
-        [sys.executable, "-m", "export", "--model", tmp_path / "full.keras", "--images", "10"],
+        [sys.executable, "-m", "export", *asked],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -399,8 +407,11 @@ def test_full_width_at_224(arch, tmp_path):
     for entry in certificate.values():
         assert entry["passed"]
         assert entry["max_rel_error"] <= 1e-5
+        assert entry["output"]["shape"] == ["batch", 4000 if boxes else 1000]
     for name, gigabytes in LIMITS.items():
         rows = [line for line in child.stdout.splitlines() if line.endswith("GB │")]
-        row = next(line for line in rows if export.FORMATS[name].file in line)
+        target = Target(tmp_path / "export", name, form=form)
+        row = next(line for line in rows if target.name in line)
+        assert verify.verify(target.path) == []
         assert float(re.search(r"([\d.]+) GB", row)[1]) <= gigabytes, child.stdout
     shutil.rmtree(tmp_path / "export")  # half a gigabyte a file

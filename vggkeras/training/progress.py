@@ -134,7 +134,7 @@ class Progress:
         if damaged and checkpoint is None:
             raise InputError(
                 f"{'; '.join(damaged)}: no whole checkpoint is left; remove {folder} to begin the "
-                f"run anew, or start another one with --init-from {self.job.out}."
+                f"run anew, or start {self.job.recipe.another_run(self.job.out)}."
             )
         for reason in damaged:
             self.job.console.print(

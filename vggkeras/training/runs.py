@@ -138,14 +138,13 @@ def check_unchanged(recipe: Recipe, begun: ModelCard, out: Path, console: Consol
     if changed:
         raise InputError(
             f"--resume needs the recipe with which {out} was begun, but {'; '.join(changed)}: give "
-            "that recipe, or start another run with --out (and --init-from, to start from its "
-            "weights)."
+            f"that recipe, or start {recipe.another_run(out)}."
         )
     if recipe.schedule == "cosine" and then.get("epochs") != now["epochs"]:
         raise InputError(
             f"{out} was begun with {then.get('epochs')} epochs, and along a cosine the learning "
             f"rate of every epoch depends on their number; received {now['epochs']}: resume it "
-            "with the number that it began with, or start another run with --out and --init-from."
+            f"with the number that it began with, or start {recipe.another_run(out)}."
         )
     if begun.versions != versions():
         console.print(

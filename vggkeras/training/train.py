@@ -253,7 +253,7 @@ def _stays_finished(begun: RunRecord, recipe: Recipe, out: Path) -> bool:
     if not checkpoints.newest_first(out / "resume"):
         raise InputError(
             f"{out} is finished and has no checkpoint in resume/, which more epochs would go on "
-            f"from: start another run with --out and --init-from {out}."
+            f"from: start {recipe.another_run(out)}."
         )
     return False
 
