@@ -246,8 +246,8 @@ def _with_values(
     n, boxes = result.images, expected.boxes  # images that are shown again count once
     if boxes:
         crop = expected.input_shape[:2]
-        corners = (geometry.in_pixels(values, crop) for values in (answers, output))
-        result = _with_errors(result, *corners, max(crop))
+        expected_corners, corners = (geometry.in_pixels(v, crop) for v in (answers, output))
+        result = _with_errors(result, expected_corners, corners, max(crop))
         if labels is None:
             return result
         right, still_right = (geometry.localized(v[:n], labels, boxes) for v in (answers, output))
