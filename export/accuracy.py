@@ -73,5 +73,5 @@ def accuracies(
             data.class_names,
             track=lambda items, total: bar.track(items, total=total, description="scoring"),
         )
-    evidence = f"{rows[0].images:,} images of {split.name}"
+    evidence = f"{rows[0].images:,} images of {split.name}{', localized or not' if boxes else ''}"
     return [Accuracy(evidence, row.images, row.correct) for row in rows]

@@ -39,7 +39,8 @@ def main() -> None:
         sys.exit("the converter refuses it")
     images = np.zeros((1, *map(int, shape)), np.uint8)
     answers = runner(folder / "model.mnn", output, 1)(images)
-    if answers.shape != (1, int(outputs)) or not np.isfinite(answers).all():
+    # A map of boxes has one place, for an image of this size.
+    if (len(answers), answers.size) != (1, int(outputs)) or not np.isfinite(answers).all():
         sys.exit(f"it answers {list(answers.shape)} to one image, expected [1, {outputs}]")
     (folder / "model.mnn").replace(target)
     shutil.rmtree(folder)
