@@ -213,6 +213,27 @@ def test_one_box_for_all_classes_needs_no_names_and_no_flag(folder, tmp_path, co
     shutil.rmtree(folder / "export")
 
 
+def test_two_models_of_boxes_are_compared(folder, made):
+    for name in (FILES[2], "model.dense_boxes.onnx"):
+        result = export.compare(made[0] / name, folder / "pcr.keras", data="random")
+        assert (result.passed, result.kinds, result.agreeing) == (True, ("boxes", "boxes"), None)
+    result = export.compare(made[0] / FILES[1], folder / "classes.keras", data="random")
+    assert not result.passed
+    assert any("boxes against probabilities" in str(failure) for failure in result.failures)
+
+
+def test_triton_serves_them(folder, made, command, tmp_path):
+    out, _ = made
+    asked = ["--model", folder / "pcr.keras", "--out", out, "--triton", tmp_path / "models"]
+    for more, name, dims in (([], "boxes", "[12]"), (["--dense"], "dense_boxes", "[-1, -1, 12]")):
+        assert command(export_cli, *asked, *more)[0] == 0
+        text = (tmp_path / "models" / f"pcr.{name}" / "config.pbtxt").read_text()
+        output = text.partition("output {")[2].partition("}")[0]
+        assert 'name: "boxes"' in output
+        assert f"dims: {dims}" in output
+        assert "label_filename" not in output
+
+
 WRONG = {
     "int8": ("scr", ["--precision", "int8"], "Boxes have no int8"),
     "features": ("scr", ["--features"], "--boxes and --features write other files each"),
