@@ -166,6 +166,11 @@ def test_the_papers_learning_rate_of_boxes_is_the_default():
     assert recipe_text(Recipe(boxes="pcr")) == "not the paper's: boxes from random weights"
 
 
+def test_only_a_classifiers_run_is_advised_to_go_on_from():
+    assert Recipe().another_run(Path("a")) == "another run with --out and --init-from a"
+    assert Recipe(boxes="pcr").another_run(Path("a")) == "another run with --out"
+
+
 def test_one_step_moves_the_weights_by_the_gradient_of_the_loss():
     """Against the gradient of the sum of squares by hand, in the last layer."""
     recipe = Recipe(
