@@ -51,9 +51,9 @@ class Arguments:
     """
 
     files: tuple[Path, ...]
-    """.keras, .onnx and .tflite files, run and SavedModel folders, at any precision. Each is shown
-    the golden images beside it, or random ones. FILE@PROVIDER has a provider of its own:
-    model.onnx@openvino."""
+    """.keras, .onnx and .tflite files, run and SavedModel folders, at any precision, or
+    hf:USER/NAME[@REV][:FILE]. Each is shown the golden images beside it, or random ones.
+    FILE@PROVIDER has a provider of its own: model.onnx@openvino."""
     provider: Provider = "cpu"
     """Where a model computes; all but cpu and cuda are for .onnx files."""
     threads: int | None = None

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vggkeras import runtimes
+from vggkeras import hub, runtimes
 from vggkeras.card import ModelCard
 from vggkeras.containers import DESCRIPTION
 from vggkeras.errors import InputError
@@ -143,7 +143,7 @@ def load(path: str | os.PathLike[str], trust_saved_model: bool = False) -> Image
         InputError (a ValueError): no such file; a file that is no model, or whose loading would run
             code; several inputs or outputs; an input that is no image.
     """
-    path = Path(path)
+    path = hub.local(path)
     if path.is_dir() and not (path / "saved_model.pb").exists():
         if not (path / "model.keras").is_file():
             raise InputError(f"{path} is a folder without a model: {EXPECTED}.")

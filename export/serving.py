@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from export.loadgen import Lengths, Outcome, Speed, tested, warmed
+from vggkeras import hub
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor
 from vggkeras.runtimes.providers import ON_GPU, PROVIDERS, Options
@@ -72,12 +73,16 @@ class Server:
 
 
 def with_provider(path: Path, options: Options) -> tuple[Path, Options]:
-    """Return the file and options that FILE@PROVIDER stands for; of another path, the same."""
+    """Return the file and options that FILE@PROVIDER stands for; of another path, the same.
+
+    FILE may be one of a hub: see `hub.local`.
+    """
     name, _, provider = path.name.rpartition("@")
     if not name or provider not in PROVIDERS or path.exists():
-        return path, options
+        return hub.local(path), options
     sizes = options.batch_sizes if provider in ON_GPU else ()
-    return path.with_name(name), dataclasses.replace(options, provider=provider, batch_sizes=sizes)
+    own = dataclasses.replace(options, provider=provider, batch_sizes=sizes)
+    return hub.local(path.with_name(name)), own
 
 
 @contextlib.contextmanager

@@ -46,11 +46,12 @@ class Compute:
         Raises:
             InputError (a ValueError): as `vggkeras.load`.
         """
-        from vggkeras import runtimes
+        from vggkeras import hub, runtimes
         from vggkeras.runtimes.providers import TF32_OVERRIDE
 
         if self.provider == "tensorrt":  # in this process nothing has read it yet
             os.environ.setdefault(TF32_OVERRIDE, "0")
+        models = tuple(map(hub.local, models))
         load_tensorflow(console, *models)
         predictors = [
             runtimes.load(

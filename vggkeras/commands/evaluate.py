@@ -39,8 +39,8 @@ class Evaluate:
     """Score models, in any runtime, on every image of a split, by the paper's protocols.
 
     Attributes:
-        model: Run folders, .keras, .onnx or .tflite files, SavedModel folders. Each is a row,
-            compared with the first.
+        model: Run folders, .keras, .onnx or .tflite files, SavedModel folders, or published files,
+            hf:USER/NAME[@REV][:FILE]. Each is a row, compared with the first.
         data: digits, tfds:NAME[/CONFIG], hf:NAME[:CONFIG], a .csv or .parquet list, or a folder: of
             class folders, or with train/, val/ or test/, each of class folders.
         split: One or more, or all; val and valid mean validation, and of TensorFlow Datasets a part

@@ -33,8 +33,9 @@ class Features:
     """Extract a network's features (Appendix B), for a linear SVM and a page of neighbours.
 
     Attributes:
-        model: A run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder. An exported
-            file needs its form for features beside it (`python -m export --features`).
+        model: A run's folder, a .keras, .onnx or .tflite file, a SavedModel folder, or a published
+            file, hf:USER/NAME[@REV][:FILE]. An exported file needs its form for features beside it
+            (`python -m export --features`).
         data: digits, tfds:NAME[/CONFIG], hf:NAME[:CONFIG], a .csv or .parquet list, or a folder: of
             class folders, or of images alone, which have no labels.
         out: The .npz or .parquet file to write.

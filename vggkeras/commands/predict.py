@@ -37,7 +37,8 @@ class Predict:
     Attributes:
         files: Image files, or folders of them (and of folders): JPEG, PNG, WebP, HEIC and others.
             For a folder of labels also patterns, .csv or .parquet lists, and URLs (s3://, gs://).
-        model: A run's folder, a .keras, .onnx or .tflite file, or a SavedModel folder.
+        model: A run's folder, a .keras, .onnx or .tflite file, a SavedModel folder, or a published
+            file, hf:USER/NAME[@REV][:FILE].
         top: How many classes to show, most probable first; 0 is all of them.
         classifier: Of a network of boxes (`train --boxes`): the run, or the file, that names the
             classes.

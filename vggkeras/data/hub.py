@@ -13,12 +13,13 @@ from vggkeras.data import imagenet, labeled
 from vggkeras.data.decoding import check_names
 from vggkeras.data.splits import VALIDATION_NAMES, Data, Split, Stored
 from vggkeras.errors import InputError
+from vggkeras.hub import OWNED, PREFIX, not_installed, one_line
 
 if TYPE_CHECKING:
     import datasets
 
 LABELS = ("label", "labels", "fine_label", "class")
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
+NAME = re.compile(rf"{OWNED}|[A-Za-z0-9][\w.-]*")
 # Names with which the library reads whatever lies in the current folder.
 BUILDERS = (
     *("arrow", "audiofolder", "csv", "eval", "hdf5", "imagefolder", "json", "lance", "nifti"),
@@ -45,7 +46,7 @@ def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
     check_names((), classes)
     if len(classes) < 2:
         raise InputError(f"{spec} has fewer than two classes: a classifier needs two or more.")
-    name = spec.removeprefix("hf:")
+    name = spec.removeprefix(PREFIX)
     splits = {
         split: _split(f"{name}/{split}", part, image, label, classes)
         for split, part in rows.items()
@@ -66,7 +67,7 @@ def load(spec: str, held_out: float, fetch: bool, whole: bool) -> Data:
 
 def _loaded(spec: str, fetch: bool) -> tuple[str, Mapping[str, datasets.Dataset]]:
     """Return the data string, with the whole path of a folder, and the splits by name."""
-    name, _, config = spec.removeprefix("hf:").partition(":")
+    name, _, config = spec.removeprefix(PREFIX).partition(":")
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         name = str(folder.resolve())
@@ -84,18 +85,14 @@ def _loaded(spec: str, fetch: bool) -> tuple[str, Mapping[str, datasets.Dataset]
     try:
         import datasets
     except ImportError as error:
-        raise InputError(
-            f"{spec} needs Hugging Face datasets, which is not installed: pip install "
-            "'vggkeras[hf]'."
-        ) from error
+        raise not_installed(spec, "Hugging Face datasets", "hf") from error
     once = datasets.DownloadConfig(max_retries=1)
     try:
         return spec, datasets.load_dataset(name, config or None, download_config=once)
     except Exception as error:  # of the library, of the network, of the data set
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"Unknown data {spec!r}: Hugging Face datasets cannot load it ({reason}). Expected "
-            "hf:NAME, hf:NAME:CONFIG or hf:FOLDER."
+            f"Unknown data {spec!r}: Hugging Face datasets cannot load it ({one_line(error)}). "
+            "Expected hf:NAME, hf:NAME:CONFIG or hf:FOLDER."
         ) from error
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vggkeras import hub
 from vggkeras.configs import box_outputs
 from vggkeras.errors import InputError
 from vggkeras.runtimes.predictor import Predictor as Predictor
@@ -64,7 +65,8 @@ def load(
     take turns.
 
     Args:
-        path: a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder.
+        path: a .keras, .onnx or .tflite file, a SavedModel folder, or a run's folder; or
+            hf:USER/NAME[@REV][:FILE], a published file (see `hub.local`).
         provider: cpu; cuda for ONNX Runtime, Keras and SavedModel on a GPU; tensorrt for .onnx
             files. One that does not really load is refused, and so is a .onnx file of which it
             would leave a part to the CPU. mnn and openvino compute .onnx files on a CPU, instead of
@@ -89,7 +91,7 @@ def load(
     sizes = tuple(batch_sizes)
     options = Options(provider, threads, tf32, verify, trust_saved_model, sizes)
     options.check()
-    path, suffix = _file_of(Path(path))
+    path, suffix = _file_of(hub.local(path))
     runtime = RUNTIMES[suffix]
     if provider not in runtime.providers:
         raise InputError(
