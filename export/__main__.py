@@ -42,23 +42,37 @@ def main() -> int:
     if serving != Serving():
         raise InputError("--provider and --batch-sizes are Triton's: give --triton DIR too.")
     values = vars(request).copy()
-    web, bundle = values.pop("web"), values.pop("bundle")
+    web, bundle, card, license = (values.pop(name) for name in ("web", "bundle", "card", "license"))
     if web or bundle:
         from export.web import write_page
 
         if web is None:
             raise InputError("--bundle goes with --web DIR, which says where to write the page.")
-        if request != Request(model=request.model, web=web, bundle=bundle):
-            raise InputError(
-                "--web takes --model and --bundle alone, and files that were exported before: "
-                "export first, and give --model FILE.onnx to choose one."
-            )
+        _check_alone(request, "web", "bundle")
         write_page(web, request.model, bundle, Console())
+        return 0
+    if card or license:
+        from export.publish import write_card
+
+        if card is None:
+            raise InputError("--license goes with --card DIR, which says where to write the card.")
+        _check_alone(request, "card", "license")
+        write_card(card, request.model, license, Console())
         return 0
     # The exporters', whatever backend the model was trained on.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     entries = export_model(**values, console=Console())
     return 0 if all(entry["passed"] for entry in entries.values()) else 1
+
+
+def _check_alone(request: Request, flag: str, other: str) -> None:
+    """Raise InputError for flags of an export, where a flag asks for what is no export."""
+    used = {name: getattr(request, name) for name in ("model", flag, other)}
+    if request != Request(**used):
+        raise InputError(
+            f"--{flag} takes --model and --{other} alone, and files that were exported before: "
+            "export first, and give --model FILE to choose one."
+        )
 
 
 def cli() -> int:

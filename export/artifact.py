@@ -9,6 +9,7 @@ Reading takes NumPy, Pillow and, for .tflite, LiteRT's own package.
 
 from __future__ import annotations
 
+import shutil
 from base64 import b85decode
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,21 @@ def seal(path: Path, golden: Golden) -> None:
     containers.append(path, SEAL, containers.seal_text(dict.fromkeys(PARTS, "0" * 64)))
     digests = containers.parts_of(path).digests()
     containers.overwrite_seal(path, containers.seal_text(digests))
+
+
+def copy(path: Path, copied: Path, sha256: str) -> None:
+    """Copy a proven file, or a SavedModel folder, into a folder that is made if it is not there.
+
+    Raises:
+        InputError (a ValueError): the copy has another sha256.
+    """
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, copied)
+    else:
+        shutil.copyfile(path, copied)
+    if files.sha256(copied) != sha256:
+        raise InputError(f"{path} changed while it was copied: export it again.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export import Engine, FormatName, Pixels, Precision
 from export.formats import ENGINES, FORMATS, PRECISIONS, TOLERANCES, Target
-from vggkeras import archives
+from vggkeras import archives, certificate
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 
@@ -83,6 +83,12 @@ class Request:
     bundle: Path | None = None
     """node_modules whose onnxruntime-web --web copies into the page; by default the page loads it
     from a CDN."""
+    card: Path | None = None
+    """Export nothing; write a folder for a model hub instead: the files of --model's export that
+    passed their proof (or one, --model FILE), their certificate, labels, and a model card."""
+    license: str | None = None
+    """What --card says of the weights: an identifier of the hub's, such as cc-by-4.0. When not
+    given, apache-2.0, and unknown where the weights began as somebody else's."""
 
     @property
     def form(self) -> Form:
@@ -199,3 +205,13 @@ class Request:
                 f"Unknown precision {self.precision!r}: expected one of {', '.join(TOLERANCES)}, "
                 "all."
             )
+
+
+def finished(model: Path) -> Path:
+    """Return the folder of a finished export: a folder with a certificate, or that of a run.
+
+    Raises:
+        InputError (a ValueError): it is neither, nor a .keras file.
+    """
+    is_export = (model / certificate.CERTIFICATE).is_file()
+    return model if is_export else Request(model=model).folder

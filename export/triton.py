@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from export import artifact
 from export.formats import Target
 from export.request import Request
 from vggkeras import certificate, files
@@ -160,13 +160,13 @@ def _place(folder: Path, file: Path, card: ModelCard, sha256: str, text: str) ->
     labels = "".join(f"{name}\n" for name in card.class_names)
     if newest is None:  # all of it appears at once
         with files.replacing(folder) as beside:
-            _copy(file, beside / "1" / MODEL, sha256)
+            artifact.copy(file, beside / "1" / MODEL, sha256)
             (beside / LABELS).write_text(labels, encoding="utf-8")
             (beside / CONFIG).write_text(text, encoding="utf-8")
         return version
     if version != newest:
         with files.replacing(version) as beside:
-            _copy(file, beside / MODEL, sha256)
+            artifact.copy(file, beside / MODEL, sha256)
     files.write_text(folder / CONFIG, text)
     return version
 
@@ -191,13 +191,6 @@ def _check_same_kind(before: Path, card: ModelCard) -> None:
             f"{before.parent.parent} holds a model of other images or classes, which cannot be an "
             "earlier version of this one: give another --triton folder, or remove that one."
         )
-
-
-def _copy(file: Path, copy: Path, sha256: str) -> None:
-    copy.parent.mkdir(parents=True)
-    shutil.copyfile(file, copy)
-    if files.sha256(copy) != sha256:
-        raise InputError(f"{file} changed while it was copied: export it again.")
 
 
 def config(name: str, card: ModelCard, sha256: str, options: Options) -> str:

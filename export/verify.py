@@ -33,7 +33,7 @@ from export import artifact, integers, parity, signature
 from export import golden as golden_module
 from export.formats import tolerance_of
 from export.golden import Golden, GoldenFile
-from vggkeras import certificate, containers, files, runtimes
+from vggkeras import certificate, containers, files, hub, runtimes
 from vggkeras.card import INPUT_NAME, ModelCard
 from vggkeras.certificate import Entry
 from vggkeras.errors import InputError, refuse_empty_arguments, run_command, visible
@@ -118,6 +118,16 @@ def check(path: Path) -> None:
             f"{path} keeps weights in {', '.join(map(repr, outside[:3]))}: expected them inside "
             "the file, as `python -m export` writes it; do not load it."
         )
+
+
+def check_proven(path: Path) -> None:
+    """Check that an exported file is proven on this machine, before it is given to others.
+
+    Raises:
+        InputError (a ValueError): `verify` finds a difference, or cannot be done.
+    """
+    if problems := verify(path):
+        raise InputError(f"{path} is not proven here: {'; '.join(problems)}: export it again.")
 
 
 def _changed_parts(contents: artifact.Contents) -> list[str]:
@@ -226,6 +236,7 @@ def main() -> int:
     """Parse, and verify each file."""
     refuse_empty_arguments()
     arguments = _parser().parse_args()
+    arguments.files = [hub.local(path) for path in arguments.files]
     expected = signature.expected_signer(arguments.public_key, arguments.identity, arguments.issuer)
     if expected and not signature.is_as_signed(arguments.files, expected):
         return 1
@@ -258,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help=".onnx and .tflite files, SavedModel folders",
+        help=".onnx and .tflite files, SavedModel folders, or hf:USER/NAME[@REV][:FILE]",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from export import artifact, stages, verify
 from export.golden import Golden
-from export.request import Request
-from vggkeras import certificate, files, pages
+from export.request import finished
+from vggkeras import certificate, files, hub, pages
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.terminal import plain
@@ -86,8 +86,8 @@ def write_page(
 
     Args:
         folder: to write; nothing may be there.
-        model: a .onnx file that `python -m export` wrote; or a run, a .keras file or an export's
-            folder, of whose .onnx files that passed their proof the smallest is taken.
+        model: a .onnx file that `python -m export` wrote, or one of a hub, hf:…; or a run, a .keras
+            file or an export's folder, of whose .onnx files that passed the smallest is taken.
         bundle: a node_modules folder from which onnxruntime-web is copied; by default the page
             loads its pinned version from a CDN.
         console: where to say what was written.
@@ -102,8 +102,7 @@ def write_page(
     files.check_writable(folder)
     dist = _dist(Path(bundle)) if bundle else None
     path = chosen(Path(model))
-    if problems := verify.verify(path):
-        raise InputError(f"{path} is not proven here: {'; '.join(problems)}: export it again.")
+    verify.check_proven(path)
     contents = artifact.read(path)
     assert contents.golden is not None
     _check(path, contents.card)
@@ -138,10 +137,9 @@ def chosen(model: Path) -> Path:
     Raises:
         InputError (a ValueError): there is none.
     """
-    if model.suffix == ".onnx":
-        return model
-    is_export = (model / certificate.CERTIFICATE).is_file()
-    folder = model if is_export else Request(model=model).folder
+    if (file := hub.local(model)).suffix == ".onnx":
+        return file
+    folder = finished(model)
     passed = [
         (entry.bytes, name)
         for name, entry in certificate.read(folder).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from vggkeras.data import decoding
 from vggkeras.data.splits import Split
+from vggkeras.errors import visible
 
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ def read_some(
 
 
 def render(template: Path, **values: Any) -> str:
-    """Render a template file with the values that it names, as HTML.
+    """Render a template file with the values that it names, as HTML, or as Markdown.
 
     Raises:
         jinja2.UndefinedError: the template names a value that is not given.
@@ -64,9 +66,15 @@ def render(template: Path, **values: Any) -> str:
     environment.filters |= {
         "percent": percent,
         "thousands": lambda number: f"{number:,}",
+        "markdown": lambda text: jinja2.utils.markupsafe.Markup(markdown(text)),
         "svg": jinja2.utils.markupsafe.Markup,
     }
     return environment.get_template(template.name).render(**values)
+
+
+def markdown(text: str) -> str:
+    """Return text in which Markdown and HTML mean nothing, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>&#|~!$])", r"\\\1", visible(" ".join(text.split())))
 
 
 def percent(fraction: float) -> str:
