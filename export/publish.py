@@ -22,10 +22,9 @@ from export.request import finished
 from vggkeras import certificate, files, hub, pages
 from vggkeras.card import Form, ModelCard
 from vggkeras.certificate import CERTIFICATE, Entry
-from vggkeras.departures import recipe_text
+from vggkeras.departures import command, recipe_text
 from vggkeras.errors import InputError, visible
 from vggkeras.recipe import Recipe
-from vggkeras.report import header
 from vggkeras.terminal import load_tensorflow, plain
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def _config(card: ModelCard, entries: dict[str, Entry]) -> dict[str, Any]:
 def _readme(name: str, main: str, card: ModelCard, entries: dict[str, Entry], license: str) -> str:
     """Return README.md: the metadata as YAML, and the text."""
     recipe = card.recipe and _without_paths(card.recipe)
-    return pages.render(
+    text = pages.render(
         TEMPLATE,
         metadata=_metadata(name, card, entries, license).to_yaml(),
         name=name,
@@ -160,8 +159,9 @@ def _readme(name: str, main: str, card: ModelCard, entries: dict[str, Entry], li
         network=f"VGG {card.arch}" if card.arch else "a convolutional network",
         data=pages.data_title(card.data),
         recipe=recipe and recipe_text(recipe),
-        command=recipe and visible(" \\\n    ".join(header.command(recipe))),
+        command=recipe and visible(" \\\n    ".join(command(recipe))),
     )
+    return f"{text}\n"
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
@@ -201,10 +201,17 @@ def _results(file: str, card: ModelCard, entry: Entry) -> list[huggingface_hub.E
 
     found = EVIDENCE.fullmatch(entry.evidence)
     data, split = found.groups() if found else (entry.evidence, None)
-    agreement = entry.top1_agreement, entry.top1_agreement_interval
     figures = {
-        "accuracy": ("top-1 accuracy", entry.accuracy_artifact, entry.accuracy_interval),
-        "top1_agreement": ("top-1 agreement with Keras", *agreement),
+        "accuracy": (
+            f"top-1 accuracy of {file}",
+            entry.accuracy_artifact,
+            entry.accuracy_interval,
+        ),
+        "top1_agreement": (
+            f"top-1 agreement of {file} with Keras",
+            entry.top1_agreement,
+            entry.top1_agreement_interval,
+        ),
     }
     return [
         EvalResult(
@@ -213,11 +220,11 @@ def _results(file: str, card: ModelCard, entry: Entry) -> list[huggingface_hub.E
             dataset_name=data,
             dataset_split=split,
             metric_type=kind,
-            metric_name=f"{title} of {file}",
+            metric_name=name,
             metric_value=value,
             metric_args={"file": file, "images": entry.images}
             | ({"confidence_interval_95": list(interval)} if interval else {}),
         )
-        for kind, (title, value, interval) in figures.items()
+        for kind, (name, value, interval) in figures.items()
         if value is not None
     ]

@@ -1,7 +1,11 @@
-"""Say in words where a recipe departs from the paper's (section 3.1)."""
+"""Say how a recipe departs from the paper's (section 3.1), and which command trains it."""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+
+from vggkeras.data import in_memory
 from vggkeras.recipe import Recipe
 
 
@@ -54,3 +58,21 @@ def departures(recipe: Recipe) -> list[str]:
     if decays or recipe.weight_decay != usual["weight_decay"]:
         parts.append(f"weight decay {recipe.weight_decay:g}")
     return parts
+
+
+def command(recipe: Recipe) -> list[str]:
+    """Return the command that trains a recipe, a flag an item, without flags that are defaults."""
+    if recipe.data.startswith(in_memory.PREFIX):
+        return ["# of arrays in Python: vggkeras.train(recipe, data=...)"]
+    parts = [["python", "-m", "vggkeras", "train"]]
+    parts += [["--arch", recipe.arch], ["--data", recipe.data]]
+    for field in dataclasses.fields(Recipe):
+        value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
+        default = recipe.defaults.get(field.name, field.default)
+        if field.name in ("arch", "data") or value == default:
+            continue
+        if isinstance(value, bool):
+            parts.append([f"--{flag}" if value else f"--no-{flag}"])
+        else:
+            parts.append([f"--{flag}", str(value)])
+    return [shlex.join(part) for part in parts]

@@ -18,9 +18,9 @@ from helpers import bare_run, write_photos
 from vggkeras import certificate, runtimes
 from vggkeras.__main__ import cli
 from vggkeras.data.sources import load_data
+from vggkeras.departures import command as command_line
 from vggkeras.evaluation import scoring, statistics
 from vggkeras.evaluation.tables import with_interval
-from vggkeras.report.header import command as command_line
 from vggkeras.report.header import run_facts
 from vggkeras.report.page import REPORT, report
 from vggkeras.report.sources import read_source

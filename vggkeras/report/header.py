@@ -1,17 +1,13 @@
-"""Make the report's header: its title, facts about the model, and the command that trains it."""
+"""Make the report's header: its title, and facts about the model."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import shlex
 
 from vggkeras.card import ModelCard
-from vggkeras.data import in_memory
 from vggkeras.data.splits import Data
 from vggkeras.departures import recipe_text
 from vggkeras.pages import data_title
-from vggkeras.recipe import Recipe
 from vggkeras.report.sources import ReportSource
 
 
@@ -51,24 +47,6 @@ def run_facts(source: ReportSource) -> list[tuple[str, str]]:
         (file, f"last written {changed:%Y-%m-%d %H:%M}"),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def command(recipe: Recipe) -> list[str]:
-    """Return the command that trains a recipe, a flag an item, without flags that are defaults."""
-    if recipe.data.startswith(in_memory.PREFIX):
-        return ["# of arrays in Python: vggkeras.train(recipe, data=...)"]
-    parts = [["python", "-m", "vggkeras", "train"]]
-    parts += [["--arch", recipe.arch], ["--data", recipe.data]]
-    for field in dataclasses.fields(Recipe):
-        value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
-        default = recipe.defaults.get(field.name, field.default)
-        if field.name in ("arch", "data") or value == default:
-            continue
-        if isinstance(value, bool):
-            parts.append([f"--{flag}" if value else f"--no-{flag}"])
-        else:
-            parts.append([f"--{flag}", str(value)])
-    return [shlex.join(part) for part in parts]
 
 
 def _network(source: ReportSource) -> str:

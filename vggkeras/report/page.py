@@ -20,6 +20,7 @@ from rich.console import Console
 
 from vggkeras import files
 from vggkeras.data.splits import Data, Split
+from vggkeras.departures import command
 from vggkeras.evaluation import paper, scoring, tables
 from vggkeras.evaluation.statistics import Evaluation, wilson
 from vggkeras.localization.evaluation import evaluate_boxes
@@ -28,7 +29,7 @@ from vggkeras.report.boxes import Boxed, boxed
 from vggkeras.report.evaluations import ErrorGroup, error_group, read_evaluation
 from vggkeras.report.figures import curves, reliability
 from vggkeras.report.grad_cam import Looks, explain
-from vggkeras.report.header import command, page_title, run_facts
+from vggkeras.report.header import page_title, run_facts
 from vggkeras.report.pictures import Answer, Answers, kernels
 from vggkeras.report.sources import (
     ReportSource,
