@@ -70,7 +70,7 @@ def local(model: str | os.PathLike[str]) -> Path:
             "again; if it differs then too, do not use it."
         )
     if revision != commit:
-        print(f"{spec}: commit {commit}; @{commit} is this one always", file=sys.stderr)
+        print(f"{spec} is at commit {commit}: add @{commit} to stay with it", file=sys.stderr)
     return path
 
 

@@ -252,7 +252,8 @@ def test_a_published_file_is_loaded_as_it_lies_in_the_cache(snapshot, card, imag
     assert clf.sealed == "yes"
     np.testing.assert_array_equal(clf(images), vggkeras.load(card / name)(images))
     told = capsys.readouterr().err
-    assert told == f"hf:{REPOSITORY}:{name}: commit {COMMIT}; @{COMMIT} is this one always\n"
+    spec = f"hf:{REPOSITORY}:{name}"
+    assert told == f"{spec} is at commit {COMMIT}: add @{COMMIT} to stay with it\n"
 
 
 def test_a_revision_is_a_commit_or_a_name_for_one(snapshot, capsys):
