@@ -1,4 +1,7 @@
-"""Train, export, prove and report on handwritten digits: `python -m vggkeras demo`."""
+"""Train, export, prove and report on handwritten digits: `python -m vggkeras demo`.
+
+python -m vggkeras demo --ui answers pictures in the browser, by all files of the newest run.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,30 @@ class Demo:
 
     Attributes:
         out: Folder of the run; an earlier demo in it is replaced.
+        ui: Train nothing: serve a page that answers a picture by several models side by side.
+        model: For --ui: .keras, .onnx and .tflite files, SavedModels, or folders of runs and
+            exports, with all that passed; by default runs/latest.
+        host: For --ui: the address to listen at; 0.0.0.0 lets other machines in.
+        port: For --ui: 0 is any that is free.
     """
 
     out: Path = Path("runs/demo")
+    ui: bool = False
+    model: tuple[Path, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 7860
 
     def run(self) -> int:
-        """Do it all. Return 0, or what failed first returned, or 1 below `SUFFICIENT_ACCURACY`."""
+        """Serve the page, or do it all.
+
+        Return 0, or what failed first returned, or 1 below `SUFFICIENT_ACCURACY`.
+        """
+        if self.ui:
+            from vggkeras.commands.demo_page import serve
+
+            return serve(self.model or (Path("runs/latest"),), self.host, self.port)
+        if self != Demo(self.out):
+            raise InputError("--model, --host and --port are of the page: give --ui as well.")
         start = time.monotonic()
         load_tensorflow(console)
         accuracy = self._train()

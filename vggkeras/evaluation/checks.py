@@ -41,14 +41,14 @@ def check_channels(predictor: Predictor) -> None:
         )
 
 
-def check_fusible(predictors: Sequence[Predictor]) -> None:
+def check_fusible(predictors: Sequence[Predictor], purpose: str = "fused") -> None:
     """Raise InputError when models do not have the same classes in the same order."""
     first, *others = predictors
     for other in others:
         if other.class_names != first.class_names:
             raise InputError(
-                f"{first.path} and {other.path} cannot be fused: expected the same classes in the "
-                f"same order, received {len(first.class_names)} ({_first_names(first)}) and "
+                f"{first.path} and {other.path} cannot be {purpose}: expected the same classes in "
+                f"the same order, received {len(first.class_names)} ({_first_names(first)}) and "
                 f"{len(other.class_names)} ({_first_names(other)})."
             )
 

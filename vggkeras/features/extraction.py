@@ -119,12 +119,17 @@ class Described:
 
     def name(self, row: int) -> str:
         """Return an image's path within the data's folder, or its index in the data set."""
-        name = self.data.splits[self.splits[row]].image_name(int(self.indices[row]))
-        return name.removeprefix(f"{self.data.spec.removeprefix('tfds:')}/")
+        return image_name(self.data, self.splits[row], int(self.indices[row]))
 
     def label(self, row: int) -> str | None:
         """Return the name of an image's class; None where it is unknown."""
         return self.data.class_names[self.labels[row]] if self.labels[row] >= 0 else None
+
+
+def image_name(data: Data, split: str, index: int) -> str:
+    """Return an image's path within the data's folder, or its index in the data set."""
+    name = data.splits[split].image_name(index)
+    return name.removeprefix(f"{data.spec.removeprefix('tfds:')}/")
 
 
 def load_images(spec: str, splits: Sequence[str] = (), *, skip_unreadable: bool = False) -> Data:

@@ -74,8 +74,8 @@ class NearestRecall:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """An image on the page."""
+class Shown:
+    """An image on a page."""
 
     name: str
     label: str | None
@@ -89,8 +89,8 @@ class _Shown:
 class _Row:
     """A query with its closest images."""
 
-    query: _Shown
-    closest: list[_Shown]
+    query: Shown
+    closest: list[Shown]
 
 
 def check_page(path: Path) -> None:
@@ -145,6 +145,20 @@ def write_page(described: Described, path: Path) -> NearestRecall | None:
     return recall
 
 
+def closest_to(described: Described, features: np.ndarray, count: int = CLOSEST) -> list[Shown]:
+    """Return the images whose features are closest to another image's, the closest first.
+
+    Args:
+        described: the images.
+        features: of the other one, float32 `[D]`, of length 1.
+        count: how many at most.
+    """
+    cosines = described.features @ features
+    rows = np.argsort(-cosines, kind="stable")[:count]
+    shown = _shown(described, rows)
+    return [replace(shown[row], cosine=float(cosines[row])) for row in rows.tolist()]
+
+
 def nearest(features: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the closest other images by cosine, the closest first; of equal ones, the first.
 
@@ -193,7 +207,7 @@ def _spread(total: int, count: int) -> np.ndarray:
     return (np.arange(count) * 2 + 1) * total // (2 * count)
 
 
-def _shown(described: Described, rows: np.ndarray) -> dict[int, _Shown]:
+def _shown(described: Described, rows: np.ndarray) -> dict[int, Shown]:
     """Return some images with their central squares: row -> image."""
     shown = {}
     for name, split in described.data.splits.items():
@@ -201,7 +215,7 @@ def _shown(described: Described, rows: np.ndarray) -> dict[int, _Shown]:
         for index, square in read_some(split, row_of, _square):
             row = row_of[index]
             picture = encode_picture(square)
-            shown[row] = _Shown(described.name(row), described.label(row), picture)
+            shown[row] = Shown(described.name(row), described.label(row), picture)
     return shown
 
 

@@ -53,11 +53,21 @@ def explain(network: keras.Model, answers: Answers, positions: Sequence[int]) ->
     for position, of_prediction, of_label in zip(positions, of_predictions, of_labels, strict=True):
         answer, is_right = answers.answer(position), bool(evaluation.right[position])
         thumbnail = answers.thumbnails[position]
-        overlays = [_overlay(answer.prediction, thumbnail, of_prediction)]
+        overlays = [overlay(answer.prediction, thumbnail, of_prediction)]
         if not is_right:
-            overlays.append(_overlay(answer.label, thumbnail, of_label))
+            overlays.append(overlay(answer.label, thumbnail, of_label))
         looks.append(Look(answer, is_right, overlays))
     return Looks(looks, of_labels.shape[1:])
+
+
+def can_explain(network: keras.Model | None) -> bool:
+    """Return whether `grad_cam` takes a network: one of `vggkeras.build()`, on TensorFlow."""
+    if network is None:
+        return False
+    from keras.backend import backend
+
+    names = {layer.name for layer in network.layers}
+    return backend() == "tensorflow" and {"block5_pool", "predictions"} <= names
 
 
 def grad_cam(
@@ -89,8 +99,8 @@ def grad_cam(
     return tf.nn.relu(tf.einsum("nhwc,nc->nhw", a, weights)).numpy()
 
 
-def _overlay(label: str, thumbnail: np.ndarray, heat: np.ndarray) -> Overlay:
-    """Lay a map `[h, w]` over a thumbnail in gray; the map's largest value is brightest."""
+def overlay(label: str, thumbnail: np.ndarray, heat: np.ndarray) -> Overlay:
+    """Lay a map `[h, w]` over a thumbnail, uint8 `[H, W, 3]`, in gray; its maximum is brightest."""
     from matplotlib import colormaps
 
     h, w = thumbnail.shape[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -53,16 +54,9 @@ class Answers:
         predictor: Predictor,
     ) -> Answers:
         """Read the images at some positions of an evaluation."""
-        (h, w, channels), scale = predictor.input_shape, predictor.scale
-        enlarged = THUMBNAIL / max(h, w)
-        size, side = (round(h * enlarged), round(w * enlarged)), math.ceil(scale * enlarged)
         position = {int(evaluation.indices[i]): int(i) for i in positions}
         crops, thumbnails = {}, {}
-
-        def both(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-            crop = augment.center_crop(image, scale, (h, w))
-            return augment.in_channels(crop, channels), augment.center_crop(image, side, size)
-
+        both = functools.partial(crop_and_thumbnail, predictor)
         for index, (crop, thumbnail) in read_some(split, position, both):
             crops[position[index]], thumbnails[position[index]] = crop, thumbnail
         return cls(evaluation, name, crops, thumbnails)
@@ -77,6 +71,15 @@ class Answers:
             probability=float(evaluation.confidences[position]),
             picture=encode_picture(self.thumbnails[position]),
         )
+
+
+def crop_and_thumbnail(predictor: Predictor, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return a predictor's input, uint8 `[H, W, C]`, and the same part for people, `[h, w, 3]`."""
+    (h, w, channels), scale = predictor.input_shape, predictor.scale
+    enlarged = THUMBNAIL / max(h, w)
+    size, side = (round(h * enlarged), round(w * enlarged)), math.ceil(scale * enlarged)
+    crop = augment.center_crop(image, scale, (h, w))
+    return augment.in_channels(crop, channels), augment.center_crop(image, side, size)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def keras_predictor(
         threads=threads,
         tf32=options.tf32,
         sealed=sealed,
+        network=model,
     )
 
 

@@ -47,6 +47,7 @@ class Predictor:
     # yes: the file is as it was sealed. no: it has no seal (a .keras file), or was not checked.
     # foreign: vggkeras did not write it.
     sealed: Sealed = "no"
+    network: Any = field(default=None, repr=False, compare=False)  # the Keras model it runs, if any
 
     @property
     def class_names(self) -> list[str]:
