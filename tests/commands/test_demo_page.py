@@ -54,9 +54,9 @@ def test_what_it_refuses(refused, run, tmp_path):
     assert "cannot be shown side by side" in refused(*page, run.path / "model.keras", two)
     with demo_page.listening("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        assert f"port {port} (Address already in use): give another --port" in refused(
-            "--ui", "--port", port, "--model", run.path
-        )
+        said = refused("--ui", "--port", port, "--model", run.path)
+        assert f"port {port}: " in said
+        assert "give another --port" in said
     assert "port 70000" in refused("--ui", "--port", 70_000, "--model", run.path)
     assert "no.such.host.invalid" in refused("--ui", "--host", "no.such.host.invalid")
 
@@ -106,8 +106,7 @@ def shown(tab) -> dict[str, list[tuple[str, str]]]:
     return cards
 
 
-@pytest.mark.parametrize("width", [1280, 360])
-def test_a_picture_gets_the_answers_of_predict(run, exports, command, tmp_path, width):
+def test_a_picture_gets_the_answers_of_predict(run, exports, command, tmp_path):
     pytest.importorskip("gradio", reason="no Gradio here: the extra ui")
     picture = tmp_path / "picture.jpg"
     Image.fromarray(photo(3, 70, 50)).save(picture)
@@ -120,23 +119,24 @@ def test_a_picture_gets_the_answers_of_predict(run, exports, command, tmp_path, 
         expected[name] = [(one["class"], f"{one['probability']:.4f}") for one in classes]
     (tmp_path / "text.jpg").write_text("no picture")
     with chromium() as browser, page("--model", folder) as address:
-        tab = browser.new_page(viewport={"width": width, "height": 800})
-        tab.set_default_timeout(PATIENCE)
         requests: list[str] = []
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.goto(address)
-        tab.locator("#answers .note").wait_for()
-        choose = tab.locator("input[type=file]").first
-        choose.set_input_files(picture)
-        tab.locator("#answers .card").first.wait_for()
-        assert shown(tab) == expected
-        assert tab.locator("#answers img").count() == 2  # the crop, and Grad-CAM
-        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        for width in (1280, 360):
+            tab = browser.new_page(viewport={"width": width, "height": 800})
+            tab.set_default_timeout(PATIENCE)
+            tab.on("request", lambda request: requests.append(request.url))
+            tab.goto(address)
+            tab.locator("#answers .note").wait_for()
+            choose = tab.locator("input[type=file]").first
+            choose.set_input_files(picture)
+            tab.locator("#answers .card").first.wait_for()
+            assert shown(tab) == expected
+            assert tab.locator("#answers img").count() == 2  # the crop, and Grad-CAM
+            assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         tab.reload()
         choose.set_input_files(tmp_path / "text.jpg")
         alert = tab.locator("#answers [role=alert]")
         alert.wait_for()
         assert alert.text_content().startswith("text.jpg cannot be read as an image (")
-        tab.locator("img[src*='example-']").first.click()
+        tab.locator(".gallery-item").first.click()
         tab.locator("#answers .card").first.wait_for()
         assert not [u for u in requests if not u.startswith((address, f"blob:{address}", "data:"))]

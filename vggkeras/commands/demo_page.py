@@ -78,7 +78,7 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"The page cannot be served at {host}, port {port} ({reason}): give another --port, or "
+            f"The page cannot be served at {host}, port {port}: {reason}; give another --port, or "
             "--host."
         ) from error
 

@@ -82,9 +82,8 @@ def keras_predictor(
         threads, run = None, taking_turns(model.predict_on_batch)
 
     def make_form(form: Form) -> Predictor:
-        make = getattr(models, MAKERS[form])
         other_card = replace(card, input_shape=shape, form=form)
-        return keras_predictor(make(model), other_card, path, options)
+        return keras_predictor(getattr(models, MAKERS[form])(model), other_card, path, options)
 
     return Predictor(
         path=path,
