@@ -87,11 +87,11 @@ def drawn(models: Models, path: str | None) -> str:
     """Return the HTML of a picture's answers, or of why there are none."""
     from vggkeras.pages import render
 
-    shown, problem = None, ""
+    problem = ""
     try:
         shown = models.answer(Path(path)) if path else None
     except InputError as error:
-        problem = str(error)
+        shown, problem = None, str(error)
     return render(TEMPLATE, shown=shown, problem=problem, models=models)
 
 
@@ -108,7 +108,7 @@ def application(models: Models, examples: Sequence[Path]) -> Any:
             with gr.Column(scale=1, min_width=280):
                 picture = gr.Image(label="Picture", type="filepath", buttons=[], height=280)
                 # Gradio would open the file, and perhaps encode it anew.
-                picture.preprocess = lambda payload: payload and payload.path
+                vars(picture)["preprocess"] = lambda payload: payload and payload.path
                 if examples:
                     gr.Examples([str(path) for path in examples], picture, label="From the data")
             with gr.Column(scale=2, min_width=300):

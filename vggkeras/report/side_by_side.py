@@ -94,7 +94,7 @@ class Models:
         answers = [
             _timed(predictor, crop) for predictor, crop in zip(self.predictors, crops, strict=True)
         ]
-        closest = []
+        closest: list[neighbours.Shown] = []
         if self.described:
             (row,) = self.extractor.rows([rescaled])
             closest = neighbours.closest_to(self.described, row)
