@@ -26,6 +26,7 @@ Pixels = Literal["0-255", "0-1", "-1-1", "caffe", "torch"]
 FormatName = Literal["saved_model", "onnx", "tflite", "all"]
 Precision = Literal["float32", "float16", "int8", "all"]
 Engine = Literal["tensorrt"]
+Io = Literal["int8"]
 
 __all__ = ["FORMATS", "PRECISIONS", "TOLERANCES", "Format", "Pixels", "compare", "export_model"]
 
@@ -46,6 +47,7 @@ def export_model(
     logits: bool = False,
     sign: str | os.PathLike[str] | None = None,
     target: Engine | None = None,
+    io: Io | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export a trained model, and prove every file on real images in the runtime that serves it.
@@ -85,6 +87,7 @@ def export_model(
         logits=logits,
         sign=Path(sign) if sign else None,
         target=target,
+        io=io,
     )
     return {name: entry.to_json(name) for name, entry in pipeline.run(request, console).items()}
 

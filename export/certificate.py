@@ -36,7 +36,7 @@ def entry_of(
     """
     card, gate = candidate.card, parity.gate
     description = card.to_description()
-    input_shape, output_shape = card.shapes
+    (input_shape, output_shape), (image_type, answer_type) = card.shapes, card.types
     return Entry(
         sha256=files.sha256(path),
         bytes=files.size(path),
@@ -47,8 +47,8 @@ def entry_of(
         provider=candidate.provider,
         threads=candidate.threads,
         tf32=candidate.tf32,
-        input={"name": candidate.input_name, "type": "uint8", "shape": input_shape},
-        output={"name": candidate.output_name, "type": "float32", "shape": output_shape},
+        input={"name": candidate.input_name, "type": image_type, "shape": input_shape},
+        output={"name": candidate.output_name, "type": answer_type, "shape": output_shape},
         features=candidate.features or None,
         batch_sizes=list(parity.batch_sizes),
         sizes=[list(size) for size in parity.sizes],

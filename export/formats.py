@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from export.quantize import Int8Plan
 
 PRECISIONS = ("float32", "float16", "int8")
-ENGINES = ("", "tensorrt")  # that a file may be for alone; "": any
+ENGINES = ("", "tensorrt", "npu")  # what a file may be for alone; "": any
 # Largest error of a probability, absolute and relative to the largest; of a feature, relative
 # alone. float16 keeps 11 binary digits; of int8, accuracy and agreement are what is bounded.
 TOLERANCES: dict[str, float | None] = {"float32": 1e-5, "float16": 1e-2, "int8": None}
@@ -91,7 +91,7 @@ class Target:
     format: str
     precision: str = "float32"
     form: Form = Form.CLASSIFIER
-    engine: str = ""  # the one that an int8 file is for: tensorrt
+    engine: str = ""  # what alone an int8 file is for: tensorrt or npu
 
     @property
     def name(self) -> str:

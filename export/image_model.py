@@ -23,7 +23,7 @@ from vggkeras.card import ModelCard
 from vggkeras.containers import DESCRIPTION
 from vggkeras.errors import InputError
 from vggkeras.runtimes import onnx as onnx_runtime
-from vggkeras.runtimes import stderr
+from vggkeras.runtimes import stderr, tflite
 from vggkeras.runtimes.operators import check_operators
 
 BATCH = 32  # images a call, where the file does not fix their number
@@ -338,9 +338,9 @@ def _tflite(path: Path) -> ImageModel:
         if tuple(interpreter.get_input_details()[0]["shape"]) != images.shape:
             interpreter.resize_tensor_input(index, images.shape)
             interpreter.allocate_tensors()
-        interpreter.set_tensor(index, _quantized(images, inputs[0]))
+        interpreter.set_tensor(index, tflite.quantized(images, inputs[0]))
         interpreter.invoke()
-        return _dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
+        return tflite.dequantized(interpreter.get_tensor(outputs[0]["index"]), outputs[0])
 
     types = {details["dtype"].__name__ for details in interpreter.get_tensor_details()}
     precision = "int8" if "int8" in types else "float16" if "float16" in types else "float32"
@@ -350,18 +350,3 @@ def _tflite(path: Path) -> ImageModel:
 def _tflite_shape(details: dict[str, Any]) -> tuple[int | None, ...]:
     shape = details["shape_signature"] if len(details["shape_signature"]) else details["shape"]
     return tuple(None if side < 0 else int(side) for side in shape)
-
-
-def _quantized(images: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Return the integers that stand for float32 images, where a TFLite input is int8."""
-    if details["dtype"] != np.int8:
-        return images
-    scale, zero_point = details["quantization"]
-    return np.rint(images / (scale or 1) + zero_point).clip(-128, 127).astype(np.int8)
-
-
-def _dequantized(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    scale, zero_point = details["quantization"]
-    if not np.issubdtype(values.dtype, np.integer) or not scale:
-        return values
-    return (values.astype(np.float32) - zero_point) * scale

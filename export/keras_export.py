@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 from keras import layers
 
-from export import Pixels, metadata, operations, to_tflite
+from export import Pixels, flatbuffer, metadata, operations
 from vggkeras import configs, models
 from vggkeras.card import ModelCard
 from vggkeras.data import imagenet
@@ -326,10 +326,10 @@ def write_tflite(
     graph.metadata = [m for m in graph.metadata or () if m.name != b"CONVERSION_METADATA"]
     graph.description = f"vggkeras {card.written_with}"
     graph.buffers = [
-        to_tflite.Buffer(operations.Constant.of(buffer.data) if buffer.data is not None else None)
+        flatbuffer.Buffer(operations.Constant.of(buffer.data) if buffer.data is not None else None)
         for buffer in graph.buffers
     ]
-    to_tflite.save(graph, path, weights)
+    flatbuffer.save(graph, path, weights)
     metadata.append_labels(path, card)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vggkeras import containers
 from vggkeras.errors import InputError
-from vggkeras.runtimes import stderr
+from vggkeras.runtimes import stderr, tflite
 
 GRAPH_OUTPUT, NAME = 12, 1  # numbers of fields: of GraphProto, and of the ValueInfoProto in it
 
@@ -103,7 +103,7 @@ def _tflite_means(
             (image,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
             interpreter.resize_tensor_input(image["index"], images.shape)
             interpreter.allocate_tensors()
-            interpreter.set_tensor(image["index"], images)
+            interpreter.set_tensor(image["index"], tflite.quantized(images, image))
             interpreter.invoke()
     except (ValueError, RuntimeError) as error:
         raise InputError(
@@ -112,12 +112,9 @@ def _tflite_means(
     means = {}
     for details in interpreter.get_tensor_details():
         if details["name"] in tensors:
-            value = interpreter.get_tensor(details["index"])
-            if value.dtype == np.int8:
-                scale, zero_point = details["quantization"]
-                value = (value.astype(np.float32) - zero_point) * scale
+            value = tflite.dequantized(interpreter.get_tensor(details["index"]), details)
             means[details["name"]] = channel_means(value, value.ndim - 1)
-    return means, interpreter.get_tensor(answer["index"])
+    return means, tflite.dequantized(interpreter.get_tensor(answer["index"]), answer)
 
 
 def tensor_names(path: Path) -> list[str]:

@@ -29,9 +29,9 @@ def append_labels(path: Path, card: ModelCard) -> None:
 def model_metadata(card: ModelCard) -> bytes:
     """Return the ModelMetadata, a flatbuffer of TFLite's metadata_schema.fbs.
 
-    MediaPipe and ML Kit read it. It has no process units: the image goes in as bytes, and the
-    answers come out as they are. For a classifier it names the file in the zip archive at the end
-    whose lines are the labels.
+    MediaPipe and ML Kit read it. It has no process units: the image goes in as bytes (for NPUs,
+    minus 128), and the answers come out as they are. For a classifier it names the file in the zip
+    archive at the end whose lines are the labels.
     """
     assert card.input_shape is not None
     h, w, c = card.input_shape
@@ -40,13 +40,14 @@ def model_metadata(card: ModelCard) -> bytes:
     size = {0: (uint32, w), 1: (uint32, h)}
     content = {0: (uint8, 2), 1: {0: (uint8, color), 1: size}}  # ContentProperties.ImageProperties
     file = {0: LABELS, 1: "A line a class.", 2: (uint8, 2)}  # AssociatedFileType.TENSOR_AXIS_LABELS
-    image = {0: INPUT_NAME, 1: f"uint8, 0-255, {card.resize}", 3: content}
+    pixel = "int8, 0-255 minus 128" if card.types[0] == "int8" else "uint8, 0-255"
+    image = {0: INPUT_NAME, 1: f"{pixel}, {card.resize}", 3: content}
     output: dict[int, Any] = {0: card.form.output_name}
     if card.form.is_boxes:
         output[1] = f"float32. {BOXES_USE}"
         what = f"Boxes, {card.outputs // 4} an image or a place of it, of a network"
     elif classes := len(card.class_names):
-        output |= {1: "Probability of each class, float32, 0-1.", 6: [file]}
+        output |= {1: f"Probability of each class, {card.types[1]}, 0-1.", 6: [file]}
         what = f"Image classifier of {classes} classes"
     else:
         output[1] = f"float32, 0 or more. {FEATURES_USE}"

@@ -120,10 +120,12 @@ def _quantized(
         with progress_bar(console, "batches") as bar:
             yield from bar.track(starts, description="measuring ranges")
 
-    symmetric = any(target.engine for target in targets)
+    symmetric = any(target.engine == "tensorrt" for target in targets)
     plan = quantize.calibrate(
         subject.graph, images, len(np.unique(labels)), track, symmetric=symmetric
     )
+    if any(target.engine == "npu" for target in targets):
+        plan = quantize.with_scores(subject.graph, plan, images)
     some = images[:: -(-len(images) // activations.BATCH)]
     noise = quantize.signal_to_noise(subject.graph, plan, some)
     console.print(

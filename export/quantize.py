@@ -5,7 +5,8 @@ scale for each tensor, from calibration images (`calibrate`); kernels have one f
 zero point 0 (`quantize_kernel`); biases are int32, their scale the input's times the kernel's.
 Symmetric activations, for TensorRT, are signed: their zero point is 0 too, and biases stay float32.
 Images go in as bytes and probabilities come out as float32: the mean's subtraction, LRN, soft-max
-and the class scores are computed in float32.
+and the class scores are computed in float32. A file for NPUs has all of these but LRN in int8, and
+int8 images and probabilities (`with_scores`).
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Int8Plan:
     classes: int  # that these images show
     signal_to_noise_db: Mapping[str, float] = field(default_factory=dict)  # by layer
     kept_in_float32: tuple[str, ...] = ()  # layers
+    scores: Quantization | None = None  # of the class scores, where images and answers are int8
 
     def keeping(self, layers: Sequence[str]) -> Int8Plan:
         """Return the same plan with other layers kept in float32."""
@@ -132,6 +134,18 @@ def calibrate(
     in_order = {name: ranges[name] for name in tensors.outputs}
     weighted = tuple(layer.name for layer in graph.layers if layer.weights)
     return Int8Plan(in_order, weighted, len(images), classes)
+
+
+def with_scores(graph: keras.Model, plan: Int8Plan, images: np.ndarray) -> Int8Plan:
+    """Return the plan of a classifier whose images, class scores and probabilities are int8.
+
+    The scores' range is from the smallest to the largest one of the calibration images. It is not
+    cut off, as those of other layers are: soft-max makes most of its ends.
+    """
+    starts = range(0, len(images), BATCH)
+    parts = [activations(graph, images[i : i + BATCH])["predictions"] for i in starts]
+    low, high = min(part.min() for part in parts), max(part.max() for part in parts)
+    return replace(plan, scores=Quantization.of_range(float(low), float(high)))
 
 
 class _Histogram:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from export import Engine, FormatName, Pixels, Precision
+from export import Engine, FormatName, Io, Pixels, Precision
 from export.formats import ENGINES, FORMATS, PRECISIONS, TOLERANCES, Target
 from vggkeras import archives, certificate
 from vggkeras.card import Form, ModelCard
@@ -72,6 +72,10 @@ class Request:
     target: Engine | None = None
     """With --format onnx --precision int8: write what TensorRT takes, model.int8.tensorrt.onnx, of
     which activations too are signed and every zero point is 0. It is proven on the CPU."""
+    io: Io | None = None
+    """With --format tflite --precision int8: write what NPUs take, model.int8.npu.tflite, of which
+    images and probabilities are int8 too, by their own scale and zero point, one image at a
+    time."""
     sign: Path | None = None
     """Private key, a PEM file of an elliptic curve: model.sig signs every file of the folder, for
     `export.verify --public-key`. Without it, a signature that no longer holds is removed."""
@@ -172,7 +176,7 @@ class Request:
                 f"{self.images}."
             )
         folder = self.folder
-        engine = self.target or ""
+        engine = self.target or ("npu" if self.io else "")
         return [
             Target(folder, format, precision, self.form, engine) for format, precision in chosen
         ]
@@ -195,6 +199,18 @@ class Request:
             raise InputError(
                 "--target is of int8 in ONNX: give --format onnx --precision int8 too; received "
                 f"--format {self.format} --precision {self.precision}."
+            )
+        if self.io not in (None, "int8"):
+            raise InputError(f"Unknown io {self.io!r}: expected int8, or none.")
+        if self.io and (self.format, self.precision, self.form) != (
+            "tflite",
+            "int8",
+            Form.CLASSIFIER,
+        ):
+            raise InputError(
+                "--io int8 is of a classifier in TFLite: give --format tflite --precision int8 "
+                f"with it, and no other form; received --format {self.format} --precision "
+                f"{self.precision}{'' if self.form is Form.CLASSIFIER else f' --{self.form}'}."
             )
         if self.format != "all" and self.format not in FORMATS:
             raise InputError(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import keras
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from export import metadata
+from export.flatbuffer import Buffer, save
 from export.operations import (
     WEIGHTED,
     Constant,
@@ -28,7 +28,6 @@ from export.operations import (
 from export.quantize import Int8Plan, Quantization, quantize_kernel
 from vggkeras.card import ModelCard
 
-FILE_IDENTIFIER = b"TFL3"
 Op, Type = schema.BuiltinOperator, schema.TensorType
 # The version of each operator that first has what is used here: (in float32, in int8).
 VERSIONS = {
@@ -38,7 +37,12 @@ VERSIONS = {
     Op.RESHAPE: (1, 1),
     Op.QUANTIZE: (1, 1),
     Op.DEQUANTIZE: (3, 2),  # of float16; of int8
+    Op.SUB: (1, 2),
+    Op.SOFTMAX: (1, 2),
 }
+# Of a file whose images and answers are int8: its images are bytes minus 128, and TFLite demands
+# the scale and zero point of the probabilities.
+IMAGES, PROBABILITIES = Quantization(1.0, 0), Quantization(1 / 256, 0)
 
 
 def write(
@@ -71,8 +75,11 @@ def write(
     # What an interpreter plans for first; a dense network takes other sizes, too.
     smallest = [1, *(card.input_shape or model.input_shape[1:])]
     signature = [-1 if side is None else side for side in model.input_shape]
-    graph.tensor = graph.new("images", smallest, Type.UINT8, signature)
-    images = graph.tensor
+    if graph.scores:
+        images = graph.new("images", smallest, Type.INT8, signature, IMAGES)
+    else:
+        images = graph.new("images", smallest, Type.UINT8, signature)
+    graph.tensor = images
     for operation in operations(model):
         graph.emit(operation)
     proto = graph.model(images, card)
@@ -80,45 +87,13 @@ def write(
     metadata.append_labels(path, card)
 
 
-def save(model: schema.ModelT, path: Path, weights: int) -> None:
-    """Write a flatbuffer whose buffers are `Buffer`s; they hold about `weights` bytes."""
-    # Large enough from the start, for it would grow by doubling.
-    builder = flatbuffers.Builder(weights + (1 << 20))
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    with open(path, "wb") as file:
-        file.write(memoryview(builder.Bytes)[builder.Head() :])
-
-
-class Buffer(schema.BufferT):
-    """A buffer on a 16-byte boundary, as TFLite's schema demands and the generated code forgets.
-
-    Its content is read when it is packed.
-    """
-
-    def __init__(self, constant: Constant | None = None) -> None:
-        """Make a buffer; without a constant, the empty one."""
-        super().__init__()
-        self.constant = constant
-
-    def Pack(self, builder: Any) -> int:  # the generated code's name
-        """Write the buffer, and return its offset."""
-        count = self.constant.nbytes if self.constant else 0
-        builder.StartVector(1, count, 16)
-        builder.head -= count
-        if self.constant:
-            builder.Bytes[builder.head : builder.head + count] = self.constant.content().data
-        vector = builder.EndVector()
-        schema.BufferStart(builder)
-        if count:
-            schema.BufferAddData(builder, vector)
-        return schema.BufferEnd(builder)
-
-
 class _Graph:
     """The operators and tensors so far, and the tensor that the next operation takes."""
 
     def __init__(self, output: str, *, half: bool, plan: Int8Plan | None) -> None:
         self.output, self.half, self.plan = output, half, plan
+        # The class scores'; None where the network ends in float32.
+        self.scores = plan.scores if plan else None
         self.tensors: list[schema.TensorT] = []
         self.operators: list[schema.OperatorT] = []
         self.dequantized: list[schema.OperatorT] = []  # float16 weights, before all others
@@ -131,11 +106,7 @@ class _Graph:
         """Add the operators of one operation."""
         name, layer, shape = operation.name, operation.layer, operation.shape
         if operation.kind == "center":
-            cast = schema.CastOptionsT()
-            cast.inDataType, cast.outDataType = Type.UINT8, Type.FLOAT32
-            self.add(Op.CAST, "cast", shape, options=cast)
-            mean = self.constant(f"{name}.mean", -np.array(layer.offset, np.float32))
-            self.add(Op.SUB, name, shape, [mean], schema.SubOptionsT())
+            self.center(name, -np.array(layer.offset, np.float32), shape)
             self.range = self.plan.activations[name] if self.plan else None
         elif operation.kind == "lrn":
             options = schema.LocalResponseNormalizationOptionsT()
@@ -144,6 +115,8 @@ class _Graph:
             self.as_float()
             self.add(Op.LOCAL_RESPONSE_NORMALIZATION, name, shape, options=options)
             self.range = self.plan.activations[name] if self.plan else None
+            if self.scores:  # LRN alone has no integers
+                self.as_int8()
         elif operation.kind in WEIGHTED:
             self.weighted(operation)
         elif operation.kind == "pool":
@@ -167,23 +140,51 @@ class _Graph:
         elif operation.kind == "softmax":
             self.softmax(shape)
 
+    def center(self, name: str, mean: np.ndarray, shape: tuple[int | None, ...]) -> None:
+        """Add the subtraction of the mean, in float32 from bytes, or in int8."""
+        if self.scores:
+            assert self.plan is not None
+            steps = Quantization.of_range(float(mean.min()), float(mean.max()))
+            integers = np.rint(mean / steps.scale) + (steps.zero_point - 128)
+            constant = Constant.of(integers.astype(np.int8))
+            index = self.stored(f"{name}.mean", constant, Type.INT8, steps)
+            self.add(
+                Op.SUB, name, shape, [index], schema.SubOptionsT(),
+                quantization=self.plan.activations[name], version=VERSIONS[Op.SUB][1],
+            )  # fmt: skip
+            return
+        cast = schema.CastOptionsT()
+        cast.inDataType, cast.outDataType = Type.UINT8, Type.FLOAT32
+        self.add(Op.CAST, "cast", shape, options=cast)
+        self.add(Op.SUB, name, shape, [self.constant(f"{name}.mean", mean)], schema.SubOptionsT())
+
     def softmax(self, shape: tuple[int | None, ...]) -> None:
         """Add the last operator, of a classifier."""
         options = schema.SoftmaxOptionsT()
         options.beta = 1.0
+        if self.scores and self.tensors[self.tensor].type == Type.INT8:
+            version = VERSIONS[Op.SOFTMAX][1]
+            self.add(
+                Op.SOFTMAX, self.output, shape, options=options, quantization=PROBABILITIES,
+                version=version,
+            )  # fmt: skip
+            return
         self.as_float()
         self.add(Op.SOFTMAX, self.output, shape, options=options)
+        if self.scores:  # whose layer is kept in float32
+            self.range = PROBABILITIES
+            self.as_int8()
 
     def weighted(self, operation: Operation) -> None:
         """Add a convolution or a fully connected layer, with its ReLU.
 
         In int8, the last one takes float32 and gives it: of 256 values between the smallest and
         the largest score, two classes would often have the same one. Its kernel is int8 all the
-        same.
+        same. Where the plan has the scores' range, it gives int8 too.
         """
         name, layer = operation.name, operation.layer
         quantized = self.plan is not None and self.plan.quantizes(name)
-        last = self.plan is not None and name == self.plan.weighted[-1]
+        last = self.plan is not None and name == self.plan.weighted[-1] and not self.scores
         conv = operation.kind == "conv"
         relu = schema.ActivationFunctionType.RELU if operation.relu else 0
         options = schema.Conv2DOptionsT() if conv else schema.FullyConnectedOptionsT()
@@ -202,7 +203,7 @@ class _Graph:
             inputs = self.int8_kernel(layer, None if last else self.range.scale)
         else:
             inputs = [self.weight(layer, "kernel"), self.weight(layer, "bias")]
-        output = self.plan.activations.get(name) if self.plan and not last else None
+        output = self.plan.activations.get(name, self.scores) if self.plan and not last else None
         kind = Op.CONV_2D if conv else Op.FULLY_CONNECTED
         self.add(
             kind, name, operation.shape, inputs, options,
@@ -334,9 +335,15 @@ class _Graph:
             self.tensors[index].quantization = parameters
         return index
 
-    def stored(self, name: str, constant: Constant, dtype: int) -> int:
+    def stored(
+        self,
+        name: str,
+        constant: Constant,
+        dtype: int,
+        quantization: Quantization | None = None,
+    ) -> int:
         """Add a tensor with content."""
-        index = self.new(name, constant.shape, dtype)
+        index = self.new(name, constant.shape, dtype, None, quantization)
         self.tensors[index].buffer = len(self.buffers)
         self.buffers.append(Buffer(constant))
         return index
@@ -353,7 +360,7 @@ class _Graph:
         tensor = schema.TensorT()
         tensor.name, tensor.type, tensor.hasRank, tensor.buffer = name.encode(), dtype, True, 0
         tensor.shape = np.array(shape, np.int32)
-        if signature is not None:
+        if signature is not None and not self.scores:  # NPUs take one image, no shape that changes
             tensor.shapeSignature = np.array(signature, np.int32)
         if quantization is not None:  # TFLite's integers are -128 to 127
             parameters = schema.QuantizationParametersT()

@@ -127,7 +127,7 @@ class ModelCard:
     # What an exported file adds.
     form: Form = Form.CLASSIFIER
     precision: Annotated[str, ("float32", "float16", "int8")] = "float32"
-    target: Annotated[str, ("", "tensorrt")] = ""  # the one engine that an int8 file is for, if any
+    target: Annotated[str, ("", "tensorrt", "npu")] = ""  # what alone an int8 file is for
     input_shape: tuple[Side, Side, Side] | None = None  # smallest (H, W, C) that it takes
     outputs: Count = 0  # number of classes, or of features
     pixels: str = ""  # preprocessing inside the file, where build() did not make the network
@@ -147,6 +147,11 @@ class ModelCard:
         rest = "the whole image" if self.form.takes_any_size else f"the central {h} x {w} crop"
         upright = "upright by its EXIF orientation, then " if self.exif else ""
         return f"{upright}smallest side to {self.scale} px (Pillow BILINEAR), then {rest}"
+
+    @property
+    def types(self) -> tuple[str, str]:
+        """The types of a file's images and answers; int8 by a scale and zero point that it has."""
+        return ("int8", "int8") if self.target == "npu" else ("uint8", "float32")
 
     @property
     def shapes(self) -> tuple[list[str | int], list[str | int]]:
@@ -241,7 +246,8 @@ class ModelCard:
             "held_out": self.held_out,
         }
         provenance = {key: v for key, v in provenance.items() if v not in (None, "", {})}
-        output = {"name": self.form.output_name, "type": "float32", "shape": output_shape}
+        image_type, type_ = self.types
+        output = {"name": self.form.output_name, "type": type_, "shape": output_shape}
         if not self.form.gives_probabilities:
             output["use"] = BOXES_USE if self.form.is_boxes else FEATURES_USE
         optional = {
@@ -257,7 +263,7 @@ class ModelCard:
             "mean_rgb": list(self.mean_rgb),
             "input": {
                 "name": INPUT_NAME,
-                "type": "uint8",
+                "type": image_type,
                 "shape": input_shape,
                 "smallest": list(self.input_shape),
                 "order": {1: "gray", 3: "RGB"}.get(c, "as trained"),

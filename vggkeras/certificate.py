@@ -34,7 +34,7 @@ class Entry:
     sha256: str
     bytes: int
     precision: str = "float32"
-    target: str | None = None  # the one engine that an int8 file is for
+    target: str | None = None  # what alone an int8 file is for: tensorrt or npu
     runtime: str
     version: str
     provider: str | None = None

@@ -82,6 +82,8 @@ def _no_form(path: Path, card: ModelCard, form: Form) -> str:
     """Return the message for a form that was not exported."""
     file_format = {".onnx": "onnx", ".tflite": "tflite"}.get(path.suffix, "saved_model")
     precision = "" if card.precision == "float32" else f" --precision {card.precision}"
+    if card.target == "npu":
+        return f"{path} is for NPUs and has no {form} form: give the folder's other int8 file."
     precision += f" --target {card.target}" if card.target else ""
     does, otherwise = "gives probabilities", ""
     if form is not Form.FEATURES:

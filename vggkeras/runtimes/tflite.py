@@ -38,7 +38,9 @@ def load(path: Path, options: Options) -> Predictor:
             f"{path} cannot be loaded by LiteRT ({str(error)[:300]}): export it again."
         ) from error
     images = inputs[0]
-    check_takes_bytes(path, images["dtype"] == np.uint8, [list(i["shape"]) for i in inputs])
+    for_npus = card.target == "npu" and images["dtype"] == np.int8
+    takes_bytes = for_npus or images["dtype"] == np.uint8
+    check_takes_bytes(path, takes_bytes, [list(i["shape"]) for i in inputs])
     ((_, signature),) = interpreter.get_signature_list().items()
     form = form_of(-1 in images["shape_signature"][1:], signature["outputs"][0])
     _, height, width, channels = map(int, images["shape"])
@@ -53,7 +55,7 @@ def load(path: Path, options: Options) -> Predictor:
         input_name=signature["inputs"][0],
         output_name=signature["outputs"][0],
         card=card,
-        run=taking_turns(_runner(interpreter, images["index"], output["index"])),
+        run=taking_turns(_runner(interpreter, images, output)),
         form=form,
         make_form=None if form.takes_any_size else beside,
         threads=threads,
@@ -61,21 +63,37 @@ def load(path: Path, options: Options) -> Predictor:
     )
 
 
-def _runner(interpreter: Any, input_index: int, output_index: int) -> Callable:
+def _runner(interpreter: Any, image: dict[str, Any], answer: dict[str, Any]) -> Callable:
     """Return a function from images to answers that allocates memory when their shape changes."""
     allocated: tuple[int, ...] = ()
 
     def run(images: np.ndarray) -> np.ndarray:
         nonlocal allocated
         if images.shape != allocated:
-            interpreter.resize_tensor_input(input_index, images.shape)
+            interpreter.resize_tensor_input(image["index"], images.shape)
             interpreter.allocate_tensors()
             allocated = images.shape
-        interpreter.set_tensor(input_index, images)
+        interpreter.set_tensor(image["index"], quantized(images, image))
         interpreter.invoke()
-        return interpreter.get_tensor(output_index)
+        return dequantized(interpreter.get_tensor(answer["index"]), answer)
 
     return run
+
+
+def quantized(images: np.ndarray, details: dict[str, Any]) -> np.ndarray:
+    """Return the integers that stand for images, where LiteRT's input is int8."""
+    if details["dtype"] != np.int8:
+        return images
+    scale, zero_point = details["quantization"]
+    return np.rint(images / (scale or 1) + zero_point).clip(-128, 127).astype(np.int8)
+
+
+def dequantized(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
+    """Return what LiteRT's integers stand for, float32; values of floats as they are."""
+    scale, zero_point = details["quantization"]
+    if not np.issubdtype(values.dtype, np.integer) or not scale:
+        return values
+    return (values.astype(np.float32) - zero_point) * np.float32(scale)
 
 
 def _version() -> str:
