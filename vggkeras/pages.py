@@ -1,4 +1,7 @@
-"""Write self-contained HTML pages from Jinja2 templates: text is escaped, pictures are inside."""
+"""Write self-contained HTML pages from Jinja2 templates: text is escaped, pictures are inside.
+
+Pictures that TensorBoard shows too are drawn here.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from vggkeras.data.splits import Split
 from vggkeras.errors import visible
 
 T = TypeVar("T")
+KERNELS_A_ROW, KERNEL_SCALE, KERNEL_GAP = 16, 8, 4  # px
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,28 @@ def read_some(
     some = split.without(set(split.indices()) - set(wanted))
     for index, (_, source, _) in zip(wanted, some.sourced(), strict=True):
         yield index, decoding.decoded(source, split.image_name(index), prepare, exif=split.exif)
+
+
+def kernel_sheet(kernel: np.ndarray) -> np.ndarray | None:
+    """Draw kernels `[k, k, C, n]`, each stretched over the whole range on its own.
+
+    Returns:
+        uint8 `[H, W, 4]`, RGBA with transparent gaps; None where C is neither 1 nor 3.
+    """
+    side, _, channels, count = kernel.shape
+    if channels not in (1, 3):
+        return None
+    low, high = kernel.min(axis=(0, 1, 2)), kernel.max(axis=(0, 1, 2))
+    stretched = np.round(255 * (kernel - low) / np.maximum(high - low, np.finfo(np.float32).tiny))
+    columns, tile_side = min(count, KERNELS_A_ROW), side * KERNEL_SCALE
+    cell = tile_side + KERNEL_GAP
+    sheet = np.zeros((-(-count // columns) * cell, columns * cell, 4), np.uint8)
+    for i in range(count):
+        y, x = (n * cell for n in divmod(i, columns))
+        tile = sheet[y : y + tile_side, x : x + tile_side]  # the gaps stay transparent
+        tile[..., :3] = stretched[..., i].repeat(KERNEL_SCALE, 0).repeat(KERNEL_SCALE, 1)
+        tile[..., 3] = 255
+    return sheet
 
 
 def render(template: Path, **values: Any) -> str:

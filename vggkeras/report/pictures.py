@@ -14,14 +14,13 @@ from PIL import Image
 from vggkeras.data import augment
 from vggkeras.data.splits import Split
 from vggkeras.evaluation.statistics import Evaluation
-from vggkeras.pages import Picture, encode_picture, read_some
+from vggkeras.pages import Picture, encode_picture, kernel_sheet, read_some
 from vggkeras.runtimes.predictor import Predictor
 
 if TYPE_CHECKING:
     import keras
 
 THUMBNAIL = 160  # px, longer side: twice what a phone shows
-KERNELS_A_ROW, KERNEL_SCALE, KERNEL_GAP = 16, 8, 4  # px
 
 
 @dataclass(frozen=True)
@@ -92,19 +91,9 @@ class Kernels:
 
 
 def kernels(network: keras.Model) -> Kernels | None:
-    """Draw the first convolution's kernels, each stretched over the whole range on its own."""
+    """Draw the first convolution's kernels; None where they are of neither RGB nor gray images."""
     weights = np.asarray(network.get_layer("block1_conv1").kernel)  # [k, k, C, n]
-    side, _, channels, count = weights.shape
-    if channels not in (1, 3):
+    sheet = kernel_sheet(weights)
+    if sheet is None:
         return None
-    low, high = weights.min(axis=(0, 1, 2)), weights.max(axis=(0, 1, 2))
-    stretched = np.round(255 * (weights - low) / np.maximum(high - low, np.finfo(np.float32).tiny))
-    columns, tile_side = min(count, KERNELS_A_ROW), side * KERNEL_SCALE
-    cell = tile_side + KERNEL_GAP
-    sheet = np.zeros((-(-count // columns) * cell, columns * cell, 4), np.uint8)  # RGBA
-    for i in range(count):
-        y, x = (n * cell for n in divmod(i, columns))
-        tile = sheet[y : y + tile_side, x : x + tile_side]  # the gaps stay transparent
-        tile[..., :3] = stretched[..., i].repeat(KERNEL_SCALE, 0).repeat(KERNEL_SCALE, 1)
-        tile[..., 3] = 255
-    return Kernels(encode_picture(sheet, "PNG"), count, side)
+    return Kernels(encode_picture(sheet, "PNG"), weights.shape[3], weights.shape[0])

@@ -20,6 +20,7 @@ from vggkeras.training.pipeline import (
     validation_batches,
 )
 from vggkeras.training.progress import Job, Progress
+from vggkeras.training.tensorboard import TensorBoard
 from vggkeras.training.waiting import Waiting
 
 
@@ -47,28 +48,22 @@ def fit(
     crops, share = _crops(job), Share(job.hosts.index, job.hosts.count, recipe.images_per_step)
     classes = len(job.data.class_names)
     rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop, crops.fast)
-    validation_data = validation_batches(
-        job.validation,
-        recipe.batch_size,
-        job.size,
-        job.card.scale or job.size,
-        recipe.channels,
-        one_hot=classes if recipe.one_hot else 0,
-        padding=devices.padding(strategy, job.validation.count, recipe.batch_size, job.hosts),
-    )
+    validation_data = _validation(job, strategy)
+
+    def batches() -> Any:
+        start = progress.steps_done * recipe.images_per_step
+        return training_batches(job.training, recipe, crops, start, rescaled, classes, share)
+
     with progress_bar(job.console, "steps") as bar:
         # Several devices of TensorFlow fetch batches in a thread, whose waiting is not training's.
         waiting = Waiting() if keras.backend.backend() == "jax" or not strategy else None
         followed = run_callbacks(progress, kept, bar, callbacks, waiting)
         if job.hosts.is_first:
-            followed.append(keras.callbacks.TensorBoard(job.out / "tensorboard", write_graph=False))
+            followed.append(TensorBoard(progress, batches))
         while not state.finished:
-            start = progress.steps_done * recipe.images_per_step
-            where = start, rescaled, classes, share
-            batches = training_batches(job.training, recipe, crops, *where)
             try:
                 model.fit(
-                    waiting.timed(batches) if waiting else batches,
+                    waiting.timed(batches()) if waiting else batches(),
                     validation_data=validation_data,
                     initial_epoch=state.epoch,
                     # fit() can only begin in the middle of an epoch if the rest of it is a fit of
@@ -91,3 +86,17 @@ def _crops(job: Job) -> Crops:
     basis = augment.color_basis(covariance) if recipe.color and recipe.channels == 3 else None
     flip = recipe.flip and job.data.mirrors
     return Crops(job.size, job.scale, flip, basis, recipe.channels, recipe.fast_decode)
+
+
+def _validation(job: Job, strategy: Any) -> Any:
+    """Return the validation images of a job in batches, filled up where devices divide them."""
+    recipe, classes = job.recipe, len(job.data.class_names)
+    return validation_batches(
+        job.validation,
+        recipe.batch_size,
+        job.size,
+        job.card.scale or job.size,
+        recipe.channels,
+        one_hot=classes if recipe.one_hot else 0,
+        padding=devices.padding(strategy, job.validation.count, recipe.batch_size, job.hosts),
+    )
