@@ -162,16 +162,14 @@ class _Graph:
         """Add the last operator, of a classifier."""
         options = schema.SoftmaxOptionsT()
         options.beta = 1.0
-        if self.scores and self.tensors[self.tensor].type == Type.INT8:
-            version = VERSIONS[Op.SOFTMAX][1]
-            self.add(
-                Op.SOFTMAX, self.output, shape, options=options, quantization=PROBABILITIES,
-                version=version,
-            )  # fmt: skip
-            return
-        self.as_float()
-        self.add(Op.SOFTMAX, self.output, shape, options=options)
-        if self.scores:  # whose layer is kept in float32
+        in_int8 = self.scores is not None and self.tensors[self.tensor].type == Type.INT8
+        if not in_int8:
+            self.as_float()
+        self.add(
+            Op.SOFTMAX, self.output, shape, options=options,
+            quantization=PROBABILITIES if in_int8 else None, version=VERSIONS[Op.SOFTMAX][in_int8],
+        )  # fmt: skip
+        if self.scores:  # whose layer may be kept in float32
             self.range = PROBABILITIES
             self.as_int8()
 
