@@ -226,10 +226,6 @@ class Recipe:
             "them out (tune says which layers of a network of boxes are trained).",
         )
         yield (
-            self.boxes is not None and ":" in (self.scale or ""),
-            f"boxes are trained at one scale, without jitter; received {self.scale}.",
-        )
-        yield (
             self.mixup > 0 and self.class_weights != "none",
             "class_weights weighs an image by its class, and mixup gives it two: leave one of them "
             "out.",

@@ -64,12 +64,15 @@ def assert_boxes_bound_the_masks(images, targets) -> int:
 
 
 @pytest.mark.parametrize("exif", [True, False])
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_boxes_bound_the_masks_in_training_crops(masks, exif, in_memory):
+@pytest.mark.parametrize(
+    ("scale", "in_memory"),
+    [((SCALE, SCALE), True), ((SCALE, SCALE), False), ((SIZE, 2 * SIZE), False)],
+)
+def test_boxes_bound_the_masks_in_training_crops(masks, exif, scale, in_memory):
     split = vggkeras.load_data(str(masks), boxes=True, whole=True).upright(exif).split("all")
     recipe = Recipe(boxes="scr", batch_size=split.count, seed=3)
-    crops = Crops(SIZE, (SCALE, SCALE))
-    rescaled = rescaled_images(split, crops.scale, Console(quiet=True)) if in_memory else None
+    crops = Crops(SIZE, scale)
+    rescaled = rescaled_images(split, scale, Console(quiet=True)) if in_memory else None
     batches = training_batches(split, recipe, crops, 0, rescaled, 2).take(4)
     seen = sum(assert_boxes_bound_the_masks(*batch) for batch in batches)
     assert seen > 3 * split.count

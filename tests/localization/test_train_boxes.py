@@ -146,7 +146,6 @@ def test_only_a_classifier_of_these_classes_scale_and_size_is_taken(textured, cl
         ({"randaugment": True}, "randaugment apply to classifiers"),
         ({"monitor": "val_cross_entropy"}, "monitor apply to classifiers"),
         ({"freeze": "conv", "init_from": "x"}, "freeze apply to classifiers.*tune says"),
-        ({"scale": "37:60"}, "boxes are trained at one scale, without jitter; received 37:60"),
         ({"tune": "fc"}, "tune fc keeps the convolutions as they are: set init_from"),
         ({"boxes": None, "tune": "fc", "init_from": "x"}, "tune is of networks of boxes"),
         ({"boxes": "both"}, "boxes must be scr or pcr; received 'both'"),

@@ -248,18 +248,21 @@ def _is_mirrored(uniform):
     return uniform[3] < 0.5
 
 
-def placed(shape, crop: int, uniform, flip: bool):
-    """Return where a training crop is: its corner (top, left) and whether it is mirrored.
+def placed(size, crop: int, scale: tuple[int, int], uniform, flip: bool):
+    """Return where a training crop is: its S, its corner (top, left) and whether it is mirrored.
 
     Args:
-        shape: height and width of the rescaled image, int32 `[2]`.
+        size: height and width of the image, int `[2]`.
         crop: side of the crop, px.
+        scale: (lowest, highest) S, px.
         uniform: the numbers of `draws`.
         flip: whether crops are mirrored at all.
     """
     import tensorflow as tf
 
-    return _corner(shape, crop, uniform), tf.logical_and(flip, _is_mirrored(uniform))
+    side, rescaled = _rescaled(size, scale, uniform)
+    corner = _corner(tf.cast(rescaled, tf.int32), crop, uniform)
+    return tf.cast(side, tf.int32), corner, tf.logical_and(flip, _is_mirrored(uniform))
 
 
 def _corner(size, crop: int, uniform):
@@ -276,14 +279,22 @@ def _place(size, crop: int, scale: tuple[int, int], uniform) -> windows.Place:
     """Find where a crop's pixels are in an original image of (height, width) `size`."""
     import tensorflow as tf
 
+    side, rescaled = _rescaled(size, scale, uniform)
+    sides = tf.cast(size, tf.float64)
+    ratio = sides / rescaled  # original pixels to one of the rescaled image
+    start = tf.cast(_corner(tf.cast(rescaled, tf.int32), crop, uniform), tf.float64) * ratio
+    return windows.Place(tf.cast(side, tf.int32), start, start + crop * ratio, ratio)
+
+
+def _rescaled(size, scale: tuple[int, int], uniform):
+    """Draw S, and return it with the image's height and width at S: float64 `[]` and `[2]`."""
+    import tensorflow as tf
+
     low, high = scale
     side = tf.cast(low + tf.floor(uniform[0] * (high - low + 1)), tf.float64)
     sides = tf.cast(size, tf.float64)
     # The order of operations is that of `rescale`: only the quotient is rounded.
-    rescaled = tf.maximum(side, tf.round(sides * side / tf.reduce_min(sides)))
-    ratio = sides / rescaled  # original pixels to one of the rescaled image
-    start = tf.cast(_corner(tf.cast(rescaled, tf.int32), crop, uniform), tf.float64) * ratio
-    return windows.Place(tf.cast(side, tf.int32), start, start + crop * ratio, ratio)
+    return side, tf.maximum(side, tf.round(sides * side / tf.reduce_min(sides)))
 
 
 def crop_in_channels(crop, channels: int):

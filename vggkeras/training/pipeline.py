@@ -157,20 +157,18 @@ def _box_targets(split: Split, crops: Crops) -> Callable:
     """Return (index, label, numbers of `draws`) -> `regression.targets`, as TensorFlow ops."""
     import tensorflow as tf
 
-    boxes, (scale, _), crop = split.boxes, crops.scale, (crops.size, crops.size)
+    boxes, crop = split.boxes, (crops.size, crops.size)
     assert boxes
-    shapes = np.array([rescaled_shape(size, scale) for size in boxes.sizes.tolist()], np.int32)
+    sizes = np.array(boxes.sizes, np.int64)
 
-    def target(index, label, offset, mirror) -> np.ndarray:
-        return regression.targets(boxes, int(index), int(label), scale, offset, crop, bool(mirror))
+    def target(index, label, scale, offset, mirror) -> np.ndarray:
+        scale, mirror = int(scale), bool(mirror)
+        return regression.targets(boxes, int(index), int(label), scale, offset, crop, mirror)
 
     def of_crop(index, label, uniform):
-        corner, mirrored = augment.placed(
-            tf.constant(shapes)[index], crops.size, uniform, crops.flip
-        )
-        made = tf.numpy_function(
-            target, [index, label, corner, mirrored], tf.float32, stateful=False
-        )
+        size = tf.constant(sizes)[index]
+        place = augment.placed(size, crops.size, crops.scale, uniform, crops.flip)
+        made = tf.numpy_function(target, [index, label, *place], tf.float32, stateful=False)
         return tf.ensure_shape(made, [1 + 4 * boxes.most])
 
     return of_crop

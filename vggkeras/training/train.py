@@ -135,7 +135,7 @@ def _train(
             console.print(f"{out} holds no run to resume: a new one begins", soft_wrap=True)
         if recipe.init_from:
             # Its faults are reported before long work.
-            _check_source(recipe, size, scale[0], data.class_names)
+            _check_source(recipe, size, sum(scale) // 2, data.class_names)
         data, card, reading = read_through(data, recipe, console, hosts)
         card = dataclasses.replace(card, exif=recipe.exif)
     recipe = _with_a_batch_that_fits(recipe, data.split("train").count, console)
