@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from vggkeras.configs import rescaled_shape
 from vggkeras.data import augment
 from vggkeras.data.order import ALL, Share, shuffled_indices
 from vggkeras.data.reading import read_images
