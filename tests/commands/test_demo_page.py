@@ -79,6 +79,48 @@ def test_it_draws_names_as_text(tmp_path):
     )
 
 
+def test_a_client_cannot_name_other_files_nor_urls(tmp_path, monkeypatch):
+    """Nor go past the queue, come by another name, or send without end."""
+    pytest.importorskip("gradio", reason="no Gradio here: the extra ui")
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    path = saved(tmp_path / "a.keras", vggkeras.build("A", (32, 32, 3), 2, width=0.05), CLASSES)
+    private = tmp_path / "private.png"
+    Image.fromarray(photo(1)).save(private)
+    Image.fromarray(photo(2)).save(tmp_path / "example.png")
+    page = demo_page.application(
+        Models([vggkeras.load(path)]), [tmp_path / "example.png"], "127.0.0.1"
+    )
+    with TestClient(page, base_url="http://127.0.0.1") as client:
+        assert client.get("/").status_code == 200
+        assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 421
+        assert client.post("/gradio_api/upload", headers={"Content-Length": "9" * 10}).is_error
+        assert client.post("/gradio_api/upload", content=iter([b"a"])).status_code == 413
+        assert client.post("/gradio_api/run/lambda", json={"data": [None]}).is_error
+        with private.open("rb") as file:
+            (mine,) = client.post("/gradio_api/upload", files={"files": file}).json()
+        assert "card" in answered(client, {"path": mine})
+        is_file = {"meta": {"_type": "gradio.FileData"}}
+        for other in (str(private), "http://127.0.0.1/", f"{mine}/../../../private.png"):
+            for more in ({}, is_file, {"is_stream": True}, is_file | {"is_stream": True}):
+                answer = answered(client, {"path": other} | more)
+                assert "process_completed" in answer
+                assert "card" not in answer
+        copies = (tmp_path / "uploads").rglob("*.*")  # of what was uploaded, and of the example
+        assert sorted(copy.name for copy in copies) == ["example.png", "private.png"]
+
+
+def answered(client, picture: dict) -> str:
+    """All that the queue says of a picture."""
+    (number,) = [
+        each["id"] for each in client.get("/config").json()["dependencies"] if each["queue"]
+    ][-1:]
+    body = {"data": [picture], "fn_index": number, "session_hash": "a"}
+    assert client.post("/gradio_api/queue/join", json=body).status_code == 200
+    return client.get("/gradio_api/queue/data", params={"session_hash": "a"}).text
+
+
 @contextmanager
 def page(*arguments: object) -> Iterator[str]:
     """Start the command, and give the page's address."""

@@ -25,6 +25,9 @@ POLICY = (
     "frame-ancestors 'self'"
 )
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+QUEUED = 32  # pictures that wait for their answers
+
 
 def serve(paths: Sequence[Path], host: str, port: int) -> int:
     """Load models, and answer pictures in the browser until interrupted.
@@ -57,9 +60,8 @@ def serve(paths: Sequence[Path], host: str, port: int) -> int:
         os.environ.update(QUIET, GRADIO_TEMP_DIR=str(Path(folder, "uploads")))
         import uvicorn
 
-        config = uvicorn.Config(
-            application(models, examples), log_level="warning", timeout_graceful_shutdown=1
-        )
+        page = application(models, examples, host)
+        config = uvicorn.Config(page, log_level="warning", timeout_graceful_shutdown=1)
         shown = f"[{host}]" if ":" in host else host
         print_note(f"http://{shown}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
         uvicorn.Server(config).run(sockets=[listener])
@@ -95,30 +97,65 @@ def drawn(models: Models, path: str | None) -> str:
     return render(TEMPLATE, shown=shown, problem=problem, models=models)
 
 
-def application(models: Models, examples: Sequence[Path]) -> Any:
-    """Return the page as an ASGI application."""
+def uploaded(path: str) -> str:
+    """Return the path of a picture that was uploaded, or is an example.
+
+    A client may name any path, and Gradio would read it, or fetch it where it is a URL.
+
+    Raises:
+        InputError (a ValueError): it lies elsewhere.
+    """
+    if not Path(path).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
+        raise InputError("Expected a picture that was uploaded to this page.")
+    return path
+
+
+def refusal(request: Any, host: str) -> int:
+    """Return the HTTP status with which a request is refused; 0 where it is not.
+
+    A page of somebody else's whose name leads here (DNS rebinding) is refused by that name. What is
+    sent must say how large it is, and be no larger than the largest picture.
+    """
+    from vggkeras.data.decoding import MAX_BYTES
+
+    if host in LOOPBACK and request.url.hostname not in LOOPBACK:
+        return 421
+    if request.method == "POST":
+        length = request.headers.get("content-length", "")
+        return 0 if length.isdecimal() and int(length) <= MAX_BYTES else 413
+    return 0
+
+
+def application(models: Models, examples: Sequence[Path], host: str) -> Any:
+    """Return the page as an ASGI application, to be served at an address."""
     import fastapi
     import gradio as gr
 
     from vggkeras.data.decoding import MAX_BYTES
 
-    with gr.Blocks(title="vggkeras", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
+    async def moved(path: str) -> str:
+        return uploaded(path)
+
+    with gr.Blocks(title="vggkeras", analytics_enabled=False, delete_cache=(60, 600)) as blocks:
         gr.Markdown("# One picture, every runtime")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 picture = gr.Image(label="Picture", type="filepath", buttons=[], height=280)
-                # Gradio would open the file, and perhaps encode it anew.
-                vars(picture)["preprocess"] = lambda payload: payload and payload.path
                 if examples:
                     gr.Examples([str(path) for path in examples], picture, label="From the data")
+                # Gradio would open the file, and perhaps encode it anew.
+                vars(picture)["preprocess"] = lambda file: file and uploaded(file.path)
+                vars(picture)["async_move_resource_to_block_cache"] = moved
             with gr.Column(scale=2, min_width=300):
                 answers = gr.HTML(drawn(models, None), elem_id="answers", padding=False)
         picture.change(lambda path: drawn(models, path), picture, answers, show_progress="minimal")
+    blocks.queue(api_open=False, max_size=QUEUED)  # otherwise clients may go past the queue
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
     async def from_here_alone(request: Any, call_next: Any) -> Any:
-        response = await call_next(request)
+        status = refusal(request, host)
+        response = fastapi.Response(status_code=status) if status else await call_next(request)
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
@@ -128,6 +165,7 @@ def application(models: Models, examples: Sequence[Path]) -> Any:
         path="/",
         footer_links=[],
         run_history=False,
+        show_error=False,
         max_file_size=MAX_BYTES,
         ssr_mode=False,
         mcp_server=False,
