@@ -145,7 +145,7 @@ class TrainedWeights(keras.callbacks.Callback):
 
 def test_the_averaged_weights_are_saved_and_validated_and_others_trained(tmp_path, unequal):
     average = TrainedWeights(0.9)
-    changes = {"epochs": 1, "ema": 0.9, "learning_rate": 1.0, "batch_norm": False}
+    changes = {"epochs": 1, "ema": 0.9, "learning_rate": 1.0}
     recipe = tiny(tmp_path / "run", data=unequal, **changes)
     run = train(recipe, callbacks=[average])
     kept = [np.array(v) for v in run.model.trainable_variables]

@@ -17,7 +17,9 @@ from PIL import Image
 
 import vggkeras
 from vggkeras.data import augment
+from vggkeras.errors import InputError
 from vggkeras.training import fitting, tensorboard
+from vggkeras.training.record import RunRecord
 from vggkeras.training.train import train
 
 pytestmark = pytest.mark.integration
@@ -136,6 +138,17 @@ def test_a_few_of_the_crops_that_the_first_step_trains_on(folder, tmp_path, monk
     wrong = [tag.split(":")[0] for tag in wrong_tags(events)]
     assert len(wrong) <= 2
     assert all(tag.endswith(tuple(every_third)) for tag in wrong), wrong
+
+
+def test_an_image_that_went_bad_leaves_a_run_finished(folder, tmp_path, monkeypatch):
+    def went_bad(*arguments):
+        raise InputError("val/cat/000.jpg cannot be read as an image")
+
+    # Where TensorBoard alone comes by; the validation of every epoch has gone well.
+    monkeypatch.setattr(tensorboard, "keras_predictor", went_bad)
+    run = train(tiny(tmp_path / "run", data=str(folder), epochs=1))
+    assert RunRecord.read(run.path).status == "done"
+    assert not wrong_tags(read(run.path))
 
 
 def test_it_changes_no_bit_of_the_run(run, tmp_path, monkeypatch):

@@ -132,7 +132,9 @@ def image_name(data: Data, split: str, index: int) -> str:
     return name.removeprefix(f"{data.spec.removeprefix('tfds:')}/")
 
 
-def load_images(spec: str, splits: Sequence[str] = (), *, skip_unreadable: bool = False) -> Data:
+def load_images(
+    spec: str, splits: Sequence[str] = (), *, skip_unreadable: bool = False, fetch: bool = True
+) -> Data:
     """Return whole data, or one split "images", labeled -1, of a folder of images alone.
 
     Args:
@@ -140,6 +142,7 @@ def load_images(spec: str, splits: Sequence[str] = (), *, skip_unreadable: bool 
         splits: names that are asked for. Class folders alone are one split, all, unless train or
             validation are asked for, as training splits them.
         skip_unreadable: as for `load_data`.
+        fetch: as for `load_data`.
 
     Raises:
         InputError (a ValueError): as `load_data`.
@@ -153,8 +156,8 @@ def load_images(spec: str, splits: Sequence[str] = (), *, skip_unreadable: bool 
             labels = np.full(len(paths), -1, np.int64)
             split = Split(f"{root.resolve().name}/images", len(paths), labels, paths)
             return Data(str(root.resolve()), [], {"images": split})
-    data = sources.load_data(spec, skip_unreadable=skip_unreadable, whole=True)
-    return sources.as_trained(data, splits, (), skip_unreadable=skip_unreadable)
+    data = sources.load_data(spec, skip_unreadable=skip_unreadable, whole=True, fetch=fetch)
+    return sources.as_trained(data, splits, (), skip_unreadable=skip_unreadable, fetch=fetch)
 
 
 def describe(

@@ -33,9 +33,10 @@ def read(path: Path, card: ModelCard) -> Described:
             splits, names = kept["split"], kept["names"]
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} holds no features ({error}): {again}.") from error
-    data = load_images(about.data, about.splits, skip_unreadable=True)
+    # A name inside a file makes nothing ask for it elsewhere.
+    data = load_images(about.data, about.splits, skip_unreadable=True, fetch=False)
     if data.held_out:
-        data = sources.as_trained(data, about.splits, [card], skip_unreadable=True)
+        data = sources.as_trained(data, about.splits, [card], skip_unreadable=True, fetch=False)
     known = {
         (name, image_name(data, name, i)): i
         for name, split in data.splits.items()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,9 @@ from vggkeras.report.pictures import Answer, Answers
 
 if TYPE_CHECKING:
     import keras
+
+# Networks -> what is below their last maps, and above.
+_HALVES: MutableMapping[keras.Model, tuple[keras.Model, keras.Model]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,11 @@ def grad_cam(
     import keras
     import tensorflow as tf
 
-    maps = network.get_layer("block5_pool").input
     last = network.get_layer("predictions")
-    below, above = keras.Model(network.input, maps), keras.Model(maps, last.input)
+    if network not in _HALVES:  # making them adds nodes to the network, for good
+        maps = network.get_layer("block5_pool").input
+        _HALVES[network] = keras.Model(network.input, maps), keras.Model(maps, last.input)
+    below, above = _HALVES[network]
     a = below(images, training=False)  # [N, h, w, C]
     with tf.GradientTape() as tape:
         tape.watch(a)

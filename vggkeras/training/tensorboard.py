@@ -17,6 +17,7 @@ from keras import ops
 
 from vggkeras import models
 from vggkeras.data import augment
+from vggkeras.errors import InputError
 from vggkeras.pages import kernel_sheet
 from vggkeras.runtimes.keras import keras_predictor
 from vggkeras.training.devices import undistributed
@@ -40,23 +41,28 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self.progress, self.batches, self.has_begun = progress, batches, False
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Write the hyperparameters, the next step's first crops, and the first kernels."""
+        """Write the hyperparameters, the first kernels, and the first crops of a new run."""
         super().on_train_begin(logs)
         if self.has_begun:  # the rest of an epoch that was cut off was a fit of its own
             return
         self.has_begun = True
-        images, _ = next(iter(self.batches().take(1)))
         with self._writing():
             self._write_hyperparameters()
-            # A color shift may lead out of the range.
-            self._write_images("crops", np.rint(images[:SHOWN].numpy()).clip(0, 255))
             self._write_kernels(self.model)
+            # Later in a run, all records before them would be read twice.
+            if not self.progress.steps_done:
+                images, _ = next(iter(self.batches().take(1)))
+                # A color shift may lead out of the range.
+                self._write_images("crops", np.rint(images[:SHOWN].numpy()).clip(0, 255))
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Write the best model's first kernels and its most confident mistakes."""
         if self.progress.state.finished:
-            with self._writing(), undistributed():
-                self._write_best()
+            try:
+                with self._writing(), undistributed():
+                    self._write_best()
+            except InputError as error:  # an image that went bad; the run is finished all the same
+                self.progress.job.console.print(f"TensorBoard has no mistakes: {error}")
         super().on_train_end(logs)
 
     def _writing(self) -> Any:
