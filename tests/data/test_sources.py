@@ -300,7 +300,7 @@ def test_export_compare_and_report_fetch_nothing_that_a_model_names(monkeypatch)
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(tfds, "builder", lambda name: pytest.fail(f"{name} would be built"))
-    model = SimpleNamespace(card=ModelCard(data="tfds:mnist"), channels=3)
+    model = SimpleNamespace(card=ModelCard(data="tfds:mnist"), channels=3, boxes=None)
     pair = SimpleNamespace(models={"reference": model})
     for ask in (
         lambda: samples.parity_images(model, None, 1, Console()),

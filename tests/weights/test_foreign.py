@@ -168,7 +168,7 @@ def test_a_changed_bit_of_the_weights_is_refused_by_every_reader(stored):
             read(Path("net.keras"))
 
 
-@pytest.mark.parametrize("entry", ["config.json", models.ABOUT, "assets/big"])
+@pytest.mark.parametrize("entry", ["config.json", archives.ABOUT, "assets/big"])
 def test_a_keras_file_that_inflates_is_refused_before_it_is_read(stored, entry):
     content = b" " * (archives.TEXT + 1)
     options = {"compression": zipfile.ZIP_DEFLATED}
