@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export import Engine, FormatName, Io, Pixels, Precision
-from export.formats import ENGINES, FORMATS, PRECISIONS, TOLERANCES, Target
+from export.formats import FORMATS, PRECISIONS, TOLERANCES, Target
 from vggkeras import archives, certificate
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
@@ -193,7 +193,7 @@ class Request:
                 "Boxes have no int8: a box is four numbers that must be near, and int8 is proven "
                 "by answers that stay the same, as classes do; give float32 or float16."
             )
-        if (self.target or "") not in ENGINES:
+        if self.target not in (None, "tensorrt"):
             raise InputError(f"Unknown target {self.target!r}: expected tensorrt, or none.")
         if self.target and (self.format, self.precision) != ("onnx", "int8"):
             raise InputError(

@@ -138,6 +138,7 @@ def test_symmetric_ranges_hold_both_signs():
         ("onnx", "float32", "tensorrt", "--target is of int8 in ONNX"),
         ("tflite", "int8", "tensorrt", "received --format tflite --precision int8"),
         ("onnx", "int8", "tpu", "Unknown target 'tpu'"),
+        ("onnx", "int8", "npu", "Unknown target 'npu'"),  # which --io asks for
     ],
 )
 def test_other_targets_are_refused(run, format, precision, target, message):
