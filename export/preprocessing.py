@@ -38,23 +38,29 @@ ORDERS: dict[str, Undo] = {
 }
 
 
-def _scalings(mean: np.ndarray) -> dict[str, Undo]:
-    """Return the usual faults of scaling, for a network that subtracts this mean RGB."""
+def _scalings(mean: np.ndarray, signed: bool) -> dict[str, Undo]:
+    """Return the usual faults of scaling, for a network that subtracts this mean RGB.
+
+    A `signed` file takes int8, 0-255 minus 128; whatever is undone, 0-255 comes out.
+    """
     imagenet, center, deviation = IMAGENET_MEAN, TORCH_MEAN, TORCH_STD
     if len(mean) != 3:
         imagenet, center, deviation = imagenet.mean(), center.mean(), deviation.mean()
     again = "the mean is subtracted already, and the network subtracts it again"
-    return {
-        "": lambda x: x,
-        "pixels are scaled to 0-1: give 0-255": lambda x: x * 255,
-        "pixels are scaled to -1-1: give 0-255": lambda x: (x + 1) * 127.5,
-        "128 is subtracted, as for signed bytes: give 0-255": lambda x: x + 128,
-        f"{again}: give 0-255": lambda x: x + mean,
-        f"{again} (ImageNet's): give 0-255": lambda x: x + imagenet,
-        "pixels are normalized by ImageNet's mean and deviation: give 0-255": lambda x: (
-            x * deviation + center
-        ),
+    faults: dict[str, Undo] = {
+        "pixels are scaled to 0-1": lambda x: x * 255,
+        "pixels are scaled to -1-1": lambda x: (x + 1) * 127.5,
+        again: lambda x: x + mean,
+        f"{again} (ImageNet's)": lambda x: x + imagenet,
+        "pixels are normalized by ImageNet's mean and deviation": lambda x: x * deviation + center,
     }
+    if signed:
+        faults = {"": lambda x: x + 128, "128 is not subtracted": lambda x: x} | faults
+    else:
+        ours = "128 is subtracted, as for signed bytes"
+        faults = {"": lambda x: x, ours: lambda x: x + 128} | faults
+    right = "give 0-255 minus 128" if signed else "give 0-255"
+    return {fault and f"{fault}: {right}": undo for fault, undo in faults.items()}
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,11 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
         raise InputError(f"No photograph travels inside {path}: export it with real --data.")
     card, expected = contents.card, golden.images[0]
     image, layouts = _checked(array, expected.shape, card)
-    undone = min(_undone(layouts, expected, card), key=lambda one: one.score)
-    before, after = _answer_errors(path, provider, golden, image, undone.image)
+    takes = card.types[0]
+    scalings = _scalings(np.array(card.mean_rgb), signed=takes == "int8")
+    undone = min(_undone(layouts, expected, scalings), key=lambda one: one.score)
+    pixels = scalings[""](image.astype(np.float64))
+    before, after = _answer_errors(path, provider, golden, pixels, undone.image)
     damage = f" ({before}; with this undone, answers are off by {after:.2g})"
 
     def fault(name: str, text: str, consequence: str = damage) -> Stage:
@@ -113,8 +122,8 @@ def preprocessing(path: Path, array: np.ndarray, provider: str = "cpu") -> list[
         cause = _likely_resize(card, golden.original, expected.shape, undone)
         resize = replace(resize, note=f"{cause}; answers are then off by {after:.2g}")
     wrong_type = ""
-    if image.dtype != np.uint8 and not undone.scaling:
-        wrong_type = f"{image.dtype}: the file takes bytes: numpy.rint(array).astype('uint8')"
+    if image.dtype != takes and not undone.scaling:
+        wrong_type = f"{image.dtype}: the file takes {takes}: numpy.rint(array).astype('{takes}')"
     return [
         fault("decode (order)", undone.order),
         fault("layout", undone.layout),
@@ -158,10 +167,9 @@ def _checked(
 
 
 def _undone(
-    layouts: dict[str, np.ndarray], expected: np.ndarray, card: ModelCard
+    layouts: dict[str, np.ndarray], expected: np.ndarray, scalings: dict[str, Undo]
 ) -> Iterator[_Undone]:
     """Yield the image after each combination of faults was undone."""
-    scalings = _scalings(np.array(card.mean_rgb))
     for layout, order, scaling in itertools.product(layouts, ORDERS, scalings):
         image = scalings[scaling](ORDERS[order](layouts[layout].astype(np.float64)))
         error = mean_difference(image.clip(-1000, 1000), expected)
@@ -171,7 +179,10 @@ def _undone(
 def _answer_errors(
     path: Path, provider: str, golden: Golden, image: np.ndarray, undone: np.ndarray
 ) -> tuple[str, float]:
-    """Return in words how far the answers to the user's image are off; and to the undone one."""
+    """Return in words how far the answers to the user's image are off; and to the undone one.
+
+    Both images are 0-255, whatever the file takes.
+    """
     candidate = runtimes.load(path, provider)
     expected = golden.probabilities[:1]
     unit = float(expected.max()) if candidate.features else 1.0  # features are of any size

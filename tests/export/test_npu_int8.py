@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from helpers import CARD, trained_looking
 
 import export
 import vggkeras
-from export import benchmark, quantize, stages, to_saved_model, to_tflite, verify
+from export import benchmark, preprocessing, quantize, stages, to_saved_model, to_tflite, verify
 from vggkeras.errors import InputError
 
 pytestmark = pytest.mark.integration
@@ -163,6 +164,31 @@ def test_verify_explain_and_benchmark_take_it(folder, capsys):
     assert all(stage.passed for stage in stages.stages(folder / NAME))
     rows = benchmark.benchmark([folder / NAME, folder / "model.int8.tflite"], rounds=1)
     assert [row["file"] for row in rows["rows"]]
+
+
+def test_ones_own_preprocessing_is_judged_by_the_int8_that_it_takes(folder):
+    image = verify.artifact.read(folder / NAME).golden.images[0]
+    signed = (image ^ 0x80).view(np.int8)
+    cases = (
+        (signed, None, ""),
+        (signed[None], None, ""),
+        (image, "normalize", "128 is not subtracted: give 0-255 minus 128"),
+        (image / 255, "normalize", "pixels are scaled to 0-1: give 0-255 minus 128"),
+        (signed.astype(np.float32), "type", "float32: the file takes int8"),
+    )
+    for array, stage, note in cases:
+        found = preprocessing.preprocessing(folder / NAME, array)
+        assert [one.name for one in found if not one.passed] == [stage] * (stage is not None)
+        assert any(one.note.startswith(note) for one in found if one.name == stage) or not stage
+        if stage == "normalize":  # the answers are of what the file would get of this array
+            off, after = re.findall(r"off by ([\d.e+-]+)", "".join(one.note for one in found))
+            assert float(off) > float(after)
+    (unsigned,) = (
+        one
+        for one in preprocessing.preprocessing(folder / "model.int8.tflite", signed)
+        if not one.passed
+    )
+    assert unsigned.note.startswith("128 is subtracted, as for signed bytes: give 0-255 (")
 
 
 def test_litert_s_compiled_model_gives_the_same(folder):
