@@ -103,7 +103,7 @@ def gather(
             style="yellow",
             soft_wrap=True,
         )
-    reference = replace(reference, run=lambda _: answers, make_form=None)
+    reference = replace(reference, run=lambda _: answers, make_form=None, network=None)
     return Evidence(samples, reference, answers, sizes, inside, tell, calibration)
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from helpers import CARD, certify_golden_answers, trained_looking
 import export
 import vggkeras
 from export import golden as golden_module
-from export import parity, samples, to_onnx, to_saved_model, verify
+from export import parity, samples, subjects, to_onnx, to_saved_model, verify
 from export.formats import Target, writer_of
 from vggkeras import certificate, files, locks, runtimes
 from vggkeras.card import Form, ModelCard
@@ -105,6 +106,25 @@ def test_sizes_that_leave_one_pixel_or_do_not_divide(size, tmp_path):
         model, tmp_path, images, formats=("onnx", "tflite")
     ).items():
         assert result.passed, (name, result.failures)
+
+
+def test_keras_weights_are_gone_while_files_are_proven(run, tmp_path, monkeypatch):
+    load, compare, held = subjects.load, parity.compare, []
+
+    def loading(*arguments):
+        subject = load(*arguments)
+        held.append(weakref.ref(subject.reference.network))
+        return subject
+
+    def comparing(*arguments, **options):
+        held.append(held[0]())
+        return compare(*arguments, **options)
+
+    monkeypatch.setattr(subjects, "load", loading)
+    monkeypatch.setattr(parity, "compare", comparing)
+    entries = export.export_model(run.path, "onnx", out=tmp_path / "out", images=20)
+    assert entries["model.onnx"]["passed"]
+    assert held[1:] == [None]
 
 
 def test_certificate_and_golden_answers(exports, run):
