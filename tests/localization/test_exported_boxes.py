@@ -13,7 +13,7 @@ from PIL import Image
 
 import export
 import vggkeras
-from export import parity
+from export import parity, stages
 from export.__main__ import cli as export_cli
 from export.verify import verify
 from vggkeras.__main__ import cli
@@ -130,6 +130,27 @@ def test_files_prove_themselves_and_a_moved_box_is_found(made, tmp_path, command
 
     code, said, _ = command(verify_cli, "--explain", file)
     assert (code, "DIFFERS boxes" in said) == (1, True)
+
+
+def test_explain_judges_corners_as_the_proof_does(made, tmp_path):
+    """Boxes wider by 1.5e-5 of the crop have corners that are off by half of that, within 1e-5."""
+    wider = np.tile(np.float32([0, 0, 1.5e-5, 0]), 3)
+
+    def widen(path):
+        def change(graph, weights):
+            weights["boxes.bias"] = weights["boxes.bias"] + wider
+
+        edit_onnx(path, change)
+
+    for name in (FILES[1], "model.dense_boxes.onnx"):
+        file = tmp_path / name
+        shutil.copy(made[0] / name, file)
+        resealed(file, widen)
+        assert verify(file) == []
+        found = stages.stages(file)
+        assert [stage.name for stage in found][-2:] == ["fc2", "boxes"]
+        assert all(stage.passed for stage in found), found
+        assert 5e-6 < found[-1].error < 1e-5
 
 
 def test_at_float32_no_verdict_may_change_and_at_float16_few(made, crops):
