@@ -64,8 +64,8 @@ def export_model(
         InputError (a ValueError): no model, or none of classes or boxes; unknown format or
             precision; classes that differ from the data's; too few images, to calibrate on too;
             weights or activations that are not finite, or too large for float16, by layer;
-            features that are all zero; a key that cannot be used; another process exports into the
-            folder.
+            features that are all zero; boxes that are the same for all images; a key that cannot be
+            used; another process exports into the folder.
         OSError: a folder that cannot be written.
     """
     from export import pipeline

@@ -15,7 +15,7 @@ from export.activations import activations
 from vggkeras.data import augment, decoding, sources
 from vggkeras.errors import InputError
 from vggkeras.evaluation import checks, protocols
-from vggkeras.localization import regression
+from vggkeras.localization import geometry, regression
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,16 @@ def gather(
             sizes = other_sizes(dense, samples.split)
         graph = subject.graph if subject.is_vgg else None
         inside = golden_images(reference, graph, samples, answers)
-    tell = samples.targets is not None
+    tell = False
+    if reference.boxes and samples.targets is not None:
+        tell = bool(geometry.localized(answers, samples.targets, reference.boxes).any())
+        if not tell:
+            console.print(
+                "None of Keras' boxes overlaps with a true one by more than half: the true boxes "
+                "are no evidence",
+                style="yellow",
+                soft_wrap=True,
+            )
     if request.form.gives_probabilities:
         tell = parity.labels_tell(answers, samples.labels)
     if samples.labels is not None and not tell and request.form.gives_probabilities:

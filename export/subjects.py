@@ -91,7 +91,8 @@ def check_answers(subject: Subject, images: np.ndarray, answers: np.ndarray) -> 
     """Check that Keras' answers to images are such that a file can be proven by them.
 
     Raises:
-        InputError (a ValueError): they are not finite, not probabilities, or all zeros.
+        InputError (a ValueError): they are not finite, not probabilities, or all zeros; boxes
+            that are the same for all images, within float32's tolerance.
     """
     if not subject.is_vgg:
         keras_export.check_answers(answers, scores=subject.has_softmax)
@@ -104,6 +105,14 @@ def check_answers(subject: Subject, images: np.ndarray, answers: np.ndarray) -> 
         raise InputError(
             f"{subject.source}: fc2 gives zeros alone for all {len(images)} images: expected a "
             "trained network; train it again with a lower learning rate, or export an earlier one."
+        )
+    apart = TOLERANCES["float32"]
+    assert apart is not None
+    if subject.reference.boxes and len(images) > 1 and np.ptp(answers, axis=0).max() <= apart:
+        raise InputError(
+            f"{subject.source}: gives the same boxes for all {len(images)} images, as any file "
+            "could: expected a trained network, and images that differ; train it again with a "
+            "lower learning rate, or export an earlier one."
         )
 
 

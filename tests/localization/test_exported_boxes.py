@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import edit_onnx, photo, resealed
 from PIL import Image
+from rich.console import Console
 
 import export
 import vggkeras
@@ -22,7 +24,7 @@ from vggkeras.errors import InputError
 from vggkeras.evaluation.statistics import wilson
 from vggkeras.localization import geometry
 from vggkeras.localization.votes import locate
-from vggkeras.models import load_model, to_dense
+from vggkeras.models import load_model, save_model, to_dense
 
 pytestmark = pytest.mark.integration
 FILES = ("saved_model.boxes", "model.boxes.onnx", "model.boxes.tflite")
@@ -232,6 +234,35 @@ def test_one_box_for_all_classes_needs_no_names_and_no_flag(folder, tmp_path, co
     boxes = export.export_model(folder / "scr.keras", "onnx", data=str(folder / "data"))
     assert boxes["model.boxes.onnx"]["passed"]
     shutil.rmtree(folder / "export")
+
+
+def changed(folder, path, layer, kernel, bias):
+    """Write scr.keras with other numbers in one layer, kernel scaled and bias shifted."""
+    model, card = load_model(folder / "scr.keras")
+    weights = model.get_layer(layer).get_weights()
+    model.get_layer(layer).set_weights([kernel * weights[0], weights[1] + np.float32(bias)])
+    save_model(model, path, card)
+    return path
+
+
+def test_boxes_that_are_the_same_for_all_images_prove_nothing(folder, tmp_path):
+    dead = changed(folder, tmp_path / "dead.keras", "fc2", 0, -1)
+    for asked in ({}, {"dense": True}):
+        with pytest.raises(InputError, match="gives the same boxes for all 12 images"):
+            export.export_model(
+                dead, "onnx", data=str(folder / "data"), out=tmp_path / "out", **asked
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_no_box_is_right_it_is_said(folder, tmp_path):
+    lost = changed(folder, tmp_path / "lost.keras", "boxes", 1, [5, 5, 0, 0])
+    for model, is_said in ((lost, True), (folder / "scr.keras", False)):
+        told = Console(file=io.StringIO())
+        asked = {"data": str(folder / "data"), "out": tmp_path / model.stem, "console": told}
+        entries = export.export_model(model, "onnx", **asked)
+        assert entries["model.boxes.onnx"]["passed"]
+        assert ("the true boxes are no evidence" in told.file.getvalue()) == is_said
 
 
 def test_two_models_of_boxes_are_compared(folder, made):
