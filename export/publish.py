@@ -83,9 +83,10 @@ def write_card(
         beside.mkdir()
         for name, entry in entries.items():
             artifact.copy(source / name, beside / name, entry.sha256)
-        for form, entry in _golden_forms(entries).items():
-            path = golden.golden_path(source, form)
-            artifact.copy(path, beside / path.name, entry.golden_sha256 or files.sha256(path))
+        answers = {golden.golden_path(source, entry.form): entry for entry in entries.values()}
+        for path, entry in answers.items():
+            if entry.golden_sha256 or path.is_file():  # an older certificate names none
+                artifact.copy(path, beside / path.name, entry.golden_sha256 or files.sha256(path))
         (beside / CERTIFICATE).write_text(certificate.text_of(entries), encoding="utf-8")
         labels = "".join(f"{label}\n" for label in card.class_names)
         (beside / LABELS).write_text(labels, encoding="utf-8")
@@ -122,13 +123,6 @@ def _passed(model: Path) -> tuple[Path, dict[str, Entry]]:
             f"--model {model}`."
         )
     return folder, entries
-
-
-def _golden_forms(entries: dict[str, Entry]) -> dict[Form, Entry]:
-    """Return which golden answers belong to the files, with an entry that names them."""
-    return {
-        Form.FEATURES if entry.features else Form.CLASSIFIER: entry for entry in entries.values()
-    }
 
 
 def _config(card: ModelCard, entries: dict[str, Entry]) -> dict[str, Any]:

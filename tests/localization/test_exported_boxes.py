@@ -15,7 +15,7 @@ from rich.console import Console
 
 import export
 import vggkeras
-from export import parity, stages
+from export import parity, publish, stages
 from export.__main__ import cli as export_cli
 from export.verify import verify
 from vggkeras.__main__ import cli
@@ -312,3 +312,11 @@ def test_without_the_dense_file_the_command_that_writes_it_is_named(folder, made
     shutil.copy(out / FILES[1], tmp_path)
     with pytest.raises(InputError, match=r"export --boxes --dense --format onnx --model RUN"):
         vggkeras.load(tmp_path / FILES[1]).dense_form()
+
+
+def test_a_card_publishes_them_with_the_answers_of_each_form(made, tmp_path):
+    pytest.importorskip("huggingface_hub", reason="--card needs the extra hub")
+    folder = publish.write_card(tmp_path / "card", made[0])
+    assert {"golden.boxes.npz", "golden.dense_boxes.npz"} <= {p.name for p in folder.iterdir()}
+    for name in (FILES[1], "model.dense_boxes.onnx"):
+        assert verify(folder / name) == []
