@@ -195,18 +195,18 @@ def _results(file: str, card: ModelCard, entry: Entry) -> list[huggingface_hub.E
 
     found = EVIDENCE.fullmatch(entry.evidence)
     data, split = found.groups() if found else (entry.evidence, None)
-    figures = {
-        "accuracy": (
-            f"top-1 accuracy of {file}",
-            entry.accuracy_artifact,
-            entry.accuracy_interval,
-        ),
-        "top1_agreement": (
-            f"top-1 agreement of {file} with Keras",
-            entry.top1_agreement,
-            entry.top1_agreement_interval,
-        ),
-    }
+    right = (entry.accuracy_artifact, entry.accuracy_interval)
+    same = (entry.top1_agreement, entry.top1_agreement_interval)
+    if entry.form.is_boxes:
+        figures = {
+            "localized": (f"boxes of {file} with an IoU above 0.5", *right),
+            "same_verdicts": (f"boxes of {file} above or below that, as Keras' are", *same),
+        }
+    else:
+        figures = {
+            "accuracy": (f"top-1 accuracy of {file}", *right),
+            "top1_agreement": (f"top-1 agreement of {file} with Keras", *same),
+        }
     return [
         EvalResult(
             task_type=TASKS[card.form],

@@ -314,9 +314,17 @@ def test_without_the_dense_file_the_command_that_writes_it_is_named(folder, made
         vggkeras.load(tmp_path / FILES[1]).dense_form()
 
 
-def test_a_card_publishes_them_with_the_answers_of_each_form(made, tmp_path):
-    pytest.importorskip("huggingface_hub", reason="--card needs the extra hub")
+def test_a_card_publishes_them_and_their_figures_as_those_of_boxes(made, tmp_path):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="--card needs the extra hub")
     folder = publish.write_card(tmp_path / "card", made[0])
     assert {"golden.boxes.npz", "golden.dense_boxes.npz"} <= {p.name for p in folder.iterdir()}
     for name in (FILES[1], "model.dense_boxes.onnx"):
         assert verify(folder / name) == []
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    data = huggingface_hub.ModelCard(readme).data
+    assert (data.pipeline_tag, data.metrics) == ("object-detection", None)
+    assert {result.metric_type for result in data.eval_results} == {"localized", "same_verdicts"}
+    assert all("top-1" not in result.metric_name for result in data.eval_results)
+    assert "boxes with an IoU above 0.5 [95%] | same verdicts as Keras [95%]" in readme
+    assert "largest error, px |" in readme
+    assert "accuracy" not in readme
