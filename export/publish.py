@@ -76,7 +76,7 @@ def write_card(
     load_tensorflow(console, *(source / name for name in entries))
     for name in entries:
         verify.check_proven(source / name)
-    main = hub.usual(entries) or next(iter(entries))
+    main = hub.usual(entries) or min(entries, key=lambda name: entries[name].target is not None)
     card = artifact.read(source / main).card
     license = license or (LICENSE if card.recipe and not card.recipe.init_from else UNKNOWN)
     with files.replacing(folder) as beside:

@@ -155,12 +155,13 @@ class ModelCard:
 
     @property
     def shapes(self) -> tuple[list[str | int], list[str | int]]:
-        """The shapes of input and output: ["batch", 224, 224, 3], ["batch", 1000]."""
+        """The shapes of input and output: ["batch", 224, 224, 3], ["batch", 1000]; of npu, 1."""
         assert self.input_shape is not None
         h, w, c = self.input_shape
         sides: list[str | int] = ["height", "width"] if self.form.takes_any_size else [h, w]
         cells: list[str | int] = ["rows", "columns"] if self.form is Form.DENSE_BOXES else []
-        return ["batch", *sides, c], ["batch", *cells, self.outputs]
+        images = 1 if self.target == "npu" else "batch"
+        return [images, *sides, c], [images, *cells, self.outputs]
 
     @classmethod
     def from_text(cls, text: str | bytes, where: str | Path) -> ModelCard:

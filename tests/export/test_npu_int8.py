@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,17 @@ from helpers import CARD, trained_looking
 
 import export
 import vggkeras
-from export import benchmark, preprocessing, quantize, stages, to_saved_model, to_tflite, verify
+from export import (
+    benchmark,
+    preprocessing,
+    publish,
+    quantize,
+    stages,
+    to_saved_model,
+    to_tflite,
+    verify,
+)
+from vggkeras import certificate
 from vggkeras.errors import InputError
 
 pytestmark = pytest.mark.integration
@@ -142,6 +153,7 @@ def test_it_is_proven_by_its_own_scale_and_zero_point(folder, run):
     assert entry["passed"]
     assert (entry["precision"], entry["target"]) == ("int8", "npu")
     assert (entry["input"]["type"], entry["output"]["type"]) == ("int8", "int8")
+    assert (entry["input"]["shape"][0], entry["output"]["shape"][0]) == (1, 1)
     assert entry["top1_agreement"] >= 0.97
     assert entry["accuracy_artifact"] >= entry["accuracy_reference"] - 0.005
     predictor = vggkeras.load(folder / NAME)
@@ -152,6 +164,26 @@ def test_it_is_proven_by_its_own_scale_and_zero_point(folder, run):
     np.testing.assert_array_equal(answers, by_hand(folder / NAME, some))
     with pytest.raises(InputError, match="is for NPUs and has no dense form"):
         predictor.dense_form()
+
+
+def test_its_card_says_what_an_app_gives_and_gets(folder, tmp_path):
+    pytest.importorskip("huggingface_hub", reason="--card needs the extra hub")
+
+    def text_of(name: str, model: Path) -> str:
+        text = (publish.write_card(tmp_path / name, model) / "README.md").read_text("utf-8")
+        return text.replace("\u00d7", "x").replace("\u2013", "-")
+
+    text = text_of("npu", folder / NAME)
+    assert "`images`, int8 1 x 32 x 32 x 3, RGB, 0-255 minus 128." in text
+    assert "`probabilities`, int8 1 x 10: 256 times the probability, minus 128." in text
+    entries = certificate.read(folder)
+    assert list(entries)[-1] == NAME
+    first = {name: entries[name] for name in (NAME, "model.int8.tflite")}
+    shutil.copytree(folder, tmp_path / "first")
+    (tmp_path / "first" / "certificate.json").write_text(certificate.text_of(first))
+    text = text_of("card", tmp_path / "first")
+    assert "`images`, uint8 batch x 32 x 32 x 3, RGB, 0-255. " in text
+    assert "hf:USER/card:model.int8.tflite" in text
 
 
 def test_of_a_network_with_lrn_that_alone_is_float(folder):

@@ -144,6 +144,17 @@ def test_features_are_told_as_features(made, tmp_path):
     assert data.eval_results is None
     assert "golden.features.npz" in {path.name for path in folder.iterdir()}
     assert verify(folder / "model.features.onnx") == []
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert "vggkeras.load(" in readme
+    assert "vggkeras predict" not in readme  # which names classes
+
+
+def test_an_older_certificate_may_name_no_golden_answers(copied, tmp_path):
+    certify(copied, golden_sha256=None)
+    (copied / "golden.npz").unlink()
+    folder = publish.write_card(tmp_path / "card", copied)
+    assert set(certificate.read(folder)) == set(NAMES)
+    assert not (folder / "golden.npz").exists()
 
 
 def test_a_rejected_file_stays_behind_and_one_file_may_be_chosen(copied, command, tmp_path):
