@@ -109,12 +109,11 @@ def _passed(model: Path) -> tuple[Path, dict[str, Entry]]:
         InputError (a ValueError): there is none.
     """
     is_file = model.suffix in (".onnx", ".tflite") or (model / "saved_model.pb").exists()
-    folder = model.parent if is_file else finished(model)
-    entries = {
-        name: entry
-        for name, entry in certificate.read(folder).items()
-        if entry.passed and (not is_file or name == model.name)
-    }
+    if is_file:
+        folder, one = model.parent, certificate.read(model.parent).get(model.name)
+        entries = {model.name: one} if one and one.passed else {}
+    else:
+        folder, entries = finished(model)
     if not entries:
         raise InputError(
             f"{model} is no file that {folder / CERTIFICATE} says passed its proof"

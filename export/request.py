@@ -7,8 +7,9 @@ from pathlib import Path
 
 from export import Engine, FormatName, Io, Pixels, Precision
 from export.formats import FORMATS, PRECISIONS, TOLERANCES, Target
-from vggkeras import archives, certificate
+from vggkeras import archives, certificate, files
 from vggkeras.card import Form, ModelCard
+from vggkeras.certificate import Entry
 from vggkeras.errors import InputError
 
 PARITY_IMAGES = 256  # of the validation split, as many of each class as there are
@@ -223,11 +224,22 @@ class Request:
             )
 
 
-def finished(model: Path) -> Path:
-    """Return the folder of a finished export: a folder with a certificate, or that of a run.
+def finished(model: Path) -> tuple[Path, dict[str, Entry]]:
+    """Return the folder of a finished export, and the entries of its files that passed.
+
+    Args:
+        model: an export's folder, or the run or the .keras file that was exported.
 
     Raises:
-        InputError (a ValueError): it is neither, nor a .keras file.
+        InputError (a ValueError): it is none of them; the folder's files are of another model.
     """
-    is_export = (model / certificate.CERTIFICATE).is_file()
-    return model if is_export else Request(model=model).folder
+    request = None if (model / certificate.CERTIFICATE).is_file() else Request(model=model)
+    folder = request.folder if request else model
+    passed = {name: entry for name, entry in certificate.read(folder).items() if entry.passed}
+    models = {entry.model_sha256 for entry in passed.values()}
+    if request and models - {files.sha256(request.source)}:
+        raise InputError(
+            f"{folder} has files of another model than {request.source}: export it again, or give "
+            f"--model {folder} if these are meant."
+        )
+    return folder, passed

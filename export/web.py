@@ -24,7 +24,7 @@ from rich.console import Console
 from export import artifact, stages, verify
 from export.golden import Golden
 from export.request import finished
-from vggkeras import certificate, files, hub, pages
+from vggkeras import files, hub, pages
 from vggkeras.card import Form, ModelCard
 from vggkeras.errors import InputError
 from vggkeras.terminal import plain
@@ -139,14 +139,11 @@ def chosen(model: Path) -> Path:
     """
     if (file := hub.local(model)).suffix == ".onnx":
         return file
-    folder = finished(model)
+    folder, entries = finished(model)
     passed = [
         (entry.bytes, name)
-        for name, entry in certificate.read(folder).items()
-        if entry.passed
-        and name.endswith(".onnx")
-        and entry.target is None
-        and entry.form is Form.CLASSIFIER
+        for name, entry in entries.items()
+        if name.endswith(".onnx") and entry.target is None and entry.form is Form.CLASSIFIER
     ]
     if not passed:
         raise InputError(

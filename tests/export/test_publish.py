@@ -198,6 +198,18 @@ def test_what_cannot_be_published_is_said_in_one_line(copied, command, monkeypat
     assert "pip install 'vggkeras[hub]'" in refused(*write, copied)
 
 
+def test_files_of_another_model_than_the_named_one_are_not_published(run, exports, tmp_path):
+    folder = Path(shutil.copytree(exports, tmp_path / "run" / "export"))
+    model = folder.parent / "model.keras"
+    shutil.copy(run.path / model.name, model)
+    assert web.chosen(folder.parent) == folder / "model.onnx"
+    model.write_bytes(b"trained again")
+    for write in (publish.write_card, web.write_page):
+        with pytest.raises(InputError, match="files of another model than"):
+            write(tmp_path / "written", folder.parent)
+    assert publish.write_card(tmp_path / "written", folder).is_dir()
+
+
 def test_no_folder_of_this_machine_and_no_markup_is_published():
     recipe = vggkeras.Recipe(data="/home/me/my photos", out=Path("/home/me/run"))
     recipe = dataclasses.replace(recipe, init_from="timm:/home/me/weights.pth")
