@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vggkeras import files, locks
+from vggkeras import files, hub, locks
 from vggkeras.errors import InputError
 
 SIGNATURE = "model.sig"
@@ -158,7 +158,17 @@ def is_as_signed(paths: Iterable[Path], expected: Signer) -> bool:
     """Check the signature of every folder that paths lie in, print by whom it is, and return.
 
     Nothing but the signature is parsed, and nothing is run.
+
+    Raises:
+        InputError (a ValueError): there is no signature; a file is named on a hub, of which one
+            alone would be downloaded.
     """
+    paths = [*paths]
+    if published := [path.as_posix() for path in paths if path.as_posix().startswith(hub.PREFIX)]:
+        raise InputError(
+            f"{published[0]} is one file, and a signature is of a whole folder: download the whole "
+            "repository first, and give the file's path in a folder of what was signed alone."
+        )
     # Only the folder is resolved: a file that is a link leads out of what was signed.
     folders = sorted({Path(os.path.abspath(path)).parent.resolve() for path in paths})
     problems = {folder: expected.problem(folder) for folder in folders}

@@ -236,10 +236,10 @@ def main() -> int:
     """Parse, and verify each file."""
     refuse_empty_arguments()
     arguments = _parser().parse_args()
-    arguments.files = [hub.local(path) for path in arguments.files]
     expected = signature.expected_signer(arguments.public_key, arguments.identity, arguments.issuer)
     if expected and not signature.is_as_signed(arguments.files, expected):
         return 1
+    arguments.files = [hub.local(path) for path in arguments.files]
     if any((path / "saved_model.pb").exists() for path in arguments.files):
         from vggkeras.terminal import Console, load_tensorflow  # TensorFlow's users have rich
 

@@ -54,6 +54,12 @@ def test_the_signer_is_named_and_the_files_are_verified_as_before(signed, keys, 
     assert all(f"{path}: passed" in out for path in paths)
 
 
+def test_of_a_hub_the_whole_repository_is_asked_for(keys, command):
+    code, out, err = command(verify.cli, "--public-key", keys[1], "hf:someone/digits:model.onnx")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "download the whole repository first" in err
+
+
 def another_model_with_new_checksums(folder: Path) -> None:
     resealed(folder / "model.onnx", the_mean_of_the_graph)
 
