@@ -19,7 +19,7 @@ from vggkeras.errors import InputError
 
 PREFIX = "hf:"  # of data sets too: see `vggkeras.data.hub`
 OWNED = r"[A-Za-z0-9][\w.-]*/[\w.-]+"  # USER/NAME
-MODEL = re.compile(rf"{PREFIX}({OWNED})(?:@((?:(?!\.\.)[\w./-])+))?(?::([^/\\:]+))?")
+MODEL = re.compile(rf"{PREFIX}({OWNED})(?:@(\w(?:(?!\.\.)[\w./-])*))?(?::([^/\\:]+))?")
 EXPECTED = "expected hf:USER/NAME, or hf:USER/NAME@REVISION, each with :FILE for one of several"
 USUAL = "model.onnx"
 BESIDE = "golden*.npz"  # the golden answers, for `export.verify`

@@ -347,6 +347,7 @@ def test_a_process_finds_the_cache_by_the_clients_own_variables(snapshot, cache)
         ("hf:", "expected hf:USER/NAME"),
         ("hf:../x", "expected hf:USER/NAME"),
         ("hf:a/b@../../x", "expected hf:USER/NAME"),
+        ("hf:a/b@/tmp/x", "expected hf:USER/NAME"),
         ("hf:a/b:c/d", "expected hf:USER/NAME"),
         ("hf:a/b/c", "expected hf:USER/NAME"),
         ("hf:a--b/c..d", "cannot be downloaded"),
