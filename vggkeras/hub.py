@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from vggkeras import certificate, files
+from vggkeras import certificate, containers, files
 from vggkeras.errors import InputError
 
 PREFIX = "hf:"  # of data sets too: see `vggkeras.data.hub`
@@ -37,7 +37,8 @@ def local(model: str | os.PathLike[str]) -> Path:
 
     Raises:
         InputError (a ValueError): no such repository, revision or file; the hub cannot be reached;
-            the file is not the one that was proven; huggingface_hub is not installed.
+            the file is not the one that was proven, or has no seal, which `vggkeras.load` would
+            compare it with; huggingface_hub is not installed.
     """
     spec = Path(model).as_posix()
     if not spec.startswith(PREFIX):
@@ -69,9 +70,22 @@ def local(model: str | os.PathLike[str]) -> Path:
             f"{path} is not the file that was proven (sha256): remove {folder} to download it "
             "again; if it differs then too, do not use it."
         )
+    if not _has_a_seal(path):
+        raise InputError(
+            f"{path} has no seal inside, which every published file has: do not use it."
+        )
     if revision != commit:
         print(f"{spec} is at commit {commit}: add @{commit} to stay with it", file=sys.stderr)
     return path
+
+
+def _has_a_seal(path: Path) -> bool:
+    """Return whether a file has the description and the seal that vggkeras writes."""
+    try:
+        members = containers.members_of(path)
+    except containers.UNREADABLE:
+        return False
+    return bool(members.get(containers.DESCRIPTION) and members.get(containers.SEAL))
 
 
 def usual(names: Collection[str]) -> str | None:

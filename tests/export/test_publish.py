@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers import photo, resealed, swap_layers, tiny
+from helpers import edit_member, photo, resealed, swap_layers, tiny
 from PIL import Image
 
 import vggkeras
@@ -377,6 +377,19 @@ def test_a_file_that_was_changed_in_the_cache_is_refused(snapshot, command):
     (snapshot / "certificate.json").unlink()
     with pytest.raises(InputError, match=r"has no certificate.json with a file that passed"):
         vggkeras.load(f"hf:{REPOSITORY}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("member", ["vggkeras.json", "sha256.json"])
+def test_a_file_that_a_certificate_proves_must_have_its_seal(card, cache, tmp_path, name, member):
+    folder = Path(shutil.copytree(card, tmp_path / "folder"))
+    edit_member(folder / name, member, lambda _: None)
+    entries = certificate.read(folder)
+    entries[name] = dataclasses.replace(entries[name], sha256=files.sha256(folder / name))
+    (folder / "certificate.json").write_text(certificate.text_of(entries))
+    lay_out(cache, folder, COMMIT, "main")
+    with pytest.raises(InputError, match="has no seal inside"):
+        hub.local(f"hf:{REPOSITORY}:{name}")
 
 
 def test_golden_answers_show_a_file_that_was_changed_with_its_certificate(snapshot, command):
