@@ -184,10 +184,13 @@ class Request:
 
     def _check_choices(self) -> None:
         """Raise InputError for names that do not exist, which Python's callers may give."""
-        if self.features and (self.dense or self.boxes):
-            other = "--boxes" if self.boxes else "--dense"
+        if self.features and self.boxes:
             raise InputError(
-                f"{other} and --features write other files each: give one of them at a time."
+                "Features are of classifiers, and this is a network of boxes: leave out --features."
+            )
+        if self.features and self.dense:
+            raise InputError(
+                "--dense and --features write other files each: give one of them at a time."
             )
         if self.boxes and self.precision == "int8":
             raise InputError(

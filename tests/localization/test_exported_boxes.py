@@ -288,7 +288,7 @@ def test_triton_serves_them(folder, made, command, tmp_path):
 
 WRONG = {
     "int8": ("scr", ["--precision", "int8"], "Boxes have no int8"),
-    "features": ("scr", ["--features"], "--boxes and --features write other files each"),
+    "features": ("scr", ["--features"], "this is a network of boxes: leave out --features"),
     "a classifier": ("classes", ["--boxes"], "leave out --boxes"),
     "data without boxes": ("scr", ["--data", "digits"], "has no boxes"),
     "a page": ("scr", ["--web", "page"], "no .onnx file that passed its proof"),
