@@ -139,6 +139,11 @@ def chosen(model: Path) -> Path:
     """
     if (file := hub.local(model)).suffix == ".onnx":
         return file
+    if file != model:  # one of a hub
+        raise InputError(
+            f"A page needs a .onnx file, and {model} is {file.name}: give --model "
+            "hf:USER/NAME:model.onnx, or another .onnx file there."
+        )
     folder, entries = finished(model)
     passed = [
         (entry.bytes, name)

@@ -322,6 +322,11 @@ def test_every_command_that_takes_a_model_takes_one_of_a_hub(snapshot, ends, tmp
     assert (result.candidate.path, result.images) == (snapshot / "model.tflite", 8)
 
 
+def test_a_page_is_of_an_onnx_file_of_a_hub_alone(snapshot):
+    with pytest.raises(InputError, match=r"needs a \.onnx file, and hf:.* is model\.tflite: give"):
+        web.chosen(Path(f"hf:{REPOSITORY}:model.tflite"))
+
+
 def test_a_process_finds_the_cache_by_the_clients_own_variables(snapshot, cache):
     own = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "export.verify", f"hf:{REPOSITORY}"]
