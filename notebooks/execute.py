@@ -27,7 +27,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 LARGEST = 400_000  # bytes of a notebook with its outputs
 COLORS = 64  # of a committed picture
-NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|[-+]?\d[\d,_.]*(e[-+]?\d+)?%?")
+NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|\bsha256-[\w+/]+=*|[-+]?\d[\d,_.]*(e[-+]?\d+)?%?")
 # What TensorFlow's own code tells of the machine.
 NOISE = re.compile(
     r"^([IWE]0000 .*|WARNING: All log messages before absl.*|To enable the .*)\n", re.M

@@ -138,7 +138,8 @@ def _tensorflow_runner(model: Any, options: Options) -> Callable[[np.ndarray], n
     def run(images: np.ndarray) -> np.ndarray:
         try:
             with tensorflow_device(options.provider, options.tf32):
-                return function(tf.constant(images)).numpy()
+                # Called itself, it warns of "retracing" where several models are loaded in turn.
+                return function.get_concrete_function()(tf.constant(images)).numpy()
         except tf.errors.OpError as error:
             reason = " ".join(error.message.split())[:300]
             raise InputError(
