@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -41,38 +42,47 @@ def main() -> int:
         return 0
     if serving != Serving():
         raise InputError("--provider and --batch-sizes are Triton's: give --triton DIR too.")
-    values = vars(request).copy()
-    web, bundle, card, license = (values.pop(name) for name in ("web", "bundle", "card", "license"))
-    if web or bundle:
+    if folder := _asked(request, "web", "bundle"):
         from export.web import write_page
 
-        if web is None:
-            raise InputError("--bundle goes with --web DIR, which says where to write the page.")
-        _check_alone(request, "web", "bundle")
-        write_page(web, request.model, bundle, Console())
+        write_page(folder, request.model, request.bundle, Console())
         return 0
-    if card or license:
+    if folder := _asked(request, "card", "license"):
         from export.publish import write_card
 
-        if card is None:
-            raise InputError("--license goes with --card DIR, which says where to write the card.")
-        _check_alone(request, "card", "license")
-        write_card(card, request.model, license, Console())
+        write_card(folder, request.model, request.license, Console())
         return 0
+    others = ("web", "bundle", "card", "license")
+    values = {name: value for name, value in vars(request).items() if name not in others}
     # The exporters', whatever backend the model was trained on.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     entries = export_model(**values, console=Console())
     return 0 if all(entry["passed"] for entry in entries.values()) else 1
 
 
-def _check_alone(request: Request, flag: str, other: str) -> None:
-    """Raise InputError for flags of an export, where a flag asks for what is no export."""
+def _asked(request: Request, flag: str, other: str) -> Path | None:
+    """Return the folder to write from files that were exported before, if a flag asks for one.
+
+    Args:
+        request: all that was asked for.
+        flag: names the folder.
+        other: goes with it.
+
+    Raises:
+        InputError (a ValueError): the other one without it, or flags of an export beside it.
+    """
+    folder = getattr(request, flag)
+    if folder is None:
+        if getattr(request, other):
+            raise InputError(f"--{other} goes with --{flag} DIR, which says where to write.")
+        return None
     used = {name: getattr(request, name) for name in ("model", flag, other)}
     if request != Request(**used):
         raise InputError(
             f"--{flag} takes --model and --{other} alone, and files that were exported before: "
             "export first, and give --model FILE to choose one."
         )
+    return folder
 
 
 def cli() -> int:

@@ -116,7 +116,8 @@ def _passed(model: Path) -> tuple[Path, dict[str, Entry]]:
         folder, entries = finished(model)
     if not entries:
         raise InputError(
-            f"{model} is no file that {folder / CERTIFICATE} says passed its proof"
+            f"{model} is no file that {folder / CERTIFICATE} says passed its proof: export it "
+            "again."
             if is_file
             else f"{folder} has no file that passed its proof: export one with `python -m export "
             f"--model {model}`."
