@@ -127,7 +127,8 @@ def test_with_a_network_it_is_prepared(builder_of, served):
     assert before[1] == downloader.MAX_RETRIES
 
 
-def test_ctrl_c_ends_a_download(builder_of, served):
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "where the caller waits for it"])
+def test_ctrl_c_ends_a_download(builder_of, served, monkeypatch, waits):
     ended, hung_up = threading.Event(), threading.Event()
 
     def send(file):
@@ -142,17 +143,28 @@ def test_ctrl_c_ends_a_download(builder_of, served):
             hung_up.set()
         ended.set()
 
+    builder = builder_of(served(send))
+    prepare = builder.download_and_prepare
+
+    def prepare_and_wait():
+        try:
+            prepare()
+        finally:
+            ended.wait()
+
+    if waits:
+        monkeypatch.setattr(builder, "download_and_prepare", prepare_and_wait)
     # A shell that starts the tests in the background has them ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            fetching.prepare(builder_of(served(send)))
+            fetching.prepare(builder)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     ended.wait()
-    assert (
-        hung_up.is_set()
-    )  # no thread goes on with it, for which the end of the process would wait
+    # No thread goes on with it, for which the end of the process would wait.
+    assert hung_up.is_set()
 
 
 @pytest.mark.parametrize(

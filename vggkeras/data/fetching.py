@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import signal
 import socket
 import threading
 import urllib.request
@@ -102,7 +103,8 @@ def _bounded_downloads() -> Iterator[None]:
     retries = downloader.MAX_RETRIES
     downloader._open_url, downloader.MAX_RETRIES = open_bounded, RETRIES
     try:
-        yield
+        with _told(stopped):
+            yield
     except BaseException:
         stopped.set()
         raise
@@ -110,3 +112,28 @@ def _bounded_downloads() -> Iterator[None]:
         downloader._open_url = open_url
     finally:
         downloader.MAX_RETRIES = retries
+
+
+@contextlib.contextmanager
+def _told(stopped: threading.Event) -> Iterator[None]:
+    """Set an event as soon as Ctrl-C or SIGTERM comes, before what they raise has gone its way.
+
+    That way may lead through code that waits for the downloads to end.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signal comes there
+        yield
+        return
+
+    def tell(number: int, frame: Any) -> None:
+        stopped.set()
+        before[signal.Signals(number)](number, frame)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in before:
+            signal.signal(number, tell)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
