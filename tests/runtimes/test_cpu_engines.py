@@ -181,6 +181,21 @@ def test_an_engine_prints_nothing_and_tells_nobody(provider, exports, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
+LOADED_TWICE = """
+import signal, sys, vggkeras
+first, second = (vggkeras.load(sys.argv[1], provider=sys.argv[2]) for _ in range(2))
+del first, second  # in the order they were made
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_heard_after_an_engine_is_dropped(provider, exports):
+    """Engines register a stack for signals; one that is freed by then would end the process."""
+    child = [sys.executable, "-c", LOADED_TWICE, exports / "model.onnx", provider]
+    assert subprocess.run(child, capture_output=True, text=True).stdout == "heard\n"
+
+
 def test_mnn_converts_a_file_once(with_mnn, exports, pictures, monkeypatch):
     first = vggkeras.load(exports / "model.onnx", provider="mnn")(pictures)
     (entry,) = with_mnn.iterdir()

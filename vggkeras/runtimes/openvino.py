@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import threading
@@ -31,9 +32,8 @@ def load(path: Path, options: Options) -> Predictor:
     """
     card, sealed = card_of(path, options.verify)
     threads = options.threads or cores()
-    openvino = import_engine()
     try:
-        core = openvino.Core()
+        core = _core()
         # OpenVINO itself would compute float32 files in bfloat16 where the processor has it.
         has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         half = card.precision == "float16" and has_bfloat16
@@ -94,6 +94,17 @@ def import_engine() -> Any:
             del sys.modules[TELEMETRY]
             if hidden is not None:
                 sys.modules[TELEMETRY] = hidden
+
+
+@functools.cache
+def _core() -> Any:
+    """Return OpenVINO's core: one for the life of the process.
+
+    Each core registers a stack for signals (sigaltstack), and gives back that of the core before it
+    when it is dropped. Two dropped in the order they were made would leave a stack that is freed,
+    and the next signal, as of Ctrl-C, would end the process.
+    """
+    return import_engine().Core()
 
 
 def _shape(value: Any) -> list[Any]:
