@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,8 +51,9 @@ def fit(
     rescaled = rescaled_images(job.training, job.scale, job.console, progress.stop, crops.fast)
     validation_data = _validation(job, strategy)
 
-    def batches() -> Any:
-        start = progress.steps_done * recipe.images_per_step
+    @functools.lru_cache(maxsize=1)  # TensorBoard looks at what is then trained on
+    def batches_from(step: int) -> Any:
+        start = step * recipe.images_per_step
         return training_batches(job.training, recipe, crops, start, rescaled, classes, share)
 
     with progress_bar(job.console, "steps") as bar:
@@ -59,11 +61,12 @@ def fit(
         waiting = Waiting() if keras.backend.backend() == "jax" or not strategy else None
         followed = run_callbacks(progress, kept, bar, callbacks, waiting)
         if job.hosts.is_first:
-            followed.append(TensorBoard(progress, batches))
+            followed.append(TensorBoard(progress, batches_from))
         while not state.finished:
+            batches = batches_from(progress.steps_done)
             try:
                 model.fit(
-                    waiting.timed(batches()) if waiting else batches(),
+                    waiting.timed(batches) if waiting else batches,
                     validation_data=validation_data,
                     initial_epoch=state.epoch,
                     # fit() can only begin in the middle of an epoch if the rest of it is a fit of

@@ -35,8 +35,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
     It neither draws a number of the training's random generators nor changes a weight.
     """
 
-    def __init__(self, progress: Progress, batches: Callable[[], Any]) -> None:
-        """Write into the run's folder; `batches()` returns what the next steps train on."""
+    def __init__(self, progress: Progress, batches: Callable[[int], Any]) -> None:
+        """Write into the run's folder; `batches(step)` returns what is trained on from there."""
         super().__init__(progress.job.out / "tensorboard", write_graph=False)
         self.progress, self.batches, self.has_begun = progress, batches, False
 
@@ -51,7 +51,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             self._write_kernels(self.model)
             # Later in a run, all records before them would be read twice.
             if not self.progress.steps_done:
-                images, _ = next(iter(self.batches().take(1)))
+                images, _ = next(iter(self.batches(0).take(1)))
                 # A color shift may lead out of the range.
                 self._write_images("crops", np.rint(images[:SHOWN].numpy()).clip(0, 255))
 
