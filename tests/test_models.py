@@ -138,6 +138,7 @@ np.save("A-LRN.npy", keras.saving.load_model("A-LRN.keras").predict(x, verbose=0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_any_keras_loads_a_saved_network(tmp_path):
     x = images(3, 32, 32, 3)
@@ -335,7 +336,7 @@ assert np.abs(moved[0][0]).max() > 1e-6 and "tensorflow" not in sys.modules
 def test_on_jax_networks_give_the_same_answers_and_train_a_step(tmp_path):
     x = images(4, 32, 32, 3)
     answers, paths = [], []
-    for arch in PARAMETERS:
+    for arch in ("A-LRN", "C"):  # with every kind of layer
         model = vggkeras.build(arch, (32, 32, 3), 3, seed=0, **TINY)
         paths.append(str(tmp_path / f"{arch}.keras"))
         model.save(paths[-1])

@@ -107,6 +107,7 @@ def test_a_worker_loads_what_the_driver_was_asked_for(whole, tables, model, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_cpu_engines.py, without Ray
 @pytest.mark.parametrize("provider", ["mnn", "openvino"])
 def test_an_engine_of_processors_works_in_rays_workers(provider, tables, model, tmp_path):
     pytest.importorskip({"mnn": "MNN"}.get(provider, provider), reason=f"of the extra {provider}")
@@ -154,6 +155,7 @@ def test_ctrl_c_ends_ray_too(tables, model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_label.py, without Ray
 def test_killed_drivers_and_workers_lose_nothing(whole, tables, model, tmp_path):
     arguments = [f"{tables}/*.parquet", "--model", str(model), "--threads", "1"]
     job = Killing([*arguments, "--engine", "ray"], tmp_path / "labels", whole, seed=0)

@@ -19,11 +19,18 @@ GROUPS = {
     "kills and company": ("kills-training", "kills-export", "threads", "pairs"),
     "fuzzing": ("fuzz-card", "fuzz-containers", "fuzz-checkpoints", "fuzz-weights"),
 }
+EVERY_TIME = ("hostile files", "commands")  # the other tests damage and kill, too, if not as often
 TIMED = "slow"  # no test asserts a time
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the campaign forks after libraries are loaded")
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(group, marks=[] if group in EVERY_TIME else pytest.mark.full)
+        for group in GROUPS
+    ],
+)
 def test_nothing_gets_through(group, tmp_path):
     results = tmp_path / "rows.json"
     program = Path(__file__).parent

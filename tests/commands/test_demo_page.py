@@ -148,6 +148,7 @@ def shown(tab) -> dict[str, list[tuple[str, str]]]:
     return cards
 
 
+@pytest.mark.slow
 def test_a_picture_gets_the_answers_of_predict(run, exports, command, tmp_path):
     pytest.importorskip("gradio", reason="no Gradio here: the extra ui")
     picture = tmp_path / "picture.jpg"

@@ -127,6 +127,7 @@ def test_what_is_wrong_with_arrays_is_said():
             vggkeras.Data.from_tf_data(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_arrays_train_resume_export_and_report(tmp_path):
     data = vggkeras.Data.from_arrays(IMAGES, LABELS, NAMES)

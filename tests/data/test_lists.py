@@ -228,6 +228,7 @@ def test_an_image_of_a_list_that_is_none_is_named_or_left_out(images):
     (images / "cat" / "text.jpg").unlink()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_list_is_that_on_its_folder_and_everything_after_works(
     images, tmp_path, command
 ):

@@ -156,6 +156,7 @@ def test_the_tolerance_of_a_deep_network_follows_from_its_layers(five, tmp_path,
     assert verify.verify(out / "model.onnx") == []
 
 
+@pytest.mark.slow
 def test_vgg16_of_keras_applications_takes_the_lean_road(vgg16, five, tmp_path, command):
     vgg16.save(tmp_path / "vgg16.keras")
     code, printed, err = command(

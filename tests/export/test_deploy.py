@@ -120,6 +120,7 @@ def node_modules() -> Iterator[Path]:
         yield npm_install(install, Path(folder))
 
 
+@pytest.mark.slow
 def test_javascript_gives_the_same_answers(stranger, pictures, node_modules):
     (stranger / "node_modules").symlink_to(node_modules)
     _, labels, run = shell("onnxruntime-node")

@@ -326,6 +326,7 @@ def test_a_second_export_into_a_folder_is_refused_at_once(run, copied):
         export.export_model(run.path, "onnx", out=copied)
 
 
+@pytest.mark.slow
 def test_a_run_that_skipped_unreadable_images_is_proven_without_them(tmp_path, photos):
     truncated, text = photos / "val" / "dog" / "002.jpg", photos / "val" / "cat" / "000.jpg"
     truncated.write_bytes(truncated.read_bytes()[:-200])

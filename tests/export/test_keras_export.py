@@ -92,7 +92,7 @@ WRITERS = {
         nested,
         pytest.param(mobile, marks=pytest.mark.slow),
         pytest.param(resnet, marks=[pytest.mark.slow, pytest.mark.full]),
-        pytest.param(efficient, marks=pytest.mark.slow),
+        pytest.param(efficient, marks=[pytest.mark.slow, pytest.mark.full]),
     ],
 )
 def test_three_formats_give_kerass_own_answers(make, tmp_path, capfd):
@@ -120,6 +120,7 @@ def test_three_formats_give_kerass_own_answers(make, tmp_path, capfd):
             np.testing.assert_allclose(answers, expected[:batch], atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_files_describe_themselves_and_are_the_same_bytes_again(tmp_path):
     wrapper = keras_export.inference_model(*pooled())
     files = [tmp_path / "model.onnx", tmp_path / "model.tflite"]

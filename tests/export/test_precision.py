@@ -217,6 +217,7 @@ def hard_for_int8(run, workplace):
     return workplace / "hard.keras"
 
 
+@pytest.mark.slow
 def test_the_layers_that_int8_hurts_are_kept_in_float32_and_named(hard_for_int8, tmp_path, capsys):
     entries = export.export_model(hard_for_int8, "onnx", "int8", out=tmp_path / "e")
     entry = entries["model.int8.onnx"]
@@ -259,6 +260,7 @@ def planted(run, tmp_path, layer, change):
     return tmp_path / "planted.keras"
 
 
+@pytest.mark.slow
 def test_numbers_that_no_file_can_hold_are_refused_by_layer(run, tmp_path, command):
     from export.__main__ import cli
 
@@ -393,6 +395,7 @@ def test_every_form_has_every_precision_and_finds_the_others(form, run, precise_
         assert 0.98 <= cosine < entries["model.float16.features.onnx"]["smallest_cosine"]
 
 
+@pytest.mark.slow
 def test_the_oldest_opset_has_every_precision(run, tmp_path):
     entries = export.export_model(run.path, "onnx", "all", out=tmp_path / "e", opset=14, images=100)
     assert [entry["passed"] for entry in entries.values()] == [True] * 3

@@ -154,7 +154,7 @@ def pictures(tmp_path_factory) -> list[Path]:
     ("name", "backend"),
     [
         ("model.onnx", "wasm"),
-        ("model.onnx", "webgpu"),
+        pytest.param("model.onnx", "webgpu", marks=pytest.mark.slow),
         pytest.param("model.float16.onnx", "wasm", marks=pytest.mark.slow),
         ("model.int8.onnx", "wasm"),
         pytest.param("model.int8.onnx", "webgpu", marks=pytest.mark.slow),
@@ -213,6 +213,7 @@ def test_its_crops_are_pillows(page, pictures, browser, tmp_path, channels):
                 np.testing.assert_array_equal(crop, expected)
 
 
+@pytest.mark.slow
 def test_webgpu_is_taken_by_itself_and_webassembly_where_it_fails(pages, browser, tmp_path):
     page = Path(shutil.copytree(pages["model.onnx"], tmp_path / "page"))
     card = "navigator.gpu.requestAdapter = async () => ({ info: { isFallbackAdapter: false } })"
@@ -364,6 +365,7 @@ def cdn(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_from_a_cdn_only_the_pinned_files_are_taken(
     folder, node_modules, browser, tmp_path, monkeypatch
 ):

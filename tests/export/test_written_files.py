@@ -152,6 +152,7 @@ def test_the_saved_model(exports, run):
     check_description(json.loads(about.read_text()), run)
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path):
     """Again, in this process; and what the fixture wrote."""
     for kind in ("onnx", "tflite"):
@@ -166,6 +167,7 @@ def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the other formats, above
 def test_the_same_command_writes_the_same_saved_model(run, tmp_path):
     """TensorFlow numbers its functions within a process: two of them."""
     for folder in ("one", "two"):

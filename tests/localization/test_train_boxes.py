@@ -71,7 +71,7 @@ def boxes(out: Path, textured: Path, **changes) -> Recipe:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["scr", "pcr"])
+@pytest.mark.parametrize("kind", ["scr", pytest.param("pcr", marks=pytest.mark.slow)])
 def test_a_run_starts_from_a_classifier_and_says_what_it_measures(
     kind, textured, classifier, tmp_path, capsys
 ):
@@ -100,6 +100,7 @@ def test_a_run_starts_from_a_classifier_and_says_what_it_measures(
         train(boxes(tmp_path / "other", textured, init_from=str(run.path)))
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(textured, classifier, tmp_path, capsys):
     recipe = boxes(tmp_path / "whole", textured, init_from=str(classifier))

@@ -292,6 +292,7 @@ for path in (saved_model, run):
 """
 
 
+@pytest.mark.slow
 def test_threads_of_tensorflow_are_set_before_it_starts_or_refused(exports, run):
     child = subprocess.run(
         [sys.executable, "-c", THREADS, exports / "saved_model", run.path],

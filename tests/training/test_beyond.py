@@ -107,6 +107,7 @@ assert "jax" in run.metadata["versions"]
 
 
 @pytest.mark.slow
+@pytest.mark.full  # on JAX test_hosts.py resumes, on TensorFlow the one above
 def test_all_of_it_is_resumed_as_exactly_on_jax(tmp_path, unequal):
     root = Path(__file__).parents[2]
     path = os.pathsep.join(map(str, (root, root / "tests")))
@@ -164,6 +165,7 @@ def test_the_averaged_weights_are_saved_and_validated_and_others_trained(tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_the_metrics_are_plain_whatever_the_loss_is(tmp_path, unequal):
     """With the learning rate at nothing, every recipe has the same metrics and its own loss."""
     rows = {}
@@ -206,7 +208,7 @@ def test_only_kernels_decay_by_adamw_and_there_is_no_penalty(tmp_path, unequal):
     assert row["val_loss"] == row["val_cross_entropy"]
 
 
-@pytest.mark.parametrize("name", ["mixup", "randaugment"])
+@pytest.mark.parametrize("name", ["mixup", pytest.param("randaugment", marks=pytest.mark.slow)])
 def test_keras_augmentation_is_a_function_of_seed_and_position(name, unequal):
     split = vggkeras.load_data(unequal).split("train")
 

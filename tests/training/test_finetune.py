@@ -62,6 +62,7 @@ def test_frozen_layers_stay_bit_for_bit_and_the_last_one_learns(tmp_path, photos
     assert "the first layer subtracts the mean RGB of" in out
 
 
+@pytest.mark.slow
 def test_copied_layers_learn_at_their_own_learning_rate():
     """One update of two steps moves the copied layers a tenth of the way, the others the whole."""
     accumulate = 2
@@ -121,6 +122,7 @@ def test_a_frozen_run_with_slower_layers_is_resumed_exactly(tmp_path, photos, so
         train(dataclasses.replace(cut, freeze="none"), resume=True)
 
 
+@pytest.mark.slow
 def test_without_freezing_every_layer_learns_also_in_a_run_of_an_earlier_version(
     tmp_path, photos, source
 ):
@@ -135,6 +137,7 @@ def test_without_freezing_every_layer_learns_also_in_a_run_of_an_earlier_version
     assert equal_layers(run.model, models.load_model(source)[0]) == set()
 
 
+@pytest.mark.slow
 def test_another_image_size_keeps_the_convolutions_and_says_what_becomes_of_fc1(
     tmp_path, photos, source, capsys
 ):

@@ -78,6 +78,7 @@ def test_the_mean_is_of_gray_pixels(photos):
     )
 
 
+@pytest.mark.slow
 def test_the_run_says_that_it_is_gray(gray_run):
     run, said = gray_run
     assert "gray, so without the color shift" in said
@@ -86,6 +87,7 @@ def test_the_run_says_that_it_is_gray(gray_run):
     assert run.record.metrics["val_accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_gray_network(gray_run, command, tmp_path):
     run, _ = gray_run
     folder = tmp_path / "export"
@@ -131,6 +133,7 @@ def test_every_command_takes_a_gray_network(gray_run, command, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_gray_run_goes_on_and_starts_others(gray_run, tmp_path, photos):
     run, _ = gray_run
     recipe = dataclasses.replace(

@@ -123,7 +123,9 @@ def test_another_backend_is_single_host(tmp_path, monkeypatch):
 # The images of the hosts are those of one
 
 
-@pytest.mark.parametrize("changes", [{}, {"mixup": 0.2, "randaugment": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"mixup": 0.2, "randaugment": True}, marks=pytest.mark.slow)]
+)
 def test_the_hosts_batches_are_the_parts_of_one_hosts(changes):
     split = vggkeras.load_data("digits").split("train")
     recipe = Recipe("A", "digits", batch_size=12, seed=3, **changes)
@@ -332,7 +334,7 @@ def test_two_processes_train_as_one(tmp_path, photos):
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_a_killed_host_ends_all_and_the_run_goes_on_to_the_bit(tmp_path, photos, killed):
     arguments = flags(photos, "--batch-norm", epochs=6)
     whole = trained(tmp_path / "whole", 2, *arguments)
@@ -353,6 +355,7 @@ def test_a_killed_host_ends_all_and_the_run_goes_on_to_the_bit(tmp_path, photos,
 
 @pytest.mark.integration
 @pytest.mark.slow
+@pytest.mark.full  # two processes, above
 def test_four_processes_stop_together_and_another_number_goes_on(tmp_path, photos):
     arguments = flags(photos, epochs=3)
     one = trained(tmp_path / "one", 1, *arguments)

@@ -20,7 +20,7 @@ class Interrupt(CutAfter):
             raise KeyboardInterrupt from None
 
 
-@pytest.mark.parametrize("end", [CutAfter, Interrupt])
+@pytest.mark.parametrize("end", [pytest.param(CutAfter, marks=pytest.mark.slow), Interrupt])
 def test_no_iterator_is_left_for_the_end_of_the_process(photos, tmp_path, end):
     """Its threads call Python, and wait for ever while that exits."""
     from tensorflow.python.data.ops.iterator_ops import OwnedIterator

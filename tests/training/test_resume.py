@@ -119,6 +119,7 @@ class Terminate(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_after_the_step_or_the_epoch_with_a_checkpoint(
     tmp_path, whole, monkeypatch, capsys
 ):
@@ -139,6 +140,7 @@ def test_sigterm_stops_after_the_step_or_the_epoch_with_a_checkpoint(
     assert_same_end(run, resumed)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(whole, cut, capsys):
     newest, before = checkpoints.newest_first(cut.out / "resume")
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -239,6 +241,7 @@ def test_resume_of_no_run_starts_one_and_only_the_same_seed_gives_the_same_numbe
         assert (history(train(again, resume=True).path)[0] == first) == (seed == recipe.seed)
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_named_and_stay_left_out_after_a_resume(tmp_path, photos, capsys):
     unreadable = {photos / name for name in ("train/dog/002.jpg", "val/cat/001.jpg")}
     for path in unreadable:

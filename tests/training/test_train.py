@@ -39,6 +39,7 @@ def test_the_model_kept_is_the_best_one_and_scores_what_history_says(run):
     assert result.accuracy == pytest.approx(run.metadata["metrics"]["val_accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_model_fit_by_hand_works_on_what_build_gives():
     """Without train(): arrays of uint8 straight into fit, as a notebook would."""
     data = vggkeras.load_data("digits")
@@ -108,6 +109,7 @@ def test_a_run_stops_after_three_drops_of_the_learning_rate(tmp_path, photos, ca
     assert "after 3 drops: training stops, that epoch's model is kept" in out
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.float32)
     labels = np.arange(16) % 2
@@ -217,6 +219,7 @@ def test_a_truncated_image_is_named_and_nothing_is_left_behind(tmp_path, photos,
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(
     tmp_path, photos, monkeypatch
 ):

@@ -199,6 +199,7 @@ def test_load_weights_names_what_does_not_fit(state, options, message):
 # ---- training
 
 
+@pytest.mark.slow
 def test_staged_training_says_where_layers_came_from(tmp_path, photos, capsys):
     """A, then D from A, then D from D at a larger scale, which begins where the second ended."""
     fields = {"data": str(photos), "batch_norm": False, "dropout": 0.0, "epochs": 1}
@@ -220,6 +221,7 @@ def test_staged_training_says_where_layers_came_from(tmp_path, photos, capsys):
     assert float(history(later.path)[0]["learning_rate"]) == 1e-12 * 4 / 256
 
 
+@pytest.mark.slow
 def test_other_data_with_other_classes(tmp_path, photos):
     plain = {"epochs": 1, "batch_norm": False}
     source = train(tiny(tmp_path / "a", data=str(photos), **plain))
