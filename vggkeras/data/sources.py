@@ -12,6 +12,7 @@ a folder              train/ and val/ (or valid/, validation/), perhaps test/, e
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -178,24 +179,31 @@ def _found(
 
 
 def _digits() -> Data:
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()  # images [1797, 8, 8], 0-16
-    labels = digits.target.astype(np.int64)
+    encoded, labels = _encoded_digits()
     # A fixed split, so that two people's results are of the same images.
     train, validation = train_test_split(
         np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
     )
 
     def split(name: str, indices: np.ndarray) -> Split:
-        sources = [_digit_png(digits.images[i]) for i in indices]
+        sources = [encoded[i] for i in indices]
         return Split(f"digits/{name}", len(indices), labels[indices], sources)
 
     splits = {"train": split("train", train), "validation": split("validation", validation)}
     classes = [str(i) for i in range(10)]
     origin = "a fixed fifth of each class"
     return Data("digits", classes, splits, native_size=32, mirrors=False, validation=origin)
+
+
+@functools.cache
+def _encoded_digits() -> tuple[list[bytes], np.ndarray]:
+    """Return all digits as PNGs, and their labels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()  # images [1797, 8, 8], 0-16
+    return [_digit_png(digit) for digit in digits.images], digits.target.astype(np.int64)
 
 
 def _digit_png(digit: np.ndarray) -> bytes:
