@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 from data import rebuild
 from helpers import write_photos
+from keras.callbacks import Callback
 
 import vggkeras
 from vggkeras.training.record import RunRecord
@@ -56,6 +57,16 @@ def _a_cache_of_its_own(tmp_path_factory) -> Iterator[None]:
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """runs/latest is made in the current folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _quick_tests_write_no_pictures(request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a run's best model for TensorBoard takes as long as most of what they train."""
+    quick = not request.node.get_closest_marker("slow")
+    if quick and request.node.path.name != "test_tensorboard.py":
+        from vggkeras.training import fitting
+
+        monkeypatch.setattr(fitting, "TensorBoard", lambda progress, batches: Callback())
 
 
 @pytest.fixture(scope="session")

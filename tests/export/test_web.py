@@ -150,14 +150,15 @@ def pictures(tmp_path_factory) -> list[Path]:
     return [out / name for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
         ("model.onnx", "wasm"),
-        pytest.param("model.onnx", "webgpu", marks=pytest.mark.slow),
-        pytest.param("model.float16.onnx", "wasm", marks=pytest.mark.slow),
+        ("model.onnx", "webgpu"),
+        ("model.float16.onnx", "wasm"),
         ("model.int8.onnx", "wasm"),
-        pytest.param("model.int8.onnx", "webgpu", marks=pytest.mark.slow),
+        ("model.int8.onnx", "webgpu"),
     ],
 )
 def test_it_gives_pythons_answers_and_proves_itself(
@@ -194,6 +195,7 @@ CROP = """async ([encoded, given]) => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 1])
 def test_its_crops_are_pillows(page, pictures, browser, tmp_path, channels):
     large = tmp_path / "large.png"  # which is copied in two bands
@@ -238,6 +240,7 @@ def test_webgpu_is_taken_by_itself_and_webassembly_where_it_fails(pages, browser
             context.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_was_changed_is_refused(page, browser):
     content = bytearray((page / "model.int8.onnx").read_bytes())
     content[len(content) // 2] ^= 1
@@ -250,6 +253,7 @@ def test_a_model_that_was_changed_is_refused(page, browser):
         assert it.tab.locator("input:enabled").count() == 0
 
 
+@pytest.mark.slow
 def test_a_changed_model_with_a_digest_that_fits_is_refused_by_its_answers(page, browser):
     def change(graph, weights):
         name = "predictions.kernel.int8"
@@ -267,6 +271,7 @@ def test_a_changed_model_with_a_digest_that_fits_is_refused_by_its_answers(page,
         assert it.messages == []
 
 
+@pytest.mark.slow
 def test_a_browser_that_decodes_otherwise_is_refused(page, browser):
     path, about = page / "golden.bin", json.loads((page / "about.json").read_text())
     content = np.frombuffer(path.read_bytes(), np.uint8).copy()
@@ -279,6 +284,7 @@ def test_a_browser_that_decodes_otherwise_is_refused(page, browser):
         assert "decodes or rescales the golden photograph differently" in it.text("problem")
 
 
+@pytest.mark.slow
 def test_it_works_without_a_network_after_the_first_time(page, pictures, browser):
     with opened(browser, page) as it:
         it.begun()
@@ -295,6 +301,7 @@ def test_it_works_without_a_network_after_the_first_time(page, pictures, browser
         assert it.messages == []
 
 
+@pytest.mark.slow
 def test_pictures_that_are_none(page, browser, tmp_path):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
     (tmp_path / "text.jpg").write_text("no picture")
@@ -315,6 +322,7 @@ def test_pictures_that_are_none(page, browser, tmp_path):
         assert it.messages == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_it_is_accessible_on_every_screen(page, pictures, node_modules, browser, width, scheme):
     axe = (node_modules / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
@@ -330,6 +338,7 @@ def test_it_is_accessible_on_every_screen(page, pictures, node_modules, browser,
             assert it.tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(page, pictures, browser):
     with opened(browser, page) as it:
         it.begun()

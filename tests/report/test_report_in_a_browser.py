@@ -16,6 +16,7 @@ def browser():
         yield started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_it_opens_in_a_browser(page, browser, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -42,6 +43,7 @@ def test_it_opens_in_a_browser(page, browser, width, scheme):
     context.close()
 
 
+@pytest.mark.slow
 def test_it_needs_no_script_and_prints(page, browser, tmp_path):
     context = browser.new_context(viewport={"width": 360, "height": 800}, java_script_enabled=False)
     tab = context.new_page()

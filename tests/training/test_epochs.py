@@ -45,6 +45,7 @@ def lengthen(tmp_path, whole):
     return call
 
 
+@pytest.mark.slow
 def test_six_epochs_lengthened_to_eight_are_eight(whole, lengthen, capsys):
     run = lengthen(6)
     assert "8 epochs instead of 6, of which 6 are finished" in capsys.readouterr().out

@@ -95,6 +95,7 @@ def test_copied_layers_learn_at_their_own_learning_rate():
             np.testing.assert_allclose(b, fraction * a, rtol=1e-2, atol=atol)
 
 
+@pytest.mark.slow
 def test_a_frozen_run_with_slower_layers_is_resumed_exactly(tmp_path, photos, source):
     recipe = tiny(
         tmp_path / "whole",
