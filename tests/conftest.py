@@ -62,8 +62,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(autouse=True)
 def _quick_tests_write_no_pictures(request, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading a run's best model for TensorBoard takes as long as most of what they train."""
-    quick = not request.node.get_closest_marker("slow")
-    if quick and request.node.path.name != "test_tensorboard.py":
+    if not request.node.get_closest_marker("slow"):
         from vggkeras.training import fitting
 
         monkeypatch.setattr(fitting, "TensorBoard", lambda progress, batches: Callback())

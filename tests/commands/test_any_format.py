@@ -17,7 +17,7 @@ from vggkeras.data import formats
 from vggkeras.training.runs import Run
 from vggkeras.training.train import train
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 UNREADABLE = {"F.tif", "F.tiff", "cut.webp"}  # floats; half of a file
 

@@ -79,6 +79,7 @@ def test_it_draws_names_as_text(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_client_cannot_name_other_files_nor_urls(tmp_path, monkeypatch):
     """Nor go past the queue, come by another name, or send without end."""
     pytest.importorskip("gradio", reason="no Gradio here: the extra ui")

@@ -66,6 +66,7 @@ def test_a_data_set_has_its_splits_classes_and_images(folder):
     assert len(whole.split("train").sources[5:9]) == 4
 
 
+@pytest.mark.slow
 def test_training_and_scoring_on_it(folder, tmp_path, command):
     plain = {"batch_norm": False, "epochs": 1}
     run = train(tiny(tmp_path / "run", data=f"hf:{folder}", scale="36:44", **plain))

@@ -82,6 +82,7 @@ def five(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_exports_proves_and_verifies_any_classifier(five, tmp_path, command):
     network, _ = pooled()
     lively(network, "0-255").save(tmp_path / "gap.keras")

@@ -128,6 +128,7 @@ def hold_against_keras_own_export(arch: str, batch_norm: bool, forms, folder: Pa
                 assert apart(*answers) <= parity.TOLERANCE, (form, size, kind)
 
 
+@pytest.mark.slow
 def test_the_loop_writes_what_keras_own_exporters_write(tmp_path):
     hold_against_keras_own_export("A-LRN", True, ("classifier",), tmp_path)
 

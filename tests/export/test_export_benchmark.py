@@ -238,7 +238,9 @@ def test_a_process_that_dies_is_told(exports, tmp_path):
             server.peak_memory_mib()
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "end", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_the_processes_end_with_the_command(exports, tmp_path, end):
     """Even in the middle of a long test of LoadGen, in which they answer nothing."""
     paths = [str(exports / name) for name in ("model.onnx", "model.tflite")]

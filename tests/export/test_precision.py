@@ -374,7 +374,8 @@ def test_a_file_that_fails_once_while_it_is_sealed_is_never_proven(run, tmp_path
     assert "out of memory, this once" in entry["failures"][0]
 
 
-@pytest.mark.parametrize("form", [pytest.param("dense", marks=pytest.mark.slow), "features"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["dense", "features"])
 def test_every_form_has_every_precision_and_finds_the_others(form, run, precise_exports, tmp_path):
     folder = shutil.copytree(precise_exports, tmp_path / "export")
     options = {form: True, "precision": "all", "images": 100, "out": folder}

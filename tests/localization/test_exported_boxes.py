@@ -58,6 +58,7 @@ def crops(folder):
     return np.stack(shown), true
 
 
+@pytest.mark.slow
 def test_every_file_gives_keras_boxes_at_every_place(folder, made):
     out, _ = made
     model = load_model(folder / "pcr.keras")[0]

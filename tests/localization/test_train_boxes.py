@@ -71,7 +71,8 @@ def boxes(out: Path, textured: Path, **changes) -> Recipe:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["scr", pytest.param("pcr", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["scr", "pcr"])
 def test_a_run_starts_from_a_classifier_and_says_what_it_measures(
     kind, textured, classifier, tmp_path, capsys
 ):
@@ -113,6 +114,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(textured, classifier, tm
     assert "random weights" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_without_a_classifier_it_is_said(textured, tmp_path, capsys):
     train(boxes(tmp_path / "run", textured, epochs=1))

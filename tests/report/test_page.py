@@ -52,6 +52,7 @@ def table_rows(page: Path, section: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_recipe_back(page, recipe, monkeypatch, command):
     shown = re.search(r"<pre>(.*?)</pre>", page.read_text(), re.DOTALL)[1]
     shown = html.unescape(re.sub("<[^>]*>", "", shown))

@@ -85,6 +85,7 @@ def any_size(run, onnx_files, tmp_path_factory) -> list[Path]:
     return [onnx_files / "model.dense.onnx", folder / "model.int8.features.onnx"]
 
 
+@pytest.mark.slow
 def test_an_engine_takes_every_form_at_any_size(provider, any_size):
     engines = [vggkeras.load(path, provider=provider) for path in any_size]
     for engine in engines:

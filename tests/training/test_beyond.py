@@ -144,6 +144,7 @@ class TrainedWeights(keras.callbacks.Callback):
         self.average = [self.momentum * a + (1 - self.momentum) * b for a, b in pairs]
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_saved_and_validated_and_others_trained(tmp_path, unequal):
     average = TrainedWeights(0.9)
     changes = {"epochs": 1, "ema": 0.9, "learning_rate": 1.0}
@@ -194,6 +195,7 @@ def test_balanced_weights_are_scikit_learns():
         optimizer.balanced_weights(split, ["a", "b", "c", "d"])
 
 
+@pytest.mark.slow
 def test_only_kernels_decay_by_adamw_and_there_is_no_penalty(tmp_path, unequal):
     changes = {"epochs": 1, "optimizer": "adamw", "learning_rate": 1e-9, "weight_decay": 1e9}
     run = train(tiny(tmp_path / "run", data=unequal, batch_size=12, **changes))

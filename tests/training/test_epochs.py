@@ -66,6 +66,7 @@ def test_the_last_epoch_decides_for_the_epochs_that_are_added(whole, lengthen, c
     assert_same_end(whole[1], run)
 
 
+@pytest.mark.slow
 def test_a_run_that_the_schedule_ended_says_that_more_epochs_change_nothing(
     tmp_path, photos, capsys
 ):

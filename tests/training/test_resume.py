@@ -153,6 +153,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(whole, cut, cap
     assert not before.exists()
 
 
+@pytest.mark.slow
 def test_one_changed_byte_is_noticed_and_without_a_whole_checkpoint_nothing_is_begun(cut):
     kept = (cut.out / "run.json").read_bytes()
     for path in checkpoints.newest_first(cut.out / "resume"):

@@ -22,7 +22,7 @@ from vggkeras.training import fitting, tensorboard
 from vggkeras.training.record import RunRecord
 from vggkeras.training.train import train
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 KERNELS = "kernels of block1_conv1"
 TESTS = Path(__file__).parents[1]
 
@@ -113,7 +113,6 @@ def test_mistakes_are_those_of_the_best_model_the_most_confident_first(run, fold
         np.testing.assert_array_equal(picture, expected[tag][1])
 
 
-@pytest.mark.slow
 def test_a_few_of_the_crops_that_the_first_step_trains_on(folder, tmp_path, monkeypatch):
     """Gray ones; and few mistakes are looked for among few images."""
     monkeypatch.setattr(tensorboard, "SHOWN", 2)
@@ -140,7 +139,6 @@ def test_a_few_of_the_crops_that_the_first_step_trains_on(folder, tmp_path, monk
     assert all(tag.endswith(tuple(every_third)) for tag in wrong), wrong
 
 
-@pytest.mark.slow
 def test_an_image_that_went_bad_leaves_a_run_finished(folder, tmp_path, monkeypatch):
     def went_bad(*arguments):
         raise InputError("val/cat/000.jpg cannot be read as an image")
@@ -171,7 +169,6 @@ train(tiny(Path(sys.argv[2]), data=sys.argv[1], learning_rate=0.5))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.full  # on TensorFlow, above
 def test_it_is_the_same_on_jax(run, folder, tmp_path):
     path = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
