@@ -29,6 +29,7 @@ import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t as student
 from textures import grating, jpeg, textures
 
 import vggkeras
@@ -77,6 +78,8 @@ class Arguments:
     """Their smallest side, px: reduced by 8 at 64 px."""
     epochs: int = 10
     """Of each training."""
+    seeds: int = 5
+    """Of the trainings: two of each."""
     json: Path | None = None
     """Write the figures to this file too."""
 
@@ -261,7 +264,7 @@ def pixels(sets: dict[str, Split]) -> list[dict]:
     return rows
 
 
-def accuracy(arguments: Arguments) -> dict:
+def accuracy(arguments: Arguments) -> list[dict]:
     """Train A at 64 px on enlarged photographs, decoded whole and reduced; compare by McNemar."""
     data = sources.load_data(arguments.data)
     side = arguments.trained_side
@@ -272,41 +275,56 @@ def accuracy(arguments: Arguments) -> dict:
             place = folder / name.replace("validation", "val") / f"{label:02}"
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{i:05}.jpg").write_bytes(encoded)
-    right, result = {}, {}
-    for fast in (False, True):
-        recipe = vggkeras.Recipe(
-            "A",
-            str(folder),
-            image_size=64,
-            width=0.25,
-            fc_units=256,
-            batch_norm=True,
-            batch_size=32,
-            learning_rate=0.05,
-            epochs=arguments.epochs,
-            fast_decode=fast,
-            out=arguments.work / f"run-{fast}",
+    rows = []
+    for seed in range(arguments.seeds):
+        whole, reduced = (answered_right(folder, fast, seed, arguments) for fast in (False, True))
+        gained, lost = int((reduced & ~whole).sum()), int((whole & ~reduced).sum())
+        rows.append(
+            {
+                "seed": seed,
+                "whole, %": 100 * float(whole.mean()),
+                "reduced, %": 100 * float(reduced.mean()),
+                "gained": gained,
+                "lost": lost,
+                "p": mcnemar(gained, lost),
+            }
         )
-        run = vggkeras.train(recipe, console)
-        predictor = vggkeras.load(run.path / "model.keras")
-        val = sources.load_data(str(folder)).upright(True).split("validation")
-        crops = list(augment.center_crops(val, (64, 64), predictor.scale))
-        images = np.stack([crop for _, crop, _ in crops])
-        labels = np.array([label for *_, label in crops])
-        answers = [predictor(images[i : i + 50]) for i in range(0, len(images), 50)]
-        right[fast] = np.concatenate(answers).argmax(1) == labels
-        mean = [round(value, 3) for value in run.record.card.mean_rgb]
-        covariance = float(np.trace(np.array(run.record.card.rgb_covariance)))
-        result["reduced" if fast else "whole"] = {
-            "accuracy": float(right[fast].mean()),
-            "seconds": run.record.seconds,
-            "first pass": run.record.reading_seconds,
-            "mean RGB": mean,
-            "trace of the covariance": covariance,
-        }
-    gained = int((right[True] & ~right[False]).sum())
-    lost = int((right[False] & ~right[True]).sum())
-    return result | {"gained": gained, "lost": lost, "p": mcnemar(gained, lost)}
+        show("accuracy", rows)
+    return rows
+
+
+def answered_right(folder: Path, fast: bool, seed: int, arguments: Arguments) -> np.ndarray:
+    """Train on photographs, decoded whole or reduced; say which of the others are right."""
+    recipe = vggkeras.Recipe(
+        "A",
+        str(folder),
+        image_size=64,
+        width=0.25,
+        fc_units=256,
+        batch_norm=True,
+        batch_size=32,
+        learning_rate=0.05,
+        epochs=arguments.epochs,
+        fast_decode=fast,
+        seed=seed,
+        out=arguments.work / f"run-{fast}-{seed}",
+    )
+    predictor = vggkeras.load(vggkeras.train(recipe, console).path / "model.keras")
+    val = sources.load_data(str(folder)).upright(True).split("validation")
+    crops = list(augment.center_crops(val, (64, 64), predictor.scale))
+    images = np.stack([crop for _, crop, _ in crops])
+    labels = np.array([label for *_, label in crops])
+    answers = [predictor(images[i : i + 50]) for i in range(0, len(images), 50)]
+    return np.concatenate(answers).argmax(1) == labels
+
+
+def difference(rows: list[dict]) -> str:
+    """Return what reducing changes: the mean over seeds, and its 95% interval (Student's t)."""
+    points = [row["reduced, %"] - row["whole, %"] for row in rows]
+    mean, half = np.mean(points), np.nan
+    if len(points) > 1:
+        half = student.ppf(0.975, len(points) - 1) * np.std(points, ddof=1) / len(points) ** 0.5
+    return f"reduced - whole: {mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}] points"
 
 
 def show(title: str, rows: list[dict]) -> None:
@@ -342,7 +360,7 @@ def main(arguments: Arguments) -> None:
                 show(name, result[name])
         if "accuracy" in arguments.parts:
             result["accuracy"] = accuracy(arguments)
-            console.print(result["accuracy"])
+            console.print(difference(result["accuracy"]))
         if arguments.json:
             files.write_json(arguments.json, result)
     finally:
