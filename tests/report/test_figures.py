@@ -78,3 +78,13 @@ def test_grad_cam_weighs_the_maps_by_the_gradient_of_the_score():
     expected = np.maximum(a @ weights, 0).transpose(2, 0, 1)  # [5, 4, 4]
     assert (expected > 0).any(axis=(1, 2)).sum() >= 2
     np.testing.assert_allclose(maps, expected, atol=1e-5 * expected.max())
+
+
+def test_grad_cam_adds_to_a_network_once():
+    """A page that answers for days would otherwise grow with every picture."""
+    network = vggkeras.build("A", (32, 32, 3), 5, width=0.05, fc_units=12, seed=1)
+    nodes = []
+    for _ in range(3):
+        grad_cam(network, np.zeros((1, 32, 32, 3), np.uint8), [0])
+        nodes.append([len(layer._inbound_nodes) for layer in network.layers])
+    assert nodes[0] == nodes[1] == nodes[2]

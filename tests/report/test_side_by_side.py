@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,10 @@ def test_features_of_another_model_or_damaged_are_refused(run, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-100])
     with pytest.raises(InputError, match=r"features.npz holds no features .*: write it again"):
+        Models([predictor])
+    elsewhere = replace(described, about=replace(described.about, data="hf:somebody/set"))
+    extraction.write(elsewhere, path)
+    with pytest.raises(InputError, match="nothing is downloaded because a model"):
         Models([predictor])
     path.write_bytes(content)
     other = vggkeras.build("A", (32, 32, 3), 10, width=0.05, fc_units=64)
