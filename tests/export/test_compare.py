@@ -162,8 +162,8 @@ def test_a_planted_difference_of_preprocessing_is_named(difference, photos, tmp_
 
 
 def of_a_large_network(difference: str):
-    """Mark what tiny networks show too, but for pixels, axes and rescaling, one of each."""
-    marks = [] if difference in ("caffe", "channels first", "nearest") else [pytest.mark.full]
+    """Mark what tiny networks show too, but for one."""
+    marks = [] if difference == "caffe" else [pytest.mark.full]
     return pytest.param(difference, marks=marks)
 
 

@@ -90,7 +90,7 @@ WRITERS = {
     [
         pytest.param(pooled, marks=pytest.mark.slow),
         nested,
-        pytest.param(mobile, marks=pytest.mark.slow),
+        pytest.param(mobile, marks=[pytest.mark.slow, pytest.mark.full]),
         pytest.param(resnet, marks=[pytest.mark.slow, pytest.mark.full]),
         pytest.param(efficient, marks=[pytest.mark.slow, pytest.mark.full]),
     ],

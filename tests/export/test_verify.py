@@ -103,7 +103,11 @@ def test_numpy_pillow_and_the_runtime_are_enough(name, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "package"), [("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")]
+    ("kind", "package"),
+    [
+        ("onnx", "onnxruntime"),
+        pytest.param("tflite", "ai-edge-litert", marks=pytest.mark.full),
+    ],
 )
 def test_a_fresh_environment_is_enough(kind, package, alone, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

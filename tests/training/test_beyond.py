@@ -73,7 +73,7 @@ ALONE = [pytest.mark.slow, pytest.mark.full]
     "name",
     [
         TOGETHER[0],
-        pytest.param("all", marks=pytest.mark.slow),
+        pytest.param("all", marks=[pytest.mark.slow, pytest.mark.full]),
         *(pytest.param(name, marks=ALONE) for name in BEYOND if name not in TOGETHER),
     ],
 )
@@ -107,7 +107,7 @@ assert "jax" in run.metadata["versions"]
 
 
 @pytest.mark.slow
-@pytest.mark.full  # on JAX test_hosts.py resumes, on TensorFlow the one above
+@pytest.mark.full  # on TensorFlow above, and on JAX in test_resume.py the paper's recipe
 def test_all_of_it_is_resumed_as_exactly_on_jax(tmp_path, unequal):
     root = Path(__file__).parents[2]
     path = os.pathsep.join(map(str, (root, root / "tests")))

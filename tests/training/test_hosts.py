@@ -334,7 +334,8 @@ def test_two_processes_train_as_one(tmp_path, photos):
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.full), 1])
+@pytest.mark.full  # above, hosts are told why one ended, and in test_resume.py JAX resumes exactly
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_host_ends_all_and_the_run_goes_on_to_the_bit(tmp_path, photos, killed):
     arguments = flags(photos, "--batch-norm", epochs=6)
     whole = trained(tmp_path / "whole", 2, *arguments)
@@ -375,6 +376,7 @@ def test_four_processes_stop_together_and_another_number_goes_on(tmp_path, photo
 
 @pytest.mark.integration
 @pytest.mark.slow
+@pytest.mark.full  # hosts that differ are told, above
 def test_processes_whose_batch_hosts_do_not_divide_say_so(tmp_path, photos):
     out = tmp_path / "run"
     for code, output in ended(start(out, 3, *flags(photos))):

@@ -56,6 +56,7 @@ def check_kills(photos: Path, out: Path, trials: list[str]) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the other tests of this module cut runs off and damage checkpoints
 def test_a_run_killed_while_it_trains_or_saves_ends_as_if_it_had_not_been(tmp_path, photos):
     at_random = f"{random.Random(20).random():.4f}"  # the campaign has more of them
     results = check_kills(photos, tmp_path, ["before:9", "step:7", "after:17", at_random])
@@ -281,7 +282,6 @@ assert "jax" in run.metadata["versions"]
 
 
 @pytest.mark.slow
-@pytest.mark.full  # test_beyond.py does so with all that a recipe can ask for
 def test_a_run_on_jax_is_resumed_as_exactly(tmp_path, photos):
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": PYTHONPATH}
     subprocess.run([sys.executable, "-c", ON_JAX, photos, tmp_path], check=True, env=environment)
