@@ -91,6 +91,7 @@ def test_memory_does_not_grow_with_the_images(photographs):
 
 
 # Statistics
+@pytest.mark.slow
 def test_the_command_shows_and_writes_the_rows(run, dense_exports, digits, command, tmp_path):
     models = [run.path, dense_exports / "model.dense.onnx"]
     protocols = ["center", "dense", "multicrop"]

@@ -103,6 +103,7 @@ def test_counts_percentiles_and_ratios_add_up(figures):
         assert first[part]["ratio_range"] == [1, 1]
 
 
+@pytest.mark.slow
 def test_accuracy_stands_beside_latency(exports, command):
     """The same images as `evaluate` scores, in the same table and JSON."""
     names = ["model.onnx", "model.tflite"]

@@ -88,6 +88,7 @@ def test_the_others_are_left_as_they_were_and_leave_these(made, copied_features)
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the others are left as they were, below
 def test_golden_answers_of_another_models_dense_files_are_not_kept(made, tmp_path):
     out = tmp_path / "e"
     trained_looking("A", (32, 32, 3), False, width=0.06, fc_units=8).save(tmp_path / "other.keras")

@@ -404,6 +404,7 @@ def test_from_a_cdn_only_the_pinned_files_are_taken(
     assert f"{web.INSTALL}` and write the page with --bundle" in says()
 
 
+@pytest.mark.slow
 def test_the_pinned_digests_are_those_of_the_package(node_modules):
     dist = node_modules / web.PACKAGE / "dist"
     for name, (size, digest) in web.PINNED.items():

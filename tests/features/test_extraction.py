@@ -61,6 +61,7 @@ def of_length_1(rows: np.ndarray) -> np.ndarray:
     return rows / np.sqrt(np.square(rows).sum(axis=-1, keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [(50,), (32, 75)])
 def test_features_agree_with_a_second_road(run, form, below_fc1, scales):
     images = [

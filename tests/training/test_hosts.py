@@ -237,6 +237,7 @@ def test_why_a_host_ended_is_told_to_the_others():
         assert "host 2 ended (x.jpg cannot be read): start the command on every" in str(error)
 
 
+@pytest.mark.slow
 def test_hosts_that_do_not_come_are_named(monkeypatch):
     console = Console(file=io.StringIO())
     port, came = free_port(), []

@@ -299,6 +299,7 @@ on_devices(sys.argv[1], Path(sys.argv[2]))
 
 
 @pytest.mark.slow
+@pytest.mark.full  # two processes in test_hosts.py
 def test_two_devices_train_as_one(tmp_path, photos, capsys):
     # Seven images: a last batch that cannot be divided evenly.
     (photos / "val" / "cat" / "000.jpg").unlink()

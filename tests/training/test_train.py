@@ -185,6 +185,7 @@ class Poison(keras.callbacks.Callback):
             self.model.get_layer("predictions").bias.assign(np.full(2, np.nan))
 
 
+@pytest.mark.slow
 def test_a_diverged_run_stops_and_keeps_its_last_good_state(tmp_path, photos):
     recipe = tiny(tmp_path / "bad", data=str(photos), epochs=5, batch_norm=False)
     with pytest.raises(
