@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # tests/export would hide export
 from image_gallery import every_image
 
 import vggkeras
