@@ -73,7 +73,7 @@ ALONE = [pytest.mark.slow, pytest.mark.full]
     "name",
     [
         TOGETHER[0],
-        pytest.param("all", marks=[pytest.mark.slow, pytest.mark.full]),
+        pytest.param("all", marks=pytest.mark.slow),
         *(pytest.param(name, marks=ALONE) for name in BEYOND if name not in TOGETHER),
     ],
 )

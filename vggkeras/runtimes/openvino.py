@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
 import threading
@@ -20,7 +19,8 @@ from vggkeras.runtimes.providers import Options, cores
 from vggkeras.runtimes.seal import card_of
 
 TELEMETRY = "openvino_telemetry"
-_TURN = threading.Lock()
+_TURN = threading.RLock()
+_CORES: list[Any] = []  # none yet, or the only one
 
 
 def load(path: Path, options: Options) -> Predictor:
@@ -96,15 +96,17 @@ def import_engine() -> Any:
                 sys.modules[TELEMETRY] = hidden
 
 
-@functools.cache
 def _core() -> Any:
-    """Return OpenVINO's core: one for the life of the process.
+    """Return OpenVINO's core: one for the life of the process, whichever threads ask for it.
 
     Each core registers a stack for signals (sigaltstack), and gives back that of the core before it
     when it is dropped. Two dropped in the order they were made would leave a stack that is freed,
     and the next signal, as of Ctrl-C, would end the process.
     """
-    return import_engine().Core()
+    with _TURN:
+        if not _CORES:
+            _CORES.append(import_engine().Core())
+        return _CORES[0]
 
 
 def _shape(value: Any) -> list[Any]:
