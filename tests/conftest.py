@@ -23,6 +23,12 @@ from vggkeras.training.record import RunRecord
 from vggkeras.training.runs import Run
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What is tested before a release alone is slow."""
+    if item.get_closest_marker("full"):
+        item.add_marker("slow")
+
+
 def pytest_collection_finish() -> None:
     """Take what the libraries hold for good out of every search for garbage."""
     gc.collect()

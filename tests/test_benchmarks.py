@@ -12,7 +12,6 @@ PROGRAMS = sorted((ROOT / "tests" / "benchmarks").glob("*.py"))
 IMPORTED = "import runpy, sys; sys.path[0], path = sys.argv[1:]; runpy.run_path(path)"
 
 
-@pytest.mark.slow
 @pytest.mark.full  # a program that nobody changed still starts
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
 def test_a_benchmark_starts_from_any_folder(program, tmp_path):

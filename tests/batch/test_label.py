@@ -249,7 +249,6 @@ def test_a_killed_job_is_gone_on_with_bit_for_bit(whole, tables, model, tmp_path
     assert job.ended == 1
 
 
-@pytest.mark.slow
 @pytest.mark.full  # one kill, above
 def test_jobs_that_are_killed_again_and_again(whole, tables, model, tmp_path):
     job = killing(whole, tables, model, tmp_path)

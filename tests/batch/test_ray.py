@@ -106,7 +106,6 @@ def test_a_worker_loads_what_the_driver_was_asked_for(whole, tables, model, tmp_
     assert loaded == [("tensorrt", how, "0")]
 
 
-@pytest.mark.slow
 @pytest.mark.full  # test_cpu_engines.py, without Ray
 @pytest.mark.parametrize("provider", ["mnn", "openvino"])
 def test_an_engine_of_processors_works_in_rays_workers(provider, tables, model, tmp_path):
@@ -133,7 +132,7 @@ def test_a_worker_without_the_provider_stops_the_job(tables, model, tmp_path):
     assert labelled(out) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ctrl_c_ends_ray_too(tables, model, tmp_path):
     out = tmp_path / "labels"
     arguments = [f"{tables}/*.parquet", "--model", str(model), "--out", str(out)]
@@ -154,7 +153,6 @@ def test_ctrl_c_ends_ray_too(tables, model, tmp_path):
     assert not alive
 
 
-@pytest.mark.slow
 @pytest.mark.full  # test_label.py, without Ray
 def test_killed_drivers_and_workers_lose_nothing(whole, tables, model, tmp_path):
     arguments = [f"{tables}/*.parquet", "--model", str(model), "--threads", "1"]

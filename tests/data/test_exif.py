@@ -98,7 +98,7 @@ def sets(tmp_path_factory) -> tuple[Path, Path]:
     return write_set(folder / "upright", 1), write_set(folder / "eight", *ORIENTATIONS)
 
 
-@pytest.mark.slow
+@pytest.mark.full  # crops of all eight are compared above
 def test_eight_orientations_train_as_one_and_are_scored_and_predicted_as_one(
     sets, tmp_path, command
 ):

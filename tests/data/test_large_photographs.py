@@ -167,7 +167,7 @@ def test_prediction_decodes_reduced_only_where_asked(exports, tmp_path, command)
     assert answers[2] == pytest.approx(answers[0], abs=0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.integration
 def test_a_run_of_before_goes_on_with_whole_images(tmp_path):
     """Version 0.2 recorded no fast decoding, and had none; a new run keeps what it began with."""

@@ -34,7 +34,10 @@ def probabilities(table: pa.Table, rows: list[dict]) -> np.ndarray:
     return np.array([[row[f"p_{i}"] for i in range(10)] for row in rows])
 
 
-@pytest.mark.parametrize("suffix", READERS)
+OTHERS = [pytest.param(s, marks=pytest.mark.full) for s in READERS if s != ".csv"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", *OTHERS])  # predict writes all three by the same code
 def test_rows_give_the_tables_figures(suffix, run, dense_exports, digits, command, tmp_path):
     out, figures = tmp_path / f"answers{suffix}", tmp_path / "e.json"
     models = [run.path, dense_exports / "model.onnx"]

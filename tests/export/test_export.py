@@ -419,7 +419,7 @@ def test_full_width_at_224(arch, boxes, tmp_path):
     """
     vggkeras.build(arch, boxes=boxes, seed=0).save(tmp_path / "full.keras")
     form = Form.BOXES if boxes else Form.CLASSIFIER
-    asked = ["--model", tmp_path / "full.keras", "--images", "10", *form.flags.split()]
+    asked = ["--model", tmp_path / "full.keras", "--images", "4", *form.flags.split()]
     child = subprocess.run(
         [sys.executable, "-m", "export", *asked],
         capture_output=True,

@@ -340,7 +340,6 @@ def test_a_network_without_soft_max_has_features_too(tmp_path, capsys):
     assert "smallest cosine" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.full  # the smaller networks above, and test_export.py's full one, go the same way
 def test_full_width_at_224(tmp_path):
     """4096 features of a full-size network pass in every format, to the same tolerance."""

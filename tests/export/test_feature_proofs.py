@@ -87,7 +87,6 @@ def test_the_others_are_left_as_they_were_and_leave_these(made, copied_features)
     assert "golden.features.npz: not what it was" in verify.verify(copied_features / NAMES[1])[0]
 
 
-@pytest.mark.slow
 @pytest.mark.full  # the others are left as they were, below
 def test_golden_answers_of_another_models_dense_files_are_not_kept(made, tmp_path):
     out = tmp_path / "e"

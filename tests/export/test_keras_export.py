@@ -88,11 +88,11 @@ WRITERS = {
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(pooled, marks=pytest.mark.slow),
-        nested,
-        pytest.param(mobile, marks=[pytest.mark.slow, pytest.mark.full]),
-        pytest.param(resnet, marks=[pytest.mark.slow, pytest.mark.full]),
-        pytest.param(efficient, marks=[pytest.mark.slow, pytest.mark.full]),
+        pytest.param(pooled, marks=pytest.mark.full),
+        pytest.param(nested, marks=pytest.mark.slow),
+        pytest.param(mobile, marks=pytest.mark.full),
+        pytest.param(resnet, marks=pytest.mark.full),
+        pytest.param(efficient, marks=pytest.mark.full),
     ],
 )
 def test_three_formats_give_kerass_own_answers(make, tmp_path, capfd):

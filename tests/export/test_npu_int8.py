@@ -191,7 +191,7 @@ def test_of_a_network_with_lrn_that_alone_is_float(folder):
     assert floats == ["DEQUANTIZE", "LOCAL_RESPONSE_NORMALIZATION", "QUANTIZE"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_verify_explain_and_benchmark_take_it(folder, capsys):
     assert verify.verify(folder / NAME) == []
     assert all(stage.passed for stage in stages.stages(folder / NAME))

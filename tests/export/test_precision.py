@@ -375,7 +375,7 @@ def test_a_file_that_fails_once_while_it_is_sealed_is_never_proven(run, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["dense", "features"])
+@pytest.mark.parametrize("form", ["dense", pytest.param("features", marks=pytest.mark.full)])
 def test_every_form_has_every_precision_and_finds_the_others(form, run, precise_exports, tmp_path):
     folder = shutil.copytree(precise_exports, tmp_path / "export")
     options = {form: True, "precision": "all", "images": 100, "out": folder}
@@ -403,7 +403,8 @@ def test_the_oldest_opset_has_every_precision(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arch", "shape", "width"), [("C", (64, 96, 1), 0.06), ("A", (32, 32, 3), 0.01)]
+    ("arch", "shape", "width"),
+    [("C", (64, 96, 1), 0.06), pytest.param("A", (32, 32, 3), 0.01, marks=pytest.mark.full)],
 )
 def test_other_configurations_keep_their_answers(arch, shape, width, tmp_path, photos):
     """1 x 1 convolutions, grey, not square; one filter a layer: near Keras at every precision."""

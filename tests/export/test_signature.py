@@ -156,7 +156,6 @@ def test_an_export_signs_last_and_removes_what_no_longer_holds(run, keys, comman
     assert not (out / "model.sig").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.full  # this environment verifies, above
 def test_a_fresh_environment_verifies_a_signed_export(signed, keys, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

@@ -155,7 +155,7 @@ def pictures(tmp_path_factory) -> list[Path]:
     ("name", "backend"),
     [
         ("model.onnx", "wasm"),
-        ("model.onnx", "webgpu"),
+        pytest.param("model.onnx", "webgpu", marks=pytest.mark.full),
         ("model.float16.onnx", "wasm"),
         ("model.int8.onnx", "wasm"),
         ("model.int8.onnx", "webgpu"),

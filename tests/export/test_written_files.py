@@ -166,7 +166,6 @@ def test_the_same_command_writes_the_same_bytes(run, precise_exports, tmp_path):
             ), name
 
 
-@pytest.mark.slow
 @pytest.mark.full  # the other formats, above
 def test_the_same_command_writes_the_same_saved_model(run, tmp_path):
     """TensorFlow numbers its functions within a process: two of them."""

@@ -351,7 +351,10 @@ def assert_crops_have_their_own_boxes(split) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["stanford_dogs", "oxford_iiit_pet", "caltech_birds2011"])
+@pytest.mark.parametrize(
+    "name",
+    ["stanford_dogs", "oxford_iiit_pet", pytest.param("caltech_birds2011", marks=pytest.mark.full)],
+)
 def test_records_of_tfds_with_boxes(name, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

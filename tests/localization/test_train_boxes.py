@@ -101,7 +101,7 @@ def test_a_run_starts_from_a_classifier_and_says_what_it_measures(
         train(boxes(tmp_path / "other", textured, init_from=str(run.path)))
 
 
-@pytest.mark.slow
+@pytest.mark.full  # test_resume.py, with classes
 @pytest.mark.integration
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(textured, classifier, tmp_path, capsys):
     recipe = boxes(tmp_path / "whole", textured, init_from=str(classifier))
@@ -203,7 +203,7 @@ def test_one_step_moves_the_weights_by_the_gradient_of_the_loss():
     np.testing.assert_allclose(moved, -1e-3 * gradient.sum(0).ravel(), rtol=1e-3, atol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_textured_rectangle_is_found_on_images_held_out(tmp_path):
     """The whole chain: 95% of 200 images that no training saw have a box with IoU > 0.5."""
     rows = write_textured(tmp_path, "train", 800, 0) + write_textured(tmp_path, "val", 100, 1)

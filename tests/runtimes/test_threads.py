@@ -53,7 +53,6 @@ test_threads.stress(vggkeras.load(sys.argv[1]), calls=3)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.full  # the lock is the same on TensorFlow, above
 def test_keras_on_jax_is_safe_too(run):
     child = subprocess.run(

@@ -24,7 +24,7 @@ from vggkeras.training.benchmark import (
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_benchmark_counts_what_it_does(command, tmp_path):
     sizes = (
         "--image-size",

@@ -65,16 +65,14 @@ def _checkpoints_after_every_step(monkeypatch):
     monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
 
 
-TOGETHER = ("those of the paper's schedule", "all")  # each of the others is in one of them
-ALONE = [pytest.mark.slow, pytest.mark.full]
+FULL = pytest.mark.full  # most of the others are in "all"
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        TOGETHER[0],
         pytest.param("all", marks=pytest.mark.slow),
-        *(pytest.param(name, marks=ALONE) for name in BEYOND if name not in TOGETHER),
+        *(pytest.param(name, marks=FULL) for name in BEYOND if name != "all"),
     ],
 )
 def test_a_run_that_is_cut_off_ends_with_the_same_bits(name, tmp_path, unequal, capsys):
@@ -106,7 +104,6 @@ assert "jax" in run.metadata["versions"]
 """
 
 
-@pytest.mark.slow
 @pytest.mark.full  # on TensorFlow above, and on JAX in test_resume.py the paper's recipe
 def test_all_of_it_is_resumed_as_exactly_on_jax(tmp_path, unequal):
     root = Path(__file__).parents[2]

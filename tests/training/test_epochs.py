@@ -55,7 +55,7 @@ def test_six_epochs_lengthened_to_eight_are_eight(whole, lengthen, capsys):
     assert len(history(run.path)) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_last_epoch_decides_for_the_epochs_that_are_added(whole, lengthen, capsys):
     """The learning rate drops after the epoch that was the last one."""
     rates = [row["learning_rate"] for row in history(whole[1].path)]
@@ -81,7 +81,7 @@ def test_a_run_that_the_schedule_ended_says_that_more_epochs_change_nothing(
     assert again.metadata["status"] == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_is_shortened_to_the_epochs_that_are_finished(tmp_path, photos, monkeypatch, capsys):
     monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0.0)
     recipe = tiny(tmp_path / "whole", data=str(photos), epochs=4, batch_norm=False)

@@ -95,7 +95,7 @@ def test_copied_layers_learn_at_their_own_learning_rate():
             np.testing.assert_allclose(b, fraction * a, rtol=1e-2, atol=atol)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_frozen_run_with_slower_layers_is_resumed_exactly(tmp_path, photos, source):
     recipe = tiny(
         tmp_path / "whole",
@@ -123,7 +123,7 @@ def test_a_frozen_run_with_slower_layers_is_resumed_exactly(tmp_path, photos, so
         train(dataclasses.replace(cut, freeze="none"), resume=True)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_without_freezing_every_layer_learns_also_in_a_run_of_an_earlier_version(
     tmp_path, photos, source
 ):

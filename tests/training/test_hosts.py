@@ -124,7 +124,7 @@ def test_another_backend_is_single_host(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, pytest.param({"mixup": 0.2, "randaugment": True}, marks=pytest.mark.slow)]
+    "changes", [{}, pytest.param({"mixup": 0.2, "randaugment": True}, marks=pytest.mark.full)]
 )
 def test_the_hosts_batches_are_the_parts_of_one_hosts(changes):
     split = vggkeras.load_data("digits").split("train")
@@ -334,7 +334,6 @@ def test_two_processes_train_as_one(tmp_path, photos):
 
 
 @pytest.mark.integration
-@pytest.mark.slow
 @pytest.mark.full  # above, hosts are told why one ended, and in test_resume.py JAX resumes exactly
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_host_ends_all_and_the_run_goes_on_to_the_bit(tmp_path, photos, killed):
@@ -356,7 +355,6 @@ def test_a_killed_host_ends_all_and_the_run_goes_on_to_the_bit(tmp_path, photos,
 
 
 @pytest.mark.integration
-@pytest.mark.slow
 @pytest.mark.full  # two processes, above
 def test_four_processes_stop_together_and_another_number_goes_on(tmp_path, photos):
     arguments = flags(photos, epochs=3)
@@ -376,7 +374,6 @@ def test_four_processes_stop_together_and_another_number_goes_on(tmp_path, photo
 
 
 @pytest.mark.integration
-@pytest.mark.slow
 @pytest.mark.full  # hosts that differ are told, above
 def test_processes_whose_batch_hosts_do_not_divide_say_so(tmp_path, photos):
     out = tmp_path / "run"
@@ -387,7 +384,6 @@ def test_processes_whose_batch_hosts_do_not_divide_say_so(tmp_path, photos):
 
 
 @pytest.mark.integration
-@pytest.mark.slow
 @pytest.mark.full  # test_two_processes_train_as_one does so with 16 images
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="no TensorFlow Datasets")
 def test_imagenette_on_two_hosts_is_that_of_one(tmp_path):

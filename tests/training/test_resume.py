@@ -55,7 +55,6 @@ def check_kills(photos: Path, out: Path, trials: list[str]) -> list[dict]:
     return results
 
 
-@pytest.mark.slow
 @pytest.mark.full  # the other tests of this module cut runs off and damage checkpoints
 def test_a_run_killed_while_it_trains_or_saves_ends_as_if_it_had_not_been(tmp_path, photos):
     at_random = f"{random.Random(20).random():.4f}"  # the campaign has more of them
@@ -235,6 +234,7 @@ def test_resume_of_a_finished_run_does_nothing(whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_resume_of_no_run_starts_one_and_only_the_same_seed_gives_the_same_numbers(tmp_path, whole):
     recipe, run = whole
     first = history(run.path)[0]
@@ -298,7 +298,6 @@ on_devices(sys.argv[1], Path(sys.argv[2]))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.full  # two processes in test_hosts.py
 def test_two_devices_train_as_one(tmp_path, photos, capsys):
     # Seven images: a last batch that cannot be divided evenly.

@@ -129,7 +129,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.full), "mixed_float16"]
+)
 def test_mixed_precision_trains_and_keeps_a_float32_model(tmp_path, precision):
     recipe = Recipe(
         "A-LRN",
@@ -239,7 +241,7 @@ def test_an_image_that_goes_bad_while_training_is_named_and_the_best_model_kept(
     assert vggkeras.load(tmp_path / "out").class_names == ["cat", "dog"]
 
 
-@pytest.mark.slow
+@pytest.mark.full  # digits are learnt in test_digits.py
 @pytest.mark.skipif(
     not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "imagenette", "160px-v2")),
     reason="TFDS_DATA_DIR has no imagenette/160px-v2: training on real photographs",

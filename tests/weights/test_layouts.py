@@ -64,7 +64,7 @@ FULL = pytest.mark.full  # the other full-size network, and the narrow ones abov
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param("vgg11", marks=FULL), "vgg16_bn", pytest.param("vgg19", marks=FULL)]
+    "name", ["vgg11", pytest.param("vgg16_bn", marks=FULL), pytest.param("vgg19", marks=FULL)]
 )
 def test_a_full_twin_gives_the_same_scores_and_comes_back(name, twins):
     net = twins.randomized(twins.Torchvision(name))
@@ -159,8 +159,8 @@ def test_back_to_keras_bit_for_bit(suffix):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "arch"), [("VGG16", "D"), pytest.param("VGG19", "E", marks=FULL)])
+@FULL
+@pytest.mark.parametrize(("name", "arch"), [("VGG16", "D"), ("VGG19", "E")])
 def test_the_full_networks_of_keras_give_the_same_scores_and_come_back(name, arch):
     make = getattr(keras.applications, name)
     net, images = randomized(make(weights=None, classifier_activation=None)), photographs(224)

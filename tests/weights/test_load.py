@@ -199,7 +199,7 @@ def test_load_weights_names_what_does_not_fit(state, options, message):
 # ---- training
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_staged_training_says_where_layers_came_from(tmp_path, photos, capsys):
     """A, then D from A, then D from D at a larger scale, which begins where the second ended."""
     fields = {"data": str(photos), "batch_norm": False, "dropout": 0.0, "epochs": 1}
