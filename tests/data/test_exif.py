@@ -142,7 +142,7 @@ def test_eight_orientations_train_as_one_and_are_scored_and_predicted_as_one(
     assert "--no-exif" in err
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_of_before_goes_on_with_what_it_read(sets, tmp_path):
     """Version 0.2 recorded no orientation, applied none, and read no WebP."""
     folder = write_set(tmp_path / "set", *ORIENTATIONS)

@@ -155,20 +155,20 @@ def check_named(difference: str, reference: Path, photos: Path, folder: Path) ->
         assert found.diagnosis.before > 100 * found.diagnosis.after
 
 
-@pytest.mark.parametrize("difference", DIFFERENCES)
+OTHERS = ("0-1", "-1-1", "torch")  # as "caffe" is, by numbers
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [pytest.param(d, marks=[pytest.mark.full] if d in OTHERS else []) for d in DIFFERENCES],
+)
 def test_a_planted_difference_of_preprocessing_is_named(difference, photos, tmp_path):
     tiny(size=(SIDE, SIDE), classes=5).save(tmp_path / "tiny.keras")
     check_named(difference, tmp_path / "tiny.keras", photos, tmp_path)
 
 
-def of_a_large_network(difference: str):
-    """Mark what tiny networks show too, but for one."""
-    marks = [] if difference == "caffe" else [pytest.mark.full]
-    return pytest.param(difference, marks=marks)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("difference", map(of_a_large_network, DIFFERENCES))
+@pytest.mark.full  # tiny networks show them too
+@pytest.mark.parametrize("difference", DIFFERENCES)
 def test_it_is_named_of_a_network_of_keras_applications(difference, mobilenets, photos, tmp_path):
     check_named(difference, mobilenets / "MobileNetV2.keras", photos, tmp_path)
 
@@ -240,8 +240,13 @@ def test_scores_are_held_against_probabilities_by_a_soft_max(small, photos, tmp_
     assert both.passed
 
 
-@pytest.mark.parametrize("layer", ["block1_conv1", "block2_conv1", "fc1", "predictions"])
-@pytest.mark.parametrize("name", ["tiny.onnx", "tiny.keras"])
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        *((n, "tiny.onnx") for n in ("block1_conv1", "block2_conv1", "fc1", "predictions")),
+        ("fc1", "tiny.keras"),
+    ],
+)
 def test_the_first_layer_that_differs_is_named(layer, name, small, photos, tmp_path):
     """Batch normalization may be fused in the file, and is a layer in the reference."""
     network = keras.saving.load_model(small / "tiny.keras")

@@ -77,7 +77,9 @@ def test_every_configuration_passes_parity(arch, batch_norm, channels, tmp_path)
     assert not {"BatchNormalization", "Shape", "Mul"} & set(nodes)
 
 
-@pytest.mark.parametrize(("arch", "batch_norm"), [("A-LRN", False), ("C", True)])
+@pytest.mark.parametrize(
+    ("arch", "batch_norm"), [pytest.param("A-LRN", False, marks=pytest.mark.full), ("C", True)]
+)
 def test_dense_files_pass_parity_at_any_size(arch, batch_norm, tmp_path):
     model = trained_looking(arch, (64, 96, 3), batch_norm, width=0.06, fc_units=12)
     rng = np.random.default_rng(1)

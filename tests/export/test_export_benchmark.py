@@ -239,8 +239,9 @@ def test_a_process_that_dies_is_told(exports, tmp_path):
             server.peak_memory_mib()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "end", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
+    "end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)]
 )
 def test_the_processes_end_with_the_command(exports, tmp_path, end):
     """Even in the middle of a long test of LoadGen, in which they answer nothing."""

@@ -72,7 +72,7 @@ def boxes(out: Path, textured: Path, **changes) -> Recipe:
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["scr", "pcr"])
+@pytest.mark.parametrize("kind", [pytest.param("scr", marks=pytest.mark.full), "pcr"])
 def test_a_run_starts_from_a_classifier_and_says_what_it_measures(
     kind, textured, classifier, tmp_path, capsys
 ):
@@ -123,6 +123,7 @@ def test_without_a_classifier_it_is_said(textured, tmp_path, capsys):
     assert "boxes from random weights" in out
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_only_a_classifier_of_these_classes_scale_and_size_is_taken(textured, classifier, tmp_path):
     for changes, expected in {

@@ -133,7 +133,7 @@ def test_every_command_takes_a_gray_network(gray_run, command, tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_gray_run_goes_on_and_starts_others(gray_run, tmp_path, photos):
     run, _ = gray_run
     recipe = dataclasses.replace(
